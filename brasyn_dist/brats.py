@@ -1,0 +1,141 @@
+"""What BraTS says: modality order, labels, regions, views, case and file names. The only place that knows.
+
+Editions differ in names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), in the label of enhancing tumour (3 since 2023,
+4 before) and in file endings. Everything past this module speaks the canonical form: modality order `MODALITIES`,
+labels `NETC`, `ED`, `ET`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from brasyn_dist.errors import DataError
+
+MODALITIES = ("t1c", "t1n", "t2f", "t2w")
+"""Channel order of every 4-plane array and of published weights (thesis, Table 4.1)."""
+
+MODALITY_NAMES = {"t1c": "T1 contrast-enhanced", "t1n": "T1 native", "t2f": "T2-FLAIR", "t2w": "T2-weighted"}
+
+VIEWS = ("axial", "sagittal", "coronal")
+"""Index is the value that the view embedding takes (0 axial, 1 sagittal, 2 coronal)."""
+
+VIEW_AXES = {"axial": 2, "sagittal": 0, "coronal": 1}
+"""Array axis along which a view's slices lie, volumes being (x, y, z) in LPS order."""
+
+VOLUME_SHAPE = (240, 240, 155)
+IMAGE_SIZE = 240
+"""Side of the square slice that the networks see, in pixels of 1 mm."""
+
+BACKGROUND, NETC, ED, ET = 0, 1, 2, 3
+LABEL_NAMES = {NETC: "necrotic / non-enhancing core", ED: "oedema", ET: "enhancing tumour"}
+REGIONS = {"ET": (ET,), "TC": (NETC, ET), "WT": (NETC, ED, ET)}
+
+# Suffix of a file's stem -> canonical modality. Longer ones first: `_t1ce` must not be read as `_t1`.
+_SUFFIXES = {
+    "t1c": "t1c", "t1n": "t1n", "t2f": "t2f", "t2w": "t2w", "seg": "seg",
+    "t1ce": "t1c", "t1gd": "t1c", "flair": "t2f", "t1": "t1n", "t2": "t2w",
+}  # fmt: skip
+_FILE = re.compile(
+    r"^(?P<stem>.+)[-_](?P<suffix>t1ce|t1gd|t1c|t1n|t2f|t2w|flair|seg|t1|t2)\.nii(\.gz)?$", re.I
+)
+_TIMEPOINT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One subject on disk: its folder and the files found in it; a modality may be missing.
+
+    `files` maps `t1c`, `t1n`, `t2f`, `t2w` and `seg` to paths.
+    """
+
+    name: str
+    folder: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    cohort: str = ""
+
+    @property
+    def patient(self) -> str:
+        """Name without the time point (BraTS-GLI-00005-100 -> BraTS-GLI-00005): what a split must not cut through."""
+        match = _TIMEPOINT.match(self.name)
+        return match.group(1) if match else self.name
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return tuple(m for m in MODALITIES if m not in self.files)
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        return tuple(m for m in MODALITIES if m in self.files)
+
+
+def modality_of(path: Path) -> tuple[str, str] | None:
+    """(case name, canonical modality or `seg`) that a file's name tells, or None if it is no BraTS volume."""
+    match = _FILE.match(path.name)
+    return (match["stem"], _SUFFIXES[match["suffix"].lower()]) if match else None
+
+
+def read_case(folder: Path, cohort: str = "") -> Case:
+    """The case in `folder`, named after the folder. Raises DataError if one modality has two files."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        named = modality_of(path)
+        if named is None or path.name.startswith("."):
+            continue
+        if named[1] in files:
+            raise DataError(
+                f"{folder}: two files for {named[1]}: {files[named[1]].name} and {path.name}; keep one of them"
+            )
+        files[named[1]] = path
+    return Case(folder.name, folder, files, cohort)
+
+
+def find_cases(root: Path, cohort: str | None = None) -> list[Case]:
+    """Cases directly below `root` (folders holding at least one BraTS volume), sorted by name.
+
+    `cohort` defaults to the name of `root`. Raises DataError if `root` is no folder or holds no case.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the folder that holds the case folders")
+    cohort = root.resolve().name if cohort is None else cohort
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    cases = [case for case in (read_case(folder, cohort) for folder in folders) if case.files]
+    if not cases:
+        raise DataError(
+            f"{root}: no BraTS case found; expected folders such as CASE/CASE-t1c.nii.gz (or _t1ce, _flair, .nii)"
+        )
+    return cases
+
+
+def canonical_labels(labels: np.ndarray, where: object = "segmentation") -> np.ndarray:
+    """Labels of any BraTS edition as uint8 in 2023's order (1 NETC, 2 ED, 3 ET); 4 was ET up to 2021.
+
+    Files with both 3 and 4, or any other value, raise DataError: their meaning cannot be known.
+    """
+    values = {float(v) for v in np.unique(labels)}
+    unknown = values - {0.0, 1.0, 2.0, 3.0, 4.0}
+    if unknown or {3.0, 4.0} <= values:
+        raise DataError(
+            f"{where}: unknown labels {sorted(values)}; expected 0, 1, 2 and either 3 (2023 and later) or 4 (to 2021)"
+        )
+    labels = labels.astype(np.uint8)
+    return np.where(labels == 4, np.uint8(ET), labels)
+
+
+def region_mask(labels: np.ndarray, region: str) -> np.ndarray:
+    """Boolean mask of region `ET`, `TC` or `WT` in canonical labels."""
+    return np.isin(labels, REGIONS[region])
+
+
+def prediction_name(case: str, modality: str) -> str:
+    """File name of a synthesised volume: `<case>-<modality>.nii.gz`."""
+    return f"{case}-{modality}.nii.gz"
+
+
+def available_mask(available: Iterable[str]) -> np.ndarray:
+    """(4,) bool in modality order."""
+    names = set(available)
+    return np.array([m in names for m in MODALITIES])

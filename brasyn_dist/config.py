@@ -1,0 +1,397 @@
+"""Every option, as dataclasses: defaults <- YAML <- key=value. Unknown keys are errors; the merged result is saved with the run.
+
+A YAML file may start with `base: other.yaml` (relative to itself) and then holds only what differs.
+`null` (None) means "choose by device or by data"; the choice is printed at the start of a run.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from brasyn_dist.brats import IMAGE_SIZE, VIEWS
+from brasyn_dist.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which slices a run trains on."""
+
+    shards: str = "shards"
+    """Folder, URL prefix, or `pipe:` command with `{}` for the file name, of a shard set (see data/shards.py)."""
+    views: tuple[str, ...] = ("axial",)
+    """Slices of these views are used: axial, sagittal, coronal."""
+    cohorts: tuple[str, ...] = ()
+    """Only these cohorts; empty: all that the shard set holds."""
+    quarantine: tuple[str, ...] = ()
+    """Sample keys to leave out (damaged ones); part of the data fingerprint."""
+    cache_dir: str | None = None
+    """Node-local folder for shards that are fetched from a URL; default: a folder below the system's temporary one."""
+    cache_gib: float = 200.0
+    """Size limit of that cache."""
+    threads: int = 2
+    """Threads per process that read and decode."""
+    prefetch: int = 4
+    """Batches per process that are read ahead of the one in use."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.views) - set(VIEWS)
+        if unknown or not self.views:
+            raise ConfigError(f"data.views: {sorted(unknown) or 'empty'}; choose from {', '.join(VIEWS)}")
+        if self.threads < 1 or self.prefetch < 1:
+            raise ConfigError("data.threads and data.prefetch must be at least 1")
+
+
+@dataclass(frozen=True)
+class OrderConfig:
+    """The order of samples: pure functions of the seed and the batch number (see data/plan.py)."""
+
+    seed: int = 0
+    """Seeds order, targets and masks."""
+    block_shards: int | None = None
+    """Mix only within blocks of this many shards, for storage that needs locality; None: over the whole set."""
+    availability: Literal["three", "any"] = "three"
+    """`three`: all modalities but the target are given. `any`: one to three (half of the samples exactly one)."""
+
+    def __post_init__(self) -> None:
+        if self.block_shards is not None and self.block_shards < 1:
+            raise ConfigError("order.block_shards must be at least 1, or null for the whole set")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Shape of the generator (method: HF-GAN stage 1, revised). Saved as config.json beside exported weights."""
+
+    image_size: int = IMAGE_SIZE
+    """Side of the square input, in pixels; a multiple of 16. The position embedding has (image_size / 16)^2 tokens."""
+    base_channels: int = 64
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 8, 10)
+    convolutions_per_block: int = 1
+    """GroupNorm-SiLU-convolution once (published weights) or twice (the thesis' text) per residual block."""
+    norm_groups: int = 8
+    transformer_layers: int = 4
+    heads: int = 16
+    mlp_activation: Literal["gelu", "silu"] = "gelu"
+    view_embedding: bool = False
+    """Add an embedding of the view (axial, sagittal, coronal) to every token: one model for several views."""
+    attention: Literal["described", "published"] = "described"
+    """`published`: gate by the attention of channel 0 alone, as published weights were trained; conversion sets it."""
+
+    def __post_init__(self) -> None:
+        scale = 2 ** (len(self.channel_multipliers) - 1)
+        if self.image_size % scale:
+            raise ConfigError(f"generator.image_size {self.image_size} must be a multiple of {scale}")
+        if self.base_channels % self.norm_groups:
+            raise ConfigError(
+                f"generator.base_channels {self.base_channels} must be a multiple of norm_groups {self.norm_groups}"
+            )
+        if self.width % self.heads:
+            raise ConfigError(
+                f"generator: {self.heads} heads do not divide the token width {self.width} "
+                "(base_channels x last multiplier)"
+            )
+        if self.convolutions_per_block not in (1, 2):
+            raise ConfigError("generator.convolutions_per_block must be 1 or 2")
+
+    @property
+    def width(self) -> int:
+        """Channels at the bottleneck and width of the transformer's tokens."""
+        return self.base_channels * self.channel_multipliers[-1]
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Shape of the PatchGAN discriminator with modality head."""
+
+    image_size: int = IMAGE_SIZE
+    base_channels: int = 64
+    norm_groups: int = 8
+
+    def __post_init__(self) -> None:
+        if self.base_channels % self.norm_groups:
+            raise ConfigError(
+                f"discriminator.base_channels {self.base_channels} must be a multiple of norm_groups {self.norm_groups}"
+            )
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the generator's objective (method, section 5); 0 switches a term off."""
+
+    reconstruction: float = 10.0
+    adversarial: float = 0.25
+    classification: float = 0.25
+    feature: float = 1.0
+    cycle: float = 1.0
+    ssim: float = 5.0
+    ssim_regions: Literal["dual", "whole"] = "dual"
+    """`dual`: healthy tissue and tumour as two terms; `whole`: the brain as one."""
+    discriminator: float = 0.25
+    """Weight of the discriminator's own cross-entropies."""
+    mask_background: bool = False
+    """Take reconstruction and cycle errors over foreground pixels of the target only."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam and its rate, a function of the optimiser step alone (training/schedule.py)."""
+
+    base_rate: float = 5e-4
+    """Learning rate at a global batch of `reference_batch` (thesis 5e-4; its published runs used 5e-5)."""
+    reference_batch: int = 64
+    """The rate is scaled by global_batch_size / reference_batch."""
+    discriminator_ratio: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup_steps: int = 100
+    clip_norm: float = 0.1
+    """Largest norm of the gradient of each network; 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how large, and which reading of the update."""
+
+    global_batch_size: int = 64
+    """Slices of one global batch, over all processes; independent of how many there are."""
+    micro_batch_size: int | None = None
+    """Largest number of slices that one process runs at a time; the rest is accumulated, exactly. None: all at once."""
+    updates_per_batch: Literal[4, 1] = 4
+    """4: one update for each target modality. 1: all four targets in one loss and one update."""
+    epochs: float = 10.0
+    """Passes over the selected slices."""
+    max_steps: int | None = None
+    """Optimiser steps of the whole run; overrides `epochs`. The learning rate's cosine ends here."""
+    ema_decay: float = 0.999
+    """Exponential moving average of the generator's weights, used for validation and export; 0: off."""
+    fast_passes: bool = True
+    """Encode each real slice once for both passes of an update (exact); False: each pass encodes all its slices."""
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size < 1:
+            raise ConfigError("training.global_batch_size must be at least 1")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ConfigError("training.micro_batch_size must be at least 1, or null")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError("training.ema_decay must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, what to keep, whence to continue."""
+
+    every_steps: int = 1000
+    every_minutes: float = 15.0
+    """Save also when this many minutes have passed since the last save; 0: never by time."""
+    keep: int = 2
+    """Newest complete checkpoints that are kept, beside the best one."""
+    resume: str = "auto"
+    """`auto`: continue from the newest intact checkpoint of the run folder; `never`: refuse if there is one; or a path."""
+    init_from: str | None = None
+    """Export or checkpoint whose generator weights a new run starts from (fine-tuning)."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 2:
+            raise ConfigError("checkpoint.keep must be at least 2: a damaged checkpoint needs one before it")
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Fixed held-out slices, scored with the averaged generator."""
+
+    every_steps: int = 1000
+    """0: never."""
+    slices: int = 64
+    """Held-out slices (the same every time), each synthesised for every target modality."""
+    batch_size: int = 8
+    panels: int = 2
+    """Slices shown as image panels per target modality."""
+
+
+@dataclass(frozen=True)
+class TelemetryConfig:
+    """What is reported where; console and metrics.jsonl always are."""
+
+    log_every: int = 10
+    """Optimiser steps between two lines of metrics.jsonl and the trackers."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    wandb_project: str = "brasyn_dist"
+    wandb_entity: str | None = None
+    tensorboard: bool = False
+    trace_batches: bool = False
+    """Write every rank's samples, targets and masks of every step to trace-<world>-<rank>.jsonl, to compare runs."""
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How the same mathematics is executed; None: by device."""
+
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast; SSIM stays in float32. fp16 needs CUDA."""
+    compile: Literal["off", "default", "max-autotune"] | None = None
+    channels_last: bool | None = None
+    encoder_execution: Literal["grouped", "separate"] | None = None
+    """The four modality encoders as one grouped or as four dense convolution networks; same weights, same result."""
+    threads: int | None = None
+    """Threads for tensor operations of each process on CPU; None: the cores shared out among the node's processes."""
+    tf32: bool = True
+    cudnn_benchmark: bool = True
+    gradient_as_bucket_view: bool = True
+    collective_timeout_minutes: float = 30.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    name: str = "run"
+    """Name of the run; its folder is `runs_dir`/`name`."""
+    runs_dir: str = "runs"
+    seed: int = 0
+    """Seeds the initial weights."""
+    data: DataConfig = field(default_factory=DataConfig)
+    order: OrderConfig = field(default_factory=OrderConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.generator.image_size != self.discriminator.image_size:
+            raise ConfigError(
+                f"generator.image_size {self.generator.image_size} and discriminator.image_size "
+                f"{self.discriminator.image_size} must be equal"
+            )
+        if len(self.data.views) > 1 and not self.generator.view_embedding:
+            raise ConfigError(
+                f"data.views has {len(self.data.views)} views but generator.view_embedding is false: the model could "
+                "not tell them apart; set generator.view_embedding=true or train one model a view"
+            )
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+
+def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
+    """Defaults, updated by the YAML file (and its bases), updated by `section.key=value` overrides (values are YAML)."""
+    values: dict[str, Any] = read_yaml(Path(path)) if path is not None else {}
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigError(f"{item!r}: overrides are written section.key=value")
+        set_by_path(values, key, yaml.safe_load(text))
+    return from_dict(Config, values, where=str(path) if path else "command line")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Mapping in a YAML file, laid over that of its `base:`."""
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines at the top level")
+    base = values.pop("base", None)
+    return merge(read_yaml(path.parent / base), values) if base else values
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def set_by_path(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """values['a']['b'] = value for 'a.b'."""
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{dotted}: {parent} is not a section")
+    values[last] = value
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "configuration", prefix: str = "") -> T:
+    """Dataclass `cls` from a mapping, types checked. Raises ConfigError naming the key, the problem and the choices."""
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{where}: {prefix.rstrip('.') or 'configuration'} must be a mapping, got {values!r}"
+        )
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown option {prefix}{unknown[0]}; options here: {', '.join(sorted(hints))}"
+        )
+    converted = {key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_dict(hint, value, where, f"{key}.")
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _convert(inner, value, where, key)
+    if origin is Literal:
+        if value is False:  # YAML reads `off` and `no` as false
+            value = next((a for a in arguments if a in ("off", "no")), value)
+        if value not in arguments:
+            raise ConfigError(f"{where}: {key}={value!r}; choose from {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: {key}={value!r}; expected a list")
+        inners = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(inners) != len(value):
+            raise ConfigError(f"{where}: {key}={value!r}; expected {len(inners)} values")
+        return tuple(_convert(i, v, where, key) for i, v in zip(inners, value))
+    if hint is float and isinstance(value, str):
+        # YAML 1.1 reads 5e-4 (no dot) as text.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where}: {key}={value!r}; expected {hint.__name__}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain mapping (lists for tuples) that YAML and JSON can hold and from_dict reads back equal."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def to_yaml(config: Any) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False)

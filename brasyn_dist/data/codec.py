@@ -1,0 +1,113 @@
+"""One slice as bytes: a NumPy `.npy` file, as it is or compressed by Zstandard.
+
+    planes (P, H, W) int16 | int32  --encode_slice-->  payload bytes  --decode_slice-->  the same planes, bit for bit
+
+P is 5 (t1c, t1n, t2f, t2w, labels), or 4 where the case has no segmentation. The codec's name is the file extension
+of the payload inside the tar, so that other readers know what they hold. `npy.zst` carries a checksum of its content:
+a flipped bit is an error when it is read. `npy` has none (only the sha256 of its whole shard) and is 7 times larger.
+"""
+
+import io
+import math
+
+import numpy as np
+import zstandard
+
+from brasyn_dist.errors import DataError
+
+CODECS = ("npy.zst", "npy")
+DEFAULT_CODEC = CODECS[0]
+DTYPES = ("int16", "int32")
+"""Integer types of a shard set; int32 where a voxel does not fit into int16."""
+ZSTD_LEVEL = 3
+
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+MAX_BYTES = 2**28
+"""No slice is larger; a damaged length must not make the reader ask for all memory."""
+
+
+def encode_slice(planes: np.ndarray, codec: str = DEFAULT_CODEC) -> bytes:
+    """Payload of `planes` (4 or 5, H, W), int16 or int32. Equal planes give equal bytes."""
+    check_codec(codec)
+    if planes.ndim != 3 or planes.shape[0] not in (4, 5) or planes.dtype.name not in DTYPES:
+        raise DataError(
+            f"a slice is (4 or 5, H, W) of {' or '.join(DTYPES)}, got {planes.shape} of {planes.dtype}"
+        )
+    buffer = io.BytesIO()
+    np.lib.format.write_array(
+        buffer, np.ascontiguousarray(planes, planes.dtype.newbyteorder("<")), version=(1, 0)
+    )
+    if codec == "npy":
+        return buffer.getvalue()
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(buffer.getbuffer())
+
+
+def decode_slice(data: bytes, codec: str) -> np.ndarray:
+    """Planes of a payload. Raises DataError if the payload is damaged."""
+    return SliceDecoder(codec)(data).copy()
+
+
+class SliceDecoder:
+    """Decodes one payload after another into the same memory. One for each thread.
+
+    Fresh memory for each slice would cost as much again as decoding it: the kernel has to clear 500 kB first.
+    """
+
+    def __init__(self, codec: str) -> None:
+        check_codec(codec)
+        self._zstandard = zstandard.ZstdDecompressor() if codec == "npy.zst" else None
+        self._memory = bytearray()
+        self._headers: dict[bytes, tuple[np.dtype, tuple[int, ...]]] = {}
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        """Planes (4 or 5, H, W), valid until the next call. Raises DataError if the payload is damaged.
+
+        `npy` payloads have no checksum: only damage to their header or length is noticed.
+        """
+        return self._parse(data if self._zstandard is None else self._decompress(self._zstandard, data))
+
+    def _decompress(self, decompressor: zstandard.ZstdDecompressor, data: bytes) -> memoryview:
+        try:
+            size = zstandard.frame_content_size(data)
+            if not 0 <= size <= MAX_BYTES:
+                raise DataError(f"damaged Zstandard data: {size} bytes of content")
+            if len(self._memory) <= size:
+                # One byte more than the content: the decoder then runs on to the checksum behind it.
+                self._memory = bytearray(size + 1)
+            count = decompressor.stream_reader(data).readinto(self._memory)
+        except zstandard.ZstdError as error:
+            raise DataError(f"damaged Zstandard data: {error}") from None
+        if count != size:
+            raise DataError(f"damaged Zstandard data: {count} of {size} bytes of content")
+        return memoryview(self._memory)[:size]
+
+    def _parse(self, data: bytes | memoryview) -> np.ndarray:
+        start = 10 + int.from_bytes(data[8:10], "little")
+        header = bytes(data[:start])
+        # A set has a handful of different headers; parsing one anew costs more than reading 500 kB.
+        if header not in self._headers:
+            self._headers[header] = _parse_header(header)
+        dtype, shape = self._headers[header]
+        if len(data) != start + dtype.itemsize * math.prod(shape):
+            raise DataError(f"damaged .npy: {len(data)} bytes for shape {shape} of {dtype}")
+        return np.frombuffer(data, dtype, offset=start).reshape(shape)
+
+
+def check_codec(codec: str) -> None:
+    if codec not in CODECS:
+        raise DataError(f"unknown codec {codec!r}; this version reads {', '.join(CODECS)}")
+
+
+def _parse_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """(type, shape) of a version 1.0 .npy header; only what encode_slice writes is accepted."""
+    if not header.startswith(_NPY_MAGIC):
+        raise DataError("damaged .npy: it does not start with NumPy's mark")
+    try:
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header[8:]))
+    except ValueError as error:
+        raise DataError(f"damaged .npy: {error}") from None
+    if fortran_order or len(shape) != 3 or shape[0] not in (4, 5) or dtype.name not in DTYPES:
+        raise DataError(
+            f".npy of shape {shape}, {dtype} is no slice: expected (4 or 5, H, W) of {' or '.join(DTYPES)}"
+        )
+    return dtype, shape

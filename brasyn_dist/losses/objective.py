@@ -1,0 +1,142 @@
+"""The objective (method, section 5), every term one number per sample.
+
+    outputs of both passes, discriminator's logits --generator_terms--> {name: (B,)} --weighted_sum--> (B,)
+    discriminator's logits on real and synthetic   --discriminator_terms--> {name: (B,)} --weighted_discriminator_sum--> (B,)
+
+Per sample, with denominators of the sample's own: the caller sums and divides by the global batch size, and the gradient
+of a global batch is the same however it is split over ranks and micro-batches. Everything is computed in float32 or
+better, whatever the autocast, and is finite for slices without tumour, almost empty or constant ones.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from brasyn_dist.config import ObjectiveConfig
+from brasyn_dist.data.normalise import foreground
+from brasyn_dist.losses.ssim import at_least_float32, region_mean, ssim_map
+
+Terms = dict[str, Tensor]
+
+
+def generator_terms(
+    config: ObjectiveConfig,
+    *,
+    image_B1HW: Tensor,
+    real_B1HW: Tensor,
+    target_B: Tensor,
+    bottleneck_BCHW: Tensor,
+    cycle_image_B1HW: Tensor | None,
+    cycle_real_B1HW: Tensor | None,
+    cycle_bottleneck_BCHW: Tensor | None,
+    patch_B1hw: Tensor | None,
+    class_B4: Tensor | None,
+    tumour_B1HW: Tensor,
+    range_B: Tensor,
+) -> Terms:
+    """Unweighted terms of each sample; one whose weight is 0 is left out, and its inputs may be None.
+
+    `image` is the synthetic and `real` the real slice of modality `target`, `cycle_*` the same for the cycle pass, `patch`
+    and `class` the discriminator's logits for `image`, `tumour` where labels are not 0 (a slice without labels counts as
+    healthy), `range` the target modality's data range (Normaliser.range_M).
+    """
+    terms: Terms = {}
+    if config.reconstruction:
+        terms["reconstruction"] = absolute_error(image_B1HW, real_B1HW, config.mask_background)
+    if config.adversarial:
+        terms["adversarial"] = patch_loss(required(patch_B1hw, "patch_B1hw"), real=True)
+    if config.classification:
+        terms["classification"] = class_loss(required(class_B4, "class_B4"), target_B)
+    if config.feature:
+        terms["feature"] = feature_distance(
+            bottleneck_BCHW, required(cycle_bottleneck_BCHW, "cycle_bottleneck_BCHW")
+        )
+    if config.cycle:
+        terms["cycle"] = absolute_error(
+            required(cycle_image_B1HW, "cycle_image_B1HW"),
+            required(cycle_real_B1HW, "cycle_real_B1HW"),
+            config.mask_background,
+        )
+    if config.ssim:
+        terms |= ssim_terms(config.ssim_regions, image_B1HW, real_B1HW, tumour_B1HW, range_B)
+    return terms
+
+
+def weighted_sum(config: ObjectiveConfig, terms: Mapping[str, Tensor]) -> Tensor:
+    """(B,) what the generator minimises, of each sample. Both SSIM regions have the full SSIM weight."""
+    return sum_of(
+        getattr(config, "ssim" if name.startswith("ssim_") else name) * value for name, value in terms.items()
+    )
+
+
+def discriminator_terms(
+    real_patch_B1hw: Tensor,
+    real_class_B4: Tensor,
+    synthetic_patch_B1hw: Tensor,
+    synthetic_class_B4: Tensor,
+    target_B: Tensor,
+) -> Terms:
+    """The discriminator's cross-entropies, both heads, on a real slice and the synthetic one of the same modality."""
+    return {
+        "discriminator_real": patch_loss(real_patch_B1hw, real=True),
+        "discriminator_synthetic": patch_loss(synthetic_patch_B1hw, real=False),
+        "discriminator_real_class": class_loss(real_class_B4, target_B),
+        "discriminator_synthetic_class": class_loss(synthetic_class_B4, target_B),
+    }
+
+
+def weighted_discriminator_sum(config: ObjectiveConfig, terms: Mapping[str, Tensor]) -> Tensor:
+    """(B,) what the discriminator minimises, of each sample."""
+    return config.discriminator * sum_of(terms.values())
+
+
+def absolute_error(image_B1HW: Tensor, real_B1HW: Tensor, foreground_only: bool) -> Tensor:
+    """(B,) mean absolute error over all pixels, or over those that show brain in the real slice (0 if none does)."""
+    error_B1HW = (at_least_float32(image_B1HW) - at_least_float32(real_B1HW)).abs()
+    if foreground_only:
+        return region_mean(error_B1HW, foreground(real_B1HW))
+    return error_B1HW.mean((1, 2, 3))
+
+
+def ssim_terms(
+    regions: str, image_B1HW: Tensor, real_B1HW: Tensor, tumour_B1HW: Tensor, range_B: Tensor
+) -> Terms:
+    """1 - SSIM over each region of the brain (0 where the slice lacks it), background set to 0 in both images."""
+    brain_B1HW = foreground(real_B1HW)
+    image, real = (torch.where(brain_B1HW, x, 0) for x in (image_B1HW, real_B1HW))
+    dissimilarity_B1HW = 1 - ssim_map(image, real, range_B)
+    if regions == "whole":
+        return {"ssim_brain": region_mean(dissimilarity_B1HW, brain_B1HW)}
+    return {
+        "ssim_healthy": region_mean(dissimilarity_B1HW, brain_B1HW & ~tumour_B1HW),
+        "ssim_tumour": region_mean(dissimilarity_B1HW, brain_B1HW & tumour_B1HW),
+    }
+
+
+def feature_distance(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
+    """(B,) 1 - cosine similarity of two bottlenecks, each taken as one vector."""
+    first, second = at_least_float32(first_BCHW), at_least_float32(second_BCHW)
+    return 1 - F.cosine_similarity(first.flatten(1), second.flatten(1))
+
+
+def patch_loss(patch_B1hw: Tensor, real: bool) -> Tensor:
+    """(B,) binary cross-entropy of the patch logits against "real" or "synthetic", mean over patches."""
+    logits = at_least_float32(patch_B1hw)
+    return F.softplus(-logits if real else logits).mean((1, 2, 3))
+
+
+def class_loss(class_B4: Tensor, target_B: Tensor) -> Tensor:
+    """(B,) cross-entropy of the modality logits."""
+    return F.cross_entropy(at_least_float32(class_B4), target_B, reduction="none")
+
+
+def required(value: Tensor | None, name: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"{name} is needed: the weight of a term that uses it is not 0")
+    return value
+
+
+def sum_of(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).sum(0)

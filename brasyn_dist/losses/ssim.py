@@ -1,0 +1,59 @@
+"""Structural similarity (Wang et al., 2004) as a map, and its mean over regions.
+
+11 x 11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03, population variances; images are reflected at their border
+(torchmetrics' convention; scikit-image agrees wherever the window lies inside the image). Always computed in float32 or
+better: the variances are small differences of large numbers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WINDOW = 11
+SIGMA = 1.5
+K1, K2 = 0.01, 0.03
+
+
+def ssim_map(x_B1HW: Tensor, y_B1HW: Tensor, range_B: Tensor) -> Tensor:
+    """SSIM at each pixel (B, 1, H, W), in [-1, 1]. `range_B` is the width of each image's intensity range.
+
+    float32 at least, whatever the inputs or the autocast. Images need more than 5 pixels a side.
+    """
+    with torch.autocast(x_B1HW.device.type, enabled=False):
+        x, y, data_range = (at_least_float32(t) for t in (x_B1HW, y_B1HW, range_B))
+        moments_B5HW = gaussian_blur(torch.cat([x, y, x * x, y * y, x * y], dim=1))
+        mean_x, mean_y, square_x, square_y, product = moments_B5HW.split(1, dim=1)
+        c1, c2 = (((k * data_range) ** 2)[:, None, None, None] for k in (K1, K2))
+        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+        variances = (square_x - mean_x**2) + (square_y - mean_y**2)
+        return luminance * (2 * (product - mean_x * mean_y) + c2) / (variances + c2)
+
+
+def region_mean(map_B1HW: Tensor, region_B1HW: Tensor) -> Tensor:
+    """(B,) mean of each sample's map over its region (bool); 0, with zero gradient, where the region is empty."""
+    pixels_B = region_B1HW.sum((1, 2, 3)).clamp(min=1)
+    return torch.where(region_B1HW, map_B1HW, 0).sum((1, 2, 3)) / pixels_B
+
+
+def gaussian_blur(x_BCHW: Tensor) -> Tensor:
+    """Each channel blurred by the window, separably, reflected at the border.
+
+    Depthwise: its CUDA kernels are plain float32, where an ordinary convolution might round its inputs to TF32.
+    """
+    channels, radius = x_BCHW.shape[1], WINDOW // 2
+    weight_K = gaussian(x_BCHW.dtype, x_BCHW.device)
+    rows = weight_K.view(1, 1, -1, 1).expand(channels, -1, -1, -1)
+    padded = F.pad(x_BCHW, (radius,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, rows, groups=channels), rows.transpose(2, 3), groups=channels)
+
+
+def gaussian(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(11,) weights that sum to 1."""
+    distance = torch.arange(WINDOW, dtype=dtype, device=device) - WINDOW // 2
+    weight_K = torch.exp(-((distance / SIGMA) ** 2) / 2)
+    return weight_K / weight_K.sum()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """float16 and bfloat16 to float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,60 @@
+"""The discriminator: a PatchGAN with a second head that tells which modality a slice shows (method, section 4).
+
+slice --> 4x4 convolutions, strides 2 2 2 1 --+--> 4x4 convolution: real or synthetic, for each patch
+                                              +--> convolution over the whole map: modality logits
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brasyn_dist.brats import MODALITIES
+from brasyn_dist.config import DiscriminatorConfig
+from brasyn_dist.models.layers import seeded_initialisation
+
+SLOPE = 0.2
+
+
+def feature_size(image_size: int) -> int:
+    """Side of the feature map that both heads see: three halvings, and one pixel lost to the last 4x4 convolution."""
+    return image_size // 8 - 1
+
+
+class DiscriminatorBlock(nn.Module):
+    """4x4 convolution without bias, GroupNorm, LeakyReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, 4, stride, padding=1, bias=False)
+        self.norm = nn.GroupNorm(groups, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.convolution(x)), SLOPE)
+
+
+class Discriminator(nn.Module):
+    """Judges slices (B, 1, H, W) of the configured size."""
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        base, groups = config.base_channels, config.norm_groups
+        self.stem = nn.Conv2d(1, base, 4, stride=2, padding=1)
+        self.blocks = nn.ModuleList(
+            DiscriminatorBlock(base << i, base << (i + 1), stride, groups)
+            for i, stride in enumerate((2, 2, 1))
+        )
+        self.patch_head = nn.Conv2d(base * 8, 1, 4, padding=1, bias=False)
+        self.class_head = nn.Conv2d(base * 8, len(MODALITIES), feature_size(config.image_size), bias=False)
+
+    def forward(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits: real (positive) or synthetic for each patch (B, 1, h, w); modality (B, 4)."""
+        hidden = F.leaky_relu(self.stem(image_B1HW), SLOPE)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.patch_head(hidden), self.class_head(hidden).flatten(1)
+
+
+def build_discriminator(config: DiscriminatorConfig, seed: int) -> Discriminator:
+    """A discriminator whose initial weights are a function of (config, seed) alone."""
+    with seeded_initialisation(seed, "discriminator"):
+        return Discriminator(config)

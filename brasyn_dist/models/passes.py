@@ -1,0 +1,175 @@
+"""Both passes of an update in one call: synthesis, and the cycle pass in which the synthetic slice is an input.
+
+    masks --plan_passes, on the host--> PassTensors --+
+    real slices (K, 4, H, W) -------------------------+--> SynthesisPasses --> image, bottleneck, cycle image, cycle bottleneck
+
+A modality encoder's features depend on its own slice alone. So each real slice that anybody needs is encoded once, for
+both passes and for all target variants of a sample; the cycle pass adds the synthetic slices; what is missing is never
+encoded. Fusion then takes rows by matrix (models/fusion.py). This is exact: the same sums in another order. Modality
+encodings for B samples and one target each, three modalities available: 3 B + B instead of 4 B + 4 B; for all four
+targets of B samples in one loss: 4 B + 4 B instead of 16 B + 16 B.
+
+`fast=False` is the same mathematics as one reads it: `Generator.forward` twice. Tests hold the two against each other.
+
+One module for both passes also gives DistributedDataParallel one forward for each backward.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brasyn_dist.brats import MODALITIES
+from brasyn_dist.data.normalise import mask_missing
+from brasyn_dist.data.plan import BatchMasks
+from brasyn_dist.models.fusion import Source
+from brasyn_dist.models.generator import Generator
+
+Passes = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""Image (B, 1, H, W) and fused bottleneck (B, C, h, w) of the first pass, then of the cycle pass."""
+
+
+class PassTensors(NamedTuple):
+    """What to synthesise from what, as tensors. B counts target variants: K samples times 1, or times all 4 targets."""
+
+    row_B: Tensor
+    """Sample that each variant is of, int64."""
+    target_B: Tensor
+    available_BM: Tensor
+    cycle_target_B: Tensor
+    cycle_available_BM: Tensor
+    """With the target, whose slice is the synthetic one; without the cycle's own target."""
+    real_rows: tuple[Tensor, ...]
+    """For each modality the samples whose real slice is encoded, int64; N rows in all."""
+    real_mix_BN: Tensor
+    """1 where a variant's first pass takes an encoded real slice, else 0."""
+    synthetic_rows: tuple[Tensor, ...]
+    """For each modality the variants whose synthetic slice is encoded, int64; S rows in all."""
+    cycle_real_mix_BN: Tensor
+    cycle_synthetic_mix_BS: Tensor
+
+    def to(self, device: torch.device) -> "PassTensors":
+        def move(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(move(v) for v in value)
+            return value.to(device, non_blocking=True)
+
+        return PassTensors(*map(move, self))
+
+
+def plan_passes(masks: Sequence[BatchMasks], equal_rows: bool = False) -> PassTensors:
+    """Plan for the same samples under one or more sets of masks (the target variants that enter one loss).
+
+    Row counts differ between modalities and batches unless targets and availability are balanced. `equal_rows` pads them
+    to one count for all modalities, in steps of a quarter of the variants: few distinct shapes, for torch.compile.
+    """
+    variants, samples = len(masks), len(masks[0].target)
+    row_B = np.tile(np.arange(samples), variants)
+    target_B = np.concatenate([m.target for m in masks])
+    available_BM = np.concatenate([m.available for m in masks])
+    cycle_available_BM = np.concatenate([m.cycle_available for m in masks])
+    is_target_BM = np.arange(len(MODALITIES)) == target_B[:, None]
+
+    step = max(1, len(target_B) // len(MODALITIES)) if equal_rows else None
+    cycle_real_BM, cycle_synthetic_BM = cycle_available_BM & ~is_target_BM, cycle_available_BM & is_target_BM
+    real_KM = (available_BM | cycle_real_BM).reshape(variants, samples, -1).any(0)
+    real_rows, synthetic_rows = encoded_rows(real_KM, step), encoded_rows(cycle_synthetic_BM, step)
+    own_row_B = np.arange(len(target_B))
+    return PassTensors(
+        torch.from_numpy(row_B),
+        torch.from_numpy(target_B),
+        torch.from_numpy(available_BM),
+        torch.from_numpy(np.concatenate([m.cycle_target for m in masks])),
+        torch.from_numpy(cycle_available_BM),
+        tuple(map(torch.from_numpy, real_rows)),
+        mixing_matrix(available_BM, row_B, real_rows),
+        tuple(map(torch.from_numpy, synthetic_rows)),
+        mixing_matrix(cycle_real_BM, row_B, real_rows),
+        mixing_matrix(cycle_synthetic_BM, own_row_B, synthetic_rows),
+    )
+
+
+def encoded_rows(needed_RM: np.ndarray, step: int | None) -> list[np.ndarray]:
+    """For each modality the rows that are needed; with `step` all padded (by row 0) to one multiple of it."""
+    rows = [np.flatnonzero(column) for column in needed_RM.T]
+    if step is None:
+        return rows
+    count = -(-max(map(len, rows)) // step) * step
+    return [np.pad(r, (0, count - len(r))) for r in rows]
+
+
+def mixing_matrix(taken_BM: np.ndarray, row_B: np.ndarray, rows: Sequence[np.ndarray]) -> Tensor:
+    """(B, N) float32: 1 where variant b takes encoded row n, that is modality m of row row_B[b]."""
+    columns = [(row_B[:, None] == r) & first_occurrence(r) & taken_BM[:, m, None] for m, r in enumerate(rows)]
+    return torch.from_numpy(np.concatenate(columns, axis=1).astype(np.float32))
+
+
+def first_occurrence(rows: np.ndarray) -> np.ndarray:
+    """True where a row appears for the first time: padding repeats row 0 and must not be taken twice."""
+    first = np.zeros(len(rows), dtype=bool)
+    first[np.unique(rows, return_index=True)[1]] = True
+    return first
+
+
+class SynthesisPasses(nn.Module):
+    """A generator's two passes; `cycle=False` leaves the second one out (its results are then None)."""
+
+    def __init__(self, generator: Generator, fast: bool = True, cycle: bool = True) -> None:
+        super().__init__()
+        self.generator = generator
+        self.fast = fast
+        self.cycle = cycle
+
+    def forward(self, real_KMHW: Tensor, view_K: Tensor | None, *plan: Tensor | tuple[Tensor, ...]) -> Passes:
+        """Normalised real slices (K, 4, H, W), none masked, their views (K,) int64, and the fields of a PassTensors.
+
+        Returns images (B, 1, H, W) and fused bottlenecks (B, C, h, w) of the first and of the cycle pass.
+        """
+        tensors = PassTensors(*plan)  # type: ignore[arg-type]
+        return (
+            self._encode_once(real_KMHW, view_K, tensors)
+            if self.fast
+            else self._twice(real_KMHW, view_K, tensors)
+        )
+
+    def _encode_once(self, real_KMHW: Tensor, view_K: Tensor | None, plan: PassTensors) -> Passes:
+        generator = self.generator
+        real_BMHW, view_B = take_rows(real_KMHW, view_K, plan.row_B)
+        slices = tuple(real_KMHW[rows, m, None] for m, rows in enumerate(plan.real_rows))
+        real = generator.encode_modalities(slices)
+        early = generator.encode_early(mask_missing(real_BMHW, plan.available_BM))
+        image_B1HW, bottleneck_BCHW = generator.complete(
+            early, [Source(plan.real_mix_BN, real)], plan.available_BM, plan.target_B, view_B
+        )
+        if not self.cycle:
+            return image_B1HW, bottleneck_BCHW, None, None
+        synthetic = generator.encode_modalities(tuple(image_B1HW[rows] for rows in plan.synthetic_rows))
+        sources = [Source(plan.cycle_real_mix_BN, real), Source(plan.cycle_synthetic_mix_BS, synthetic)]
+        early = generator.encode_early(cycle_inputs(real_BMHW, image_B1HW, plan))
+        cycle = generator.complete(early, sources, plan.cycle_available_BM, plan.cycle_target_B, view_B)
+        return image_B1HW, bottleneck_BCHW, *cycle
+
+    def _twice(self, real_KMHW: Tensor, view_K: Tensor | None, plan: PassTensors) -> Passes:
+        real_BMHW, view_B = take_rows(real_KMHW, view_K, plan.row_B)
+        inputs_BMHW = mask_missing(real_BMHW, plan.available_BM)
+        image_B1HW, bottleneck_BCHW = self.generator(inputs_BMHW, plan.available_BM, plan.target_B, view_B)
+        if not self.cycle:
+            return image_B1HW, bottleneck_BCHW, None, None
+        inputs_BMHW = cycle_inputs(real_BMHW, image_B1HW, plan)
+        cycle = self.generator(inputs_BMHW, plan.cycle_available_BM, plan.cycle_target_B, view_B)
+        return image_B1HW, bottleneck_BCHW, *cycle
+
+
+def take_rows(real_KMHW: Tensor, view_K: Tensor | None, row_B: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Slices and views of each variant's sample."""
+    return real_KMHW[row_B], None if view_K is None else view_K[row_B]
+
+
+def cycle_inputs(real_BMHW: Tensor, image_B1HW: Tensor, plan: PassTensors) -> Tensor:
+    """Inputs of the cycle pass: the synthetic slice in its place, what is not available then masked. Gradients pass."""
+    modalities = torch.arange(real_BMHW.shape[1], device=real_BMHW.device)
+    is_target_BM = modalities == plan.target_B[:, None]
+    filled_BMHW = torch.where(is_target_BM[:, :, None, None], image_B1HW.to(real_BMHW.dtype), real_BMHW)
+    return mask_missing(filled_BMHW, plan.cycle_available_BM)

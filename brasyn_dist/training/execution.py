@@ -1,0 +1,26 @@
+"""How the networks are executed where the configuration leaves it open: by device, as measured (docs/performance.md)."""
+
+import torch
+from torch import nn
+
+from brasyn_dist.config import Config
+
+
+def memory_format(config: Config, device: torch.device) -> torch.memory_format:
+    """channels-last where it pays: on GPUs; on CPUs it slows the convolutions' backward down."""
+    wanted = config.runtime.channels_last
+    use = device.type == "cuda" if wanted is None else wanted
+    return torch.channels_last if use else torch.contiguous_format
+
+
+def compile_mode(config: Config, device: torch.device) -> str:
+    """torch.compile where it pays: on GPUs; on CPUs eager training is faster."""
+    return config.runtime.compile or ("default" if device.type == "cuda" else "off")
+
+
+def compile_in_place(config: Config, device: torch.device, *networks: nn.Module) -> None:
+    """`Module.compile` keeps parameter names, hence checkpoints, as they are."""
+    mode = compile_mode(config, device)
+    if mode != "off":
+        for network in networks:
+            network.compile(dynamic=False, mode=None if mode == "default" else mode)

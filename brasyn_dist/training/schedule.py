@@ -1,0 +1,41 @@
+"""Learning rate and moving-average decay as functions of the optimiser step: nothing to store, nothing to resume."""
+
+import math
+
+from brasyn_dist.config import OptimizerConfig, TrainingConfig
+
+
+def scaled_rate(optimizer: OptimizerConfig, global_batch_size: int) -> float:
+    """Peak rate of the generator: the base rate, scaled linearly with the global batch (method, section 6)."""
+    return optimizer.base_rate * global_batch_size / optimizer.reference_batch
+
+
+def rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Factor of the peak rate for the update that follows `step` completed ones.
+
+    Linear warm-up over `warmup_steps`, then one cosine to 0 at `total_steps`.
+    """
+    warmup = min(warmup_steps, total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """Decay of the moving average after `step` completed updates; lower at first, so that the start is forgotten."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def batches_per_run(training: TrainingConfig, samples: int) -> int:
+    """Global batches of the whole run over `samples` slices."""
+    if training.max_steps is not None:
+        return math.ceil(training.max_steps / training.updates_per_batch)
+    return max(1, math.ceil(training.epochs * samples / training.global_batch_size))
+
+
+def total_steps(training: TrainingConfig, samples: int) -> int:
+    """Optimiser steps of the whole run."""
+    if training.max_steps is not None:
+        return training.max_steps
+    return batches_per_run(training, samples) * training.updates_per_batch

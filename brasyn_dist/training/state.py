@@ -1,0 +1,89 @@
+"""Everything that a run must carry through a kill, and its form in a checkpoint.
+
+    generator.safetensors, average.safetensors, discriminator.safetensors     weights
+    generator_adam.safetensors, discriminator_adam.safetensors                <parameter>.<exp_avg|exp_avg_sq|step>
+    state.json                                                                step, identity, options, best, loss scale
+
+No random state: everything random is a function of (seed, step). No scheduler: the rate is a function of the step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brasyn_dist.distributed import Trainable
+from brasyn_dist.errors import CheckpointError
+from brasyn_dist.training.checkpoint import Checkpoint
+
+
+@dataclass
+class TrainState:
+    """Live state of a run. `step` counts completed optimiser steps."""
+
+    generator: Trainable
+    discriminator: Trainable
+    average: nn.Module | None
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    """`step` and `value` of the best validation so far; empty before the first."""
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Named tensors by file name, as `save_checkpoint` takes them."""
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "generator": self.generator.module.state_dict(),
+            "discriminator": self.discriminator.module.state_dict(),
+            "generator_adam": adam_tensors(self.generator),
+            "discriminator_adam": adam_tensors(self.discriminator),
+        }
+        if self.average is not None:
+            groups["average"] = self.average.state_dict()
+        return groups
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take everything from `checkpoint`; its identity has been checked."""
+        device = next(self.generator.module.parameters()).device
+        load_weights(self.generator.module, checkpoint, "generator")
+        load_weights(self.discriminator.module, checkpoint, "discriminator")
+        load_adam(self.generator, checkpoint.tensors("generator_adam", str(device)))
+        load_adam(self.discriminator, checkpoint.tensors("discriminator_adam", str(device)))
+        if self.average is not None:
+            has_average = (checkpoint.folder / "average.safetensors").exists()
+            load_weights(self.average, checkpoint, "average" if has_average else "generator")
+        self.step = checkpoint.step
+        self.best = dict(checkpoint.state.get("best", {}))
+
+
+def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+    try:
+        module.load_state_dict(checkpoint.tensors(name))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{checkpoint.folder / name}.safetensors does not fit the model: {error}"
+        ) from None
+
+
+def adam_tensors(network: Trainable) -> dict[str, Tensor]:
+    """Adam's state as `<parameter>.<entry>`; empty before the first step."""
+    return {
+        f"{name}.{entry}": torch.as_tensor(value)
+        for name, parameter in network.module.named_parameters()
+        for entry, value in network.optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_adam(network: Trainable, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `adam_tensors`. Adam's `step` stays where the optimiser wants it, moments go to their parameter."""
+    state: dict[int, dict[str, Any]] = {}
+    for number, (name, _) in enumerate(network.module.named_parameters()):
+        entries = {
+            entry: tensors[f"{name}.{entry}"].clone()
+            for entry in ("step", "exp_avg", "exp_avg_sq")
+            if f"{name}.{entry}" in tensors
+        }
+        if entries:
+            state[number] = entries
+    groups = network.optimizer.state_dict()["param_groups"]
+    network.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,186 @@
+"""One optimiser update of a GAN, in two phases.
+
+    generator phase       trains: generator (both passes in one call)   frozen: discriminator
+    discriminator phase   trains: discriminator on real and detached synthetic slices
+
+A rank's slices may be cut into micro-batches. All terms are per sample and divided by the global batch size, so the
+update is the same however the global batch is cut into ranks and micro-batches.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brasyn_dist.config import Config
+from brasyn_dist.data.normalise import Normaliser
+from brasyn_dist.data.plan import BatchMasks
+from brasyn_dist.data.stream import SliceBatch
+from brasyn_dist.distributed import Distributed, Trainable
+from brasyn_dist.losses.objective import (
+    discriminator_terms,
+    generator_terms,
+    weighted_discriminator_sum,
+    weighted_sum,
+)
+from brasyn_dist.models.passes import PassTensors, plan_passes
+from brasyn_dist.training.execution import compile_mode
+
+Passes = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""Image and bottleneck of the first pass and of the cycle pass."""
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """This rank's slices of one global batch, normalised, on the device."""
+
+    real_BMHW: Tensor
+    """All four modalities, none masked."""
+    tumour_BHW: Tensor
+    has_labels_B: Tensor
+    view_B: Tensor
+
+    @classmethod
+    def load(cls, batch: SliceBatch, normaliser: Normaliser) -> "DeviceBatch":
+        """Move the integers, then normalise there: a quarter of the bytes of float32 planes cross the bus."""
+        device = normaliser.device
+        return cls(
+            normaliser(batch.planes.to(device, non_blocking=True)),
+            batch.labels.to(device, non_blocking=True) > 0,
+            batch.has_labels.to(device, non_blocking=True),
+            batch.view.to(device, non_blocking=True),
+        )
+
+    def rows(self, start: int, stop: int) -> "DeviceBatch":
+        return DeviceBatch(
+            self.real_BMHW[start:stop],
+            self.tumour_BHW[start:stop],
+            self.has_labels_B[start:stop],
+            self.view_B[start:stop],
+        )
+
+    def __len__(self) -> int:
+        return self.real_BMHW.shape[0]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of one update."""
+
+    generator: float
+    discriminator: float
+
+
+class GanStep:
+    """Updates both networks. Calling it returns device tensors only: nothing in here waits for the device."""
+
+    def __init__(
+        self,
+        config: Config,
+        distributed: Distributed,
+        generator: Trainable,
+        discriminator: Trainable,
+        normaliser: Normaliser,
+    ) -> None:
+        self._config = config
+        self._distributed = distributed
+        self._generator = generator
+        self._discriminator = discriminator
+        self.normaliser = normaliser
+        # Compiled code wants few shapes; eager code is quicker without padded rows.
+        self._equal_rows = compile_mode(config, distributed.device) != "off"
+
+    def __call__(self, batch: DeviceBatch, masks: Sequence[BatchMasks], rates: Rates) -> dict[str, Tensor]:
+        """One update on this rank's part of a global batch.
+
+        `masks` holds this rank's rows: one entry for each target variant that enters the loss (1, or all 4 of them).
+        Returns sums over this rank's samples of every (unweighted) term, and the gradient norms, as 0-dim tensors.
+        """
+        sums: dict[str, Tensor] = {}
+        pairs = self._generator_phase(batch, masks, rates.generator, sums)
+        self._discriminator_phase(pairs, rates.discriminator, sums)
+        return sums
+
+    def _chunks(self, size: int) -> list[tuple[int, int]]:
+        limit = self._config.training.micro_batch_size or size
+        return [(i, min(i + limit, size)) for i in range(0, size, limit)]
+
+    def _scale(self) -> float:
+        """Gradients are averaged over ranks, but must be summed and divided by the global batch."""
+        return self._distributed.world / self._config.training.global_batch_size
+
+    def _generator_phase(
+        self, batch: DeviceBatch, masks: Sequence[BatchMasks], rate: float, sums: dict[str, Tensor]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Returns (real target, detached synthetic, target modality) of each micro-batch, for the discriminator."""
+        config, pairs = self._config, []
+        chunks = self._chunks(len(batch))
+        with self._discriminator.frozen() as critic:
+            for start, stop in chunks:
+                part = batch.rows(start, stop)
+                plan = plan_passes([m[start:stop] for m in masks], self._equal_rows).to(part.real_BMHW.device)
+                with self._distributed.accumulate(self._generator, last=stop == len(batch)):
+                    passes = self._generator.wrapped(part.real_BMHW, part.view_B, *plan)
+                    terms = self._generator_terms(critic, part, plan, passes)
+                    loss = weighted_sum(config.objective, terms).sum() * self._scale()
+                    self._distributed.backward(loss)
+                add_sums(sums, terms)
+                real = modality_slices(part.real_BMHW, plan.row_B, plan.target_B)
+                pairs.append((real, passes[0].detach(), plan.target_B))
+        sums["generator_norm"] = self._distributed.clip_and_step(
+            self._generator, config.optimizer.clip_norm, rate
+        )
+        return pairs
+
+    def _generator_terms(
+        self, critic: torch.nn.Module, part: DeviceBatch, plan: PassTensors, passes: Passes
+    ) -> dict[str, Tensor]:
+        image_B1HW, bottleneck_BCHW, cycle_image_B1HW, cycle_bottleneck_BCHW = passes
+        real_B1HW = modality_slices(part.real_BMHW, plan.row_B, plan.target_B)
+        patch_B1hw, class_B4 = critic(image_B1HW)
+        return generator_terms(
+            self._config.objective,
+            image_B1HW=image_B1HW,
+            real_B1HW=real_B1HW,
+            target_B=plan.target_B,
+            bottleneck_BCHW=bottleneck_BCHW,
+            cycle_image_B1HW=cycle_image_B1HW,
+            cycle_real_B1HW=modality_slices(part.real_BMHW, plan.row_B, plan.cycle_target_B),
+            cycle_bottleneck_BCHW=cycle_bottleneck_BCHW,
+            patch_B1hw=patch_B1hw,
+            class_B4=class_B4,
+            tumour_B1HW=part.tumour_BHW[plan.row_B][:, None],
+            range_B=self.normaliser.range_M[plan.target_B],
+        )
+
+    def _discriminator_phase(
+        self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], rate: float, sums: dict[str, Tensor]
+    ) -> None:
+        config = self._config
+        for number, (real_B1HW, synthetic_B1HW, target_B) in enumerate(pairs):
+            with self._distributed.accumulate(self._discriminator, last=number == len(pairs) - 1):
+                patch, classes = self._discriminator.wrapped(torch.cat([real_B1HW, synthetic_B1HW]))
+                real_patch, synthetic_patch = patch.chunk(2)
+                real_class, synthetic_class = classes.chunk(2)
+                terms = discriminator_terms(
+                    real_patch, real_class, synthetic_patch, synthetic_class, target_B
+                )
+                loss = weighted_discriminator_sum(config.objective, terms).sum() * self._scale()
+                self._distributed.backward(loss)
+            add_sums(sums, terms)
+        sums["discriminator_norm"] = self._distributed.clip_and_step(
+            self._discriminator, config.optimizer.clip_norm, rate
+        )
+
+
+def modality_slices(real_BMHW: Tensor, row_V: Tensor, modality_V: Tensor) -> Tensor:
+    """(V, 1, H, W): for each variant the slice of its modality, from its row."""
+    return real_BMHW[row_V, modality_V][:, None]
+
+
+def add_sums(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
+    """Add each per-sample term's sum to `sums`, detached."""
+    for name, value_B in terms.items():
+        total = value_B.detach().sum()
+        sums[name] = sums[name] + total if name in sums else total

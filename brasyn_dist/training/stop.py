@@ -1,0 +1,46 @@
+"""Asking a run to stop: SIGTERM, SIGUSR1 or a STOP file; the trainer saves a checkpoint and exits.
+
+Signals reach some processes only (a launcher forwards SIGTERM, dies of SIGUSR1, and Slurm signals what it likes), so every
+rank looks at its own flag and the ranks agree after each step (`Distributed.any`).
+"""
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+FINISHED = 0
+FAILED = 1
+STOPPED = 75
+"""Exit status of a run that was asked to stop and can be continued (EX_TEMPFAIL); launchers report it as 1."""
+
+STOP_FILE = "STOP"
+
+
+class StopRequest:
+    """This process' wish to stop. Install once, in the main thread."""
+
+    def __init__(self, run_dir: Path, is_main: bool) -> None:
+        self._file = run_dir / STOP_FILE if is_main else None
+        self._signal: int | None = None
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    @property
+    def reason(self) -> str | None:
+        """Why to stop, or None."""
+        if self._signal is not None:
+            return signal.Signals(self._signal).name
+        if self._file is not None and self._file.exists():
+            return f"{STOP_FILE} file"
+        return None
+
+    def fulfilled(self) -> None:
+        """The checkpoint is safe: remove the STOP file, so that the same command continues."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

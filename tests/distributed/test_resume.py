@@ -1,0 +1,192 @@
+"""Runs of real processes, killed, stopped, damaged and moved to other numbers of processes."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.drill import drill
+from tests.distributed.launch import (
+    command,
+    final_state,
+    logged_step,
+    run,
+    saved_step,
+    start,
+    wait_until,
+)
+from tests.small import small_shard_set
+
+pytestmark = pytest.mark.slow
+
+STEPS = 14
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def options(work: Path) -> tuple[str, ...]:
+    shards = small_shard_set(work / "shards")
+    return (
+        f"data.shards={shards}", f"training.max_steps={STEPS}", "checkpoint.every_steps=3", "validation.every_steps=7",
+        f"runs_dir={work / 'runs'}", "telemetry.trace_batches=true",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work: Path, options: tuple[str, ...]) -> Path:
+    """A run of two processes from beginning to end, under `accelerate launch`."""
+    log = work / "undisturbed.log"
+    assert run(command((*options, "name=undisturbed"), launcher="accelerate"), log) == 0, log.read_text()
+    return work / "runs/undisturbed"
+
+
+@pytest.fixture(scope="module")
+def stopped(work: Path, options: tuple[str, ...]) -> Path:
+    """A run of two processes that a STOP file ended between the four updates of a batch."""
+    run_dir, log = work / "runs/stopped", work / "stopped.log"
+    process = start(command((*options, "name=stopped")), log)
+    assert wait_until(process, lambda: logged_step(run_dir) >= 4, log), log.read_text()
+    (run_dir / "STOP").touch()
+    assert process.wait(60) == 1  # torchrun's status for workers that exit with 75
+    status = json.loads((run_dir / "status.json").read_text())
+    assert status["status"] == "stopped" and status["reason"] == "STOP file"
+    assert status["step"] == saved_step(run_dir) < STEPS
+    assert not (run_dir / "STOP").exists()
+    return run_dir
+
+
+def traced_batches(run_dir: Path) -> dict[int, list[list[object]]]:
+    """For each step the (key, targets, masks) of all ranks' samples, in the order of the global batch."""
+    steps: dict[int, dict[int, list[object]]] = {}
+    for path in run_dir.glob("trace-*.jsonl"):
+        for line in map(json.loads, path.read_text().splitlines()):
+            rows = steps.setdefault(line["step"], {})
+            rows.update({line["first_row"] + i: sample for i, sample in enumerate(line["samples"])})
+    return {step: [rows[i] for i in sorted(rows)] for step, rows in steps.items()}
+
+
+def test_ten_kills_end_bit_identical(work: Path):
+    hits = drill(work / "drill", kills=10, seed=1, steps=36)
+    assert sum(hits.values()) == 10 and all(hits.values())
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_other_numbers_of_processes_see_the_same_global_batches(
+    work: Path, options: tuple[str, ...], undisturbed: Path, stopped: Path, processes: int
+):
+    name = f"elastic-{processes}"
+    shutil.copytree(stopped, work / "runs" / name)
+    log = work / f"{name}.log"
+    assert run(command((*options, f"name={name}"), processes), log) == 0, log.read_text()[-4000:]
+    expected, actual = traced_batches(undisturbed), traced_batches(work / "runs" / name)
+    assert sorted(expected) == list(range(1, STEPS + 1))
+    assert all(len(samples) == 8 for samples in expected.values())
+    assert actual == expected
+    losses = [
+        [line["reconstruction"] for line in map(json.loads, (d / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "train"]
+        for d in (undisturbed, work / "runs" / name)
+    ]  # fmt: skip
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_stopped_run_continues_bit_identically(
+    work: Path, options: tuple[str, ...], undisturbed: Path, stopped: Path
+):
+    shutil.copytree(stopped, work / "runs/continued")
+    log = work / "continued.log"
+    assert run(command((*options, "name=continued")), log) == 0, log.read_text()[-4000:]
+    assert final_state(work / "runs/continued", STEPS) == final_state(undisturbed, STEPS)
+    # And once more: a finished run says so and changes nothing.
+    assert run(command((*options, "name=continued")), log) == 0
+    assert final_state(work / "runs/continued", STEPS) == final_state(undisturbed, STEPS)
+
+
+def test_damaged_newest_checkpoint_is_passed_over(
+    work: Path, options: tuple[str, ...], undisturbed: Path, stopped: Path
+):
+    run_dir, log = work / "runs/damaged", work / "damaged.log"
+    shutil.copytree(stopped, run_dir)
+    victim = run_dir / f"checkpoints/step-{saved_step(run_dir):08d}/generator_adam.safetensors"
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    victim.write_bytes(data)
+    assert run(command((*options, "name=damaged")), log) == 0, log.read_text()[-4000:]
+    assert "passed over a damaged checkpoint" in log.read_text() and victim.name in log.read_text()
+    assert final_state(run_dir, STEPS) == final_state(undisturbed, STEPS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+def test_signal_to_one_rank_stops_all_within_a_step(
+    work: Path, options: tuple[str, ...], number: signal.Signals
+):
+    """Plain `python -m` exits with 75; with two ranks the signal goes to one worker only, and both stop."""
+    processes = 1 if number == signal.SIGTERM else 2
+    name = f"signal-{number.name}"
+    run_dir, log = work / "runs" / name, work / f"{name}.log"
+    launcher = "python" if processes == 1 else "torchrun"
+    process = start(
+        command((*options, f"name={name}", "training.max_steps=100000"), processes, launcher), log
+    )
+    assert wait_until(process, lambda: logged_step(run_dir) >= 2, log), log.read_text()
+    before = logged_step(run_dir)
+    victim = process.pid if processes == 1 else workers_of(process.pid)[-1]
+    os.kill(victim, number)
+    assert process.wait(60) == (75 if processes == 1 else 1), log.read_text()[-4000:]
+    status = json.loads((run_dir / "status.json").read_text())
+    assert status["status"] == "stopped" and status["step"] == saved_step(run_dir) >= before
+
+
+def workers_of(launcher: int) -> list[int]:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return sorted(map(int, children))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("training.global_batch_size=4", "global_batch_size: checkpoint 8, configuration 4"),
+        ("order.seed=9", "order"),
+        ("generator.transformer_layers=2", "generator"),
+        ("data.views=[sagittal]", "no slices|sagittal|data_fingerprint"),
+    ],
+)
+def test_another_run_is_refused(
+    work: Path, options: tuple[str, ...], stopped: Path, override: str, named: str
+):
+    import re
+
+    log = work / f"refused-{override}.log".replace("/", "_")
+    assert run(command((*options, "name=stopped", override), 1, "python"), log) == 1
+    text = log.read_text()
+    assert re.search(named, text) and "Traceback" not in text
+
+
+def test_never_resume_refuses_a_used_folder(work: Path, options: tuple[str, ...], stopped: Path):
+    log = work / "never.log"
+    arguments = command((*options, "name=stopped", "checkpoint.resume=never"), 1, "python")
+    assert run(arguments, log) == 1
+    assert "checkpoint.resume=never" in log.read_text()
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(work: Path, options: tuple[str, ...]):
+    run_dir, log = work / "runs/diverges", work / "diverges.log"
+    arguments = (
+        *options, "name=diverges", "optimizer.base_rate=1e30", "optimizer.warmup_steps=0", "checkpoint.every_steps=1",
+        "telemetry.log_every=1", "training.ema_decay=0",
+    )  # fmt: skip
+    assert run(command(arguments), log) == 1
+    text = log.read_text()
+    assert "is not finite" in text and "BraTS-GLI" in text and "step" in text
+    from brasyn_dist.training.checkpoint import newest_intact
+
+    found, passed_over = newest_intact(run_dir / "checkpoints")
+    assert not passed_over
+    if found is not None:
+        assert all(t.isfinite().all() for t in found.tensors("generator").values())

@@ -1,0 +1,123 @@
+"""Weights out and in: what was saved is what is loaded, with its statistics, or a clear refusal."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from brasyn_dist.data.statistics import PUBLISHED, Statistics
+from brasyn_dist.errors import CheckpointError
+from brasyn_dist.models.export import load_generator_weights
+from brasyn_dist.models.generator import Generator, build_generator
+from tests.models.conftest import small_config
+
+STATISTICS = dataclasses.replace(PUBLISHED, cases=3, case_list_hash="abc")
+
+
+@pytest.fixture
+def export(tmp_path):
+    folder = tmp_path / "run" / "export"
+    build_generator(small_config(view_embedding=True), 1).save_pretrained(
+        folder, statistics=STATISTICS, views=("axial", "sagittal"), step=12
+    )
+    return folder
+
+
+def same_weights(a: Generator, b: Generator) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("execution", ["separate", "grouped"])
+def test_round_trip(export, execution):
+    generator = Generator.from_pretrained(export, execution)
+    assert same_weights(generator, build_generator(small_config(view_embedding=True), 1))
+    assert generator.config == small_config(view_embedding=True)
+    assert generator.statistics == STATISTICS
+    assert generator.views == ("axial", "sagittal")
+    assert generator.encoder_execution == execution
+    assert not generator.training
+    assert all(p.requires_grad and p.device.type == "cpu" for p in generator.parameters())
+
+
+def test_a_run_folder_stands_for_its_export(export):
+    assert same_weights(Generator.from_pretrained(export.parent), Generator.from_pretrained(export))
+
+
+def test_files_are_readable_by_others(export):
+    values = json.loads((export / "config.json").read_text())
+    assert values["generator"]["view_embedding"] is True
+    assert Statistics.from_dict(values["statistics"]) == STATISTICS
+    assert values["step"] == 12
+    assert sorted(p.name for p in export.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_channels_last_weights_are_stored_plainly(export):
+    generator = Generator.from_pretrained(export)
+    again = export.parent / "again"
+    generator.to(memory_format=torch.channels_last).save_pretrained(again)
+    assert (again / "model.safetensors").read_bytes() == (export / "model.safetensors").read_bytes()
+    assert Generator.from_pretrained(again).statistics == STATISTICS
+
+
+def test_weights_and_configuration_must_belong_together(export):
+    """As after an interruption between the two files."""
+    other = export.parent / "other"
+    build_generator(small_config(view_embedding=True), 2).save_pretrained(other, STATISTICS)
+    (other / "model.safetensors").replace(export / "model.safetensors")
+    with pytest.raises(CheckpointError, match="model.safetensors is not the file"):
+        Generator.from_pretrained(export)
+
+
+def test_damage_is_named(export, tmp_path):
+    with pytest.raises(CheckpointError, match="no exported generator"):
+        Generator.from_pretrained(tmp_path / "nothing")
+    weights, config = export / "model.safetensors", export / "config.json"
+    whole, text = weights.read_bytes(), config.read_text()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="model.safetensors: not a whole"):
+        Generator.from_pretrained(export)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors: no such file"):
+        Generator.from_pretrained(export)
+    weights.write_bytes(whole)
+    for broken, problem in (
+        (text[:-20], "not valid JSON"),
+        (text.replace('"format_version": 1', '"format_version": 9'), "version 1"),
+        (text.replace('"views"', '"sights"'), "lacks views"),
+        (text.replace('"heads": 4', '"heads": "four"'), "generator|heads"),
+        (text.replace('"std": 1301.7006', '"std": 0'), "std 0"),
+        (text.replace('"transformer_layers": 1', '"transformer_layers": 2'), "does not fit"),
+    ):
+        config.write_text(broken)
+        with pytest.raises(CheckpointError, match=problem):
+            Generator.from_pretrained(export)
+
+
+def test_weights_are_not_exported_without_statistics(tmp_path):
+    with pytest.raises(CheckpointError, match="statistics"):
+        build_generator(small_config(), 1).save_pretrained(tmp_path)
+
+
+def test_weights_alone_from_export_run_and_checkpoint(export, tmp_path):
+    source = Generator.from_pretrained(export)
+    checkpoint = tmp_path / "step-00000001"
+    checkpoint.mkdir()
+    save_file(build_generator(source.config, 5).state_dict(), checkpoint / "generator.safetensors")
+    for path, seed in ((export, 1), (export.parent, 1), (checkpoint, 5)):
+        generator = build_generator(source.config, 9)
+        load_generator_weights(generator, path)
+        assert same_weights(generator, build_generator(source.config, seed))
+    save_file(build_generator(source.config, 6).state_dict(), checkpoint / "average.safetensors")
+    load_generator_weights(generator, checkpoint)
+    assert same_weights(generator, build_generator(source.config, 6))
+
+
+def test_weights_that_do_not_fit_are_refused(export, tmp_path):
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_generator_weights(build_generator(small_config(), 1), export)
+    with pytest.raises(CheckpointError, match="no exported generator"):
+        load_generator_weights(build_generator(small_config(), 1), tmp_path)

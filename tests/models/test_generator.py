@@ -1,0 +1,238 @@
+"""The generator against the published outputs, against its description, and against itself run in other ways."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from brasyn_dist.config import GeneratorConfig
+from brasyn_dist.data.normalise import mask_missing
+from brasyn_dist.models.fusion import mix_rows
+from brasyn_dist.models.generator import Generator, build_generator, default_execution
+from brasyn_dist.models.published import convert_generator
+from tests.models.conftest import reference, small_config
+
+SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(range(4), n)]
+BATCH = len(SUBSETS)
+
+
+def every_availability() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One sample for each set of available modalities: inputs, availability, a missing target, view."""
+    generator = torch.Generator().manual_seed(5)
+    available_BM = torch.tensor([[m in subset for m in range(4)] for subset in SUBSETS])
+    x_BMHW = torch.randn(BATCH, 4, 48, 48, generator=generator, dtype=torch.float64)
+    target_B = torch.tensor([max(set(range(4)) - set(subset)) for subset in SUBSETS])
+    return mask_missing(x_BMHW, available_BM), available_BM, target_B, torch.arange(BATCH) % 3
+
+
+def by_the_description(g: Generator, x: Tensor, available: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Method, section 3, one sample at a time with plain sums over the modalities that are available."""
+    images, bottlenecks = [], []
+    for b in range(len(x)):
+        chosen = [m for m in range(4) if available[b, m]]
+        early = [s for (s,) in g.early_encoder((x[b : b + 1],))]
+        early_gate = g.early_gate((early[-1],))[0]
+        slices = tuple(x[b : b + 1, m : m + 1] for m in range(4))
+        stages = g.modality_encoders(slices)
+        gates = g.modality_gates(stages[-1])
+        means = [sum(stage[m] for m in chosen) / len(chosen) for stage in stages]
+        skips = means if len(chosen) == 1 else [e + m for e, m in zip(early, means)]
+        features = [stages[-1][m] for m in chosen]
+        if len(chosen) == 1:
+            total, mean = gates[chosen[0]] * features[0], features[0]
+        else:
+            weights = torch.softmax(torch.stack([gates[m] for m in chosen]), 0)
+            total = sum(gates[m] * f for m, f in zip(chosen, features)) + early_gate * early[-1]
+            mean = sum(w * f for w, f in zip(weights, features)) + early[-1]
+        bottleneck = g.fusion.projection(torch.cat([total, mean], 1))
+        images.append(g.decoder(g.infuser(bottleneck, target[b : b + 1], None), skips))
+        bottlenecks.append(bottleneck)
+    return torch.cat(images), torch.cat(bottlenecks)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("execution", ["separate", "grouped"])
+@pytest.mark.parametrize("name", ["generator-grouped", "generator-separate", "generator-grouped-view"])
+def test_equals_the_published_network(shared, name, execution):
+    tensors = reference(shared, name)
+    config, state = convert_generator(tensors, heads=4)
+    generator = Generator(config, execution).double()
+    generator.load_state_dict(state)
+    with torch.no_grad():
+        image, bottleneck = generator(
+            tensors["input"].double(), tensors["available"].bool(), tensors["target"], tensors["view"]
+        )
+    assert sorted(tensors["available"].sum(1).tolist()) == [1, 2, 2, 3, 3]
+    assert (image - tensors["output"]).abs().amax((1, 2, 3)).max() < 1e-9
+    assert (bottleneck - tensors["bottleneck"]).abs().amax((1, 2, 3)).max() < 1e-9
+
+
+@pytest.mark.parametrize(("view", "parameters"), [(False, 80_039_041), (True, 80_859_521)])
+def test_published_shape_has_the_published_number_of_parameters(view, parameters):
+    with torch.device("meta"):
+        generator = Generator(GeneratorConfig(view_embedding=view))
+    assert sum(p.numel() for p in generator.parameters()) == parameters
+
+
+def test_published_shape_costs_134_gflop_a_slice():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        generator = Generator(GeneratorConfig())
+        inputs = (
+            torch.empty(1, 4, 240, 240),
+            torch.ones(1, 4, dtype=torch.bool),
+            torch.zeros(1, dtype=torch.int64),
+        )
+        with FlopCounterMode(display=False) as counter:
+            image, bottleneck = generator(*inputs)
+    assert image.shape == (1, 1, 240, 240)
+    assert bottleneck.shape == (1, 640, 15, 15)
+    assert counter.get_total_flops() == pytest.approx(134e9, rel=0.01)
+
+
+@pytest.mark.parametrize("convolutions", [1, 2])
+def test_follows_the_description_for_every_availability(convolutions):
+    generator = build_generator(small_config(convolutions_per_block=convolutions), seed=1).double()
+    x, available, target, _ = every_availability()
+    with torch.no_grad():
+        image, bottleneck = generator(x, available, target)
+        expected_image, expected_bottleneck = by_the_description(generator, x, available, target)
+    assert (image - expected_image).abs().max() < 1e-12
+    assert (bottleneck - expected_bottleneck).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("attention", ["described", "published"])
+@pytest.mark.parametrize("view", [False, True])
+def test_grouped_and_separate_execution_agree_in_results_and_gradients(attention, view):
+    x, available, target, views = every_availability()
+    results = []
+    for execution in ("separate", "grouped"):
+        config = small_config(attention=attention, view_embedding=view)
+        generator = build_generator(config, 2, execution).double()
+        image, bottleneck = generator(x, available, target, views)
+        (image.square().sum() + bottleneck.square().sum()).backward()
+        results.append((image, bottleneck, {n: p.grad for n, p in generator.named_parameters()}))
+    (image, bottleneck, gradients), (image2, bottleneck2, gradients2) = results
+    assert (image - image2).abs().max() < 1e-12
+    assert (bottleneck - bottleneck2).abs().max() < 1e-12
+    for name, gradient in gradients.items():
+        scale = 1 + gradient.abs().max()
+        assert (gradient - gradients2[name]).abs().max() / scale < 1e-10, name
+        assert gradient.abs().max() > 0, name
+
+
+def test_a_sample_does_not_depend_on_its_batch_mates():
+    generator = build_generator(small_config(), 3).double()
+    x, available, target, _ = every_availability()
+    with torch.no_grad():
+        together, _ = generator(x, available, target)
+        for b in range(BATCH):
+            one = slice(b, b + 1)
+            alone, _ = generator(x[one], available[one], target[one])
+            assert (together[one] - alone).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("execution", ["separate", "grouped"])
+@pytest.mark.parametrize("subset", SUBSETS, ids=str)
+def test_synthesise_is_forward_for_one_availability(subset, execution):
+    generator = build_generator(small_config(view_embedding=True), 4, execution).double()
+    x = torch.randn(2, 4, 48, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = max(set(range(4)) - set(subset))
+    available = torch.tensor([[m in subset for m in range(4)]] * 2)
+    with torch.no_grad():
+        image = generator.synthesise(x, subset, target, view=1)
+        views, targets = torch.full((2,), 1), torch.full((2,), target)
+        expected, _ = generator(mask_missing(x, available), available, targets, views)
+    assert (image - expected).abs().max() < 1e-12
+
+
+def test_synthesise_does_not_run_the_encoders_of_missing_modalities():
+    """A missing modality's weights are multiplied by nothing: not even NaN in them is noticed."""
+    generator = build_generator(small_config(), 4)
+    x = torch.randn(2, 4, 48, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = generator.synthesise(x, (0, 1, 3), 2)
+        for parameter in (*generator.modality_encoders.parameters(), *generator.modality_gates.parameters()):
+            parameter.unflatten(0, (4, -1))[2].fill_(float("nan"))
+        assert torch.equal(generator.synthesise(x, (0, 1, 3), 2), expected)
+
+
+def test_view_is_used_where_there_is_an_embedding_and_then_needed():
+    x, available, target, _ = every_availability()
+    generator = build_generator(small_config(view_embedding=True), 5).double()
+    axial, sagittal = torch.zeros(BATCH, dtype=torch.int64), torch.ones(BATCH, dtype=torch.int64)
+    with torch.no_grad():
+        images = [generator(x, available, target, view)[0] for view in (axial, sagittal)]
+        assert (images[0] - images[1]).abs().max() > 1e-6
+        with pytest.raises(ValueError, match="view_B"):
+            generator(x, available, target)
+
+
+def test_channels_last_gives_the_same_result_and_stays_channels_last():
+    x, available, target, _ = every_availability()
+    generator = build_generator(small_config(), 6).double()
+    with torch.no_grad():
+        expected, _ = generator(x, available, target)
+        generator = generator.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+        image, bottleneck = generator(x, available, target)
+        stages = generator.encode_modalities(x[:, :, None].unbind(1)).stages
+    assert (image - expected).abs().max() < 1e-12
+    assert all(s.is_contiguous(memory_format=torch.channels_last) for s in (bottleneck, *stages))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_mixing_is_a_sum_of_rows_that_copies_none(layout):
+    rows = torch.randn(5, 6, 4, 4, dtype=torch.float64).contiguous(memory_format=layout)
+    mix = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.float64)
+    mixed = mix_rows(mix, rows)
+    expected = torch.stack([rows[0] + rows[2], rows[4], rows.sum(0)])
+    torch.testing.assert_close(mixed, expected)
+    assert mixed.is_contiguous(memory_format=layout)
+    with torch.profiler.profile() as profile:
+        mix_rows(mix, rows)
+    operations = {event.key for event in profile.key_averages()}
+    assert "aten::mm" in operations
+    assert not operations & {"aten::clone", "aten::copy_", "aten::contiguous"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_finite_and_close(dtype):
+    x, available, target, _ = every_availability()
+    x = x.float()
+    generator = build_generator(small_config(), 7)
+    expected, _ = generator(x, available, target)
+    with torch.autocast("cpu", dtype):
+        image, bottleneck = generator(x, available, target)
+    (image.float().sum() + bottleneck.float().sum()).backward()
+    assert image.dtype == dtype
+    assert (image.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    assert all(torch.isfinite(p.grad).all() for p in generator.parameters())
+
+
+def test_initial_weights_are_a_function_of_configuration_and_seed():
+    def weights(seed: int, execution: str) -> dict[str, Tensor]:
+        return build_generator(small_config(), seed, execution).state_dict()
+
+    torch.manual_seed(1)
+    first = weights(0, "separate")
+    torch.manual_seed(2)
+    second, other = weights(0, "grouped"), weights(1, "separate")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["early_encoder.stem.weight"], other["early_encoder.stem.weight"])
+
+
+def test_default_execution_by_device():
+    assert default_execution(torch.device("cpu")) == "separate"
+
+
+@pytest.mark.slow
+def test_compiles_as_one_graph():
+    x, available, target, views = every_availability()
+    generator = build_generator(small_config(view_embedding=True), 8).double()
+    explanation = torch._dynamo.explain(generator)(x, available, target, views)
+    assert explanation.graph_break_count == 0
+    assert explanation.graph_count == 1

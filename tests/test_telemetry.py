@@ -1,0 +1,105 @@
+"""Metrics survive kills without gaps or repeats; trackers get every step once."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brasyn_dist.config import TelemetryConfig
+from brasyn_dist.telemetry import METRICS, JsonLines, Telemetry, read_lines
+
+
+def test_resume_drops_later_lines_and_a_torn_one(tmp_path: Path):
+    path = tmp_path / "m.jsonl"
+    lines = JsonLines(path)
+    for step in range(1, 6):
+        lines.write({"step": step, "loss": step / 3})
+    lines.close()
+    undisturbed = path.read_bytes()
+    with path.open("a") as file:
+        file.write('{"step": 6, "lo')
+    resumed = JsonLines(path, resumed_step=3)
+    for step in range(4, 6):
+        resumed.write({"step": step, "loss": step / 3})
+    resumed.close()
+    assert path.read_bytes() == undisturbed
+
+
+def test_only_the_main_process_writes(tmp_path: Path):
+    telemetry = Telemetry(TelemetryConfig(), tmp_path, is_main=False, total_steps=3)
+    telemetry.train([{"step": 1, "loss": 1.0}])
+    telemetry.progress(1, {})
+    telemetry.close("finished")
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_and_validation_of_one_step_both_arrive(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    seen: list[tuple[int, dict[str, float]]] = []
+
+    class Recorder:
+        def expect(self, step: int) -> None: ...
+        def scalars(self, step: int, values: Mapping[str, float]) -> None:
+            seen.append((step, dict(values)))
+
+        def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None: ...
+        def close(self, status: str) -> None: ...
+
+    telemetry = Telemetry(TelemetryConfig(), tmp_path, is_main=True, total_steps=2)
+    telemetry._sinks.append(Recorder())
+    telemetry.train([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
+    telemetry.validation({"step": 2, "mae": 0.1})
+    telemetry.progress(2, {"L1": "0.5"})
+    telemetry.close("finished")
+    assert seen == [(1, {"train/loss": 1.0}), (2, {"train/loss": 0.5}), (2, {"validation/mae": 0.1})]
+    assert [line["kind"] for line in read_lines(tmp_path / METRICS)] == ["train", "train", "validation"]
+    assert "step 2/2  L1 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_wandb_offline_continues_one_run_without_doubled_steps(tmp_path: Path):
+    """Two processes' worth of the same run: read back from W&B's own files what was sent."""
+    config = TelemetryConfig(wandb="offline")
+    first = Telemetry(config, tmp_path, True, 6, None, {"seed": 1})
+    first.train([{"step": s, "loss": 1.0 / s} for s in range(1, 5)])
+    first.close("failed")  # killed after step 4; its checkpoint is that of step 2
+    second = Telemetry(config, tmp_path, True, 6, 2, {"seed": 1})
+    second.train([{"step": s, "loss": 1.0 / s} for s in range(3, 7)])
+    second.close("finished")
+    sent, ids = [], set()
+    for file in sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb")):
+        ids.add(file.stem.removeprefix("run-"))
+        sent += steps_in(file)
+    assert sent == [1, 2, 3, 4, 5, 6]
+    assert len(ids) == 1
+    assert json.loads((tmp_path / "wandb.json").read_text())["last_step"] == 6
+
+
+def steps_in(file: Path) -> list[int]:
+    """Optimiser steps of the history records in W&B's transaction log."""
+    from wandb.proto import wandb_internal_pb2
+
+    steps = []
+    for data in records_in(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            if "optimizer_step" in (item.key, *item.nested_key):
+                steps.append(int(json.loads(item.value_json)))
+    return steps
+
+
+def records_in(log: bytes) -> Iterator[bytes]:
+    """Records of a LevelDB log (32 KiB blocks of crc, length, type, data) after W&B's 7-byte head."""
+    position, record = 7, b""
+    while position + 7 <= len(log):
+        length = int.from_bytes(log[position + 4 : position + 6], "little")
+        kind = log[position + 6]  # 1 whole, 2 first, 3 middle, 4 last
+        record += log[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+        left = 32768 - position % 32768
+        position += left if left < 7 else 0
