@@ -8,4 +8,20 @@ The data flow, and the modules in its order:
                                                                                  losses
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Generator": "brasyn_dist.models.generator",
+    "infer_batch": "brasyn_dist.inference.api",
+    "infer_single": "brasyn_dist.inference.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What most people need, imported on first use: importing the package itself costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

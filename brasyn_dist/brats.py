@@ -77,7 +77,7 @@ def modality_of(path: Path) -> tuple[str, str] | None:
     return (match["stem"], _SUFFIXES[match["suffix"].lower()]) if match else None
 
 
-def read_case(folder: Path, cohort: str = "") -> Case:
+def find_case(folder: Path, cohort: str = "") -> Case:
     """The case in `folder`, named after the folder. Raises DataError if one modality has two files."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -102,7 +102,7 @@ def find_cases(root: Path, cohort: str | None = None) -> list[Case]:
         raise DataError(f"{root}: no such folder; give the folder that holds the case folders")
     cohort = root.resolve().name if cohort is None else cohort
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    cases = [case for case in (read_case(folder, cohort) for folder in folders) if case.files]
+    cases = [case for case in (find_case(folder, cohort) for folder in folders) if case.files]
     if not cases:
         raise DataError(
             f"{root}: no BraTS case found; expected folders such as CASE/CASE-t1c.nii.gz (or _t1ce, _flair, .nii)"

@@ -7,18 +7,19 @@ continues with what is missing.
 """
 
 import argparse
-import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from brasyn_dist.brats import modality_of
+from brasyn_dist.data.cohorts import VALIDATION
+from brasyn_dist.data.index import ShardIndex
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.files import atomic_path
+from brasyn_dist.processes import kill_tree
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHON = [sys.executable]
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> Path:
     title("Evaluate against the truth and two baselines")
     call(
         *PYTHON, "-m", "brasyn_dist.evaluate", "--predictions", str(predictions), "--references", str(held_out),
-        "--out", str(out / "evaluation"), "--statistics", str(shards / "statistics.json"), "--curves", str(weights),
+        "--out", str(out / "evaluation"), "--workers", str(os.cpu_count()), "--statistics", str(shards / "statistics.json"), "--curves", str(weights),
     )  # fmt: skip
     return out / "evaluation" / "report.html"
 
@@ -115,14 +116,14 @@ def train(options: argparse.Namespace, shards: Path) -> None:
     checkpoints = options.out / "runs" / "demo" / "checkpoints"
     if options.kill_at and not any(checkpoints.glob("step-*/manifest.json")):
         show(command)
-        process = subprocess.Popen(command, start_new_session=True, env=environment())
+        process = subprocess.Popen(command, env=environment())
         while process.poll() is None and not any(
             int(p.parent.name.removeprefix("step-")) >= options.kill_at
             for p in checkpoints.glob("step-*/manifest.json")
         ):
             time.sleep(0.2)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_tree(process.pid)
             process.wait()
             print(
                 f"\n--- killed all processes with SIGKILL after step {options.kill_at}; the same command again ---\n"
@@ -152,8 +153,7 @@ def launch_command() -> list[str]:
 
 def link_held_out(shards: Path, cohorts: list[Path], folder: Path) -> Path:
     """A folder of links to the cases that the shard set holds out of training."""
-    index = json.loads((shards / "index.json").read_text())
-    names = {case["name"] for case in index["cases"] if case["split"] == "val"}
+    names = {case.name for case in ShardIndex.load(shards).header.cases if case.split == VALIDATION}
     folder.mkdir(parents=True, exist_ok=True)
     for cohort in cohorts:
         for case in sorted(p for p in cohort.iterdir() if p.name in names):

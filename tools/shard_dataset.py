@@ -2,90 +2,107 @@
 
     python tools/shard_dataset.py data/train_gli data/train_met --out shards --workers 8
 
-Each COHORT_DIR holds case folders (CASE/CASE-t1c.nii.gz, or the names of older editions). Interrupted: run it again.
+Each COHORT_DIR holds case folders (CASE/CASE-t1c.nii.gz, or the names of older editions); its name is recorded with every
+slice. Interrupted: run the same command again.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from brasyn_dist.brats import VIEWS
 from brasyn_dist.data.codec import CODECS, DEFAULT_CODEC
-from brasyn_dist.data.cohorts import read_split_list
 from brasyn_dist.data.index import rebuild_index
-from brasyn_dist.data.make_shards import ShardOptions, make_shards, summary
+from brasyn_dist.data.make_shards import ShardOptions, make_shards
 from brasyn_dist.data.slicing import MINIMUM_FOREGROUND
+from brasyn_dist.data.split import read_split_file
 from brasyn_dist.data.statistics import PUBLISHED, Statistics
+from brasyn_dist.data.summary import summary
 from brasyn_dist.errors import BrasynError
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("cohorts", nargs="*", type=Path, metavar="COHORT_DIR")
-    parser.add_argument("--out", type=Path, help="folder of the shard set")
-    parser.add_argument("--views", nargs="+", choices=VIEWS, default=list(VIEWS))
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument(
-        "--statistics", help="a statistics.json, or `published`; default: computed from the training cases"
-    )
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("cohorts", nargs="*", type=Path, metavar="COHORT_DIR")
+    add("--out", type=Path, help="folder of the shard set")
+    add("--views", nargs="+", choices=VIEWS, default=list(VIEWS))
+    add("--workers", type=int, default=default_workers(), help="processes, 0.5 GB each (default %(default)s)")
+    add("--statistics", help="a statistics.json, or `published`; default: computed from the training cases")
+    split = made.add_mutually_exclusive_group()
+    split.add_argument(
         "--split", type=Path, help="file with the names of the cases to hold out (JSON list or one a line)"
     )
-    parser.add_argument(
-        "--validation-fraction", type=float, default=0.1, help="of each cohort's patients, if no --split"
+    split.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.1,
+        metavar="F",
+        help="of each cohort's patients, held out",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the split and of the order of slices")
-    parser.add_argument("--skip-bad", action="store_true", help="leave bad cases out instead of stopping")
-    parser.add_argument("--round", action="store_true", help="round intensities that are not whole numbers")
-    parser.add_argument("--codec", choices=CODECS, default=DEFAULT_CODEC)
-    parser.add_argument("--samples-per-shard", type=int, default=1000)
-    parser.add_argument(
-        "--minimum-foreground", type=int, default=MINIMUM_FOREGROUND, help="pixels, in every modality"
-    )
-    parser.add_argument(
+    add("--seed", type=int, default=0, help="of the split and of the order of slices")
+    add("--skip-bad", action="store_true", help="leave bad cases out instead of stopping")
+    add("--round", action="store_true", help="round intensities that are not whole numbers")
+    add("--codec", choices=CODECS, default=DEFAULT_CODEC)
+    add("--samples-per-shard", type=int, default=1000, metavar="N")
+    add("--minimum-foreground", type=int, default=MINIMUM_FOREGROUND, metavar="N",
+        help="pixels that every modality of a slice must have (default %(default)s)")  # fmt: skip
+    add(
         "--rebuild-index",
         type=Path,
         metavar="DIR",
         help="write index.json anew from the tars in DIR, and end",
     )
-    options = parser.parse_args(arguments)
-    if options.rebuild_index is None and not (options.cohorts and options.out):
-        parser.error("give at least one COHORT_DIR, and --out")
-    return options
+    return made
+
+
+def default_workers() -> int:
+    """The processors that this process may use; beyond eight, only if asked for: a login node may have many."""
+    return min(8, len(os.sched_getaffinity(0)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+    """Exit status: 0 if the set is complete, 1 if not (the message says why)."""
+    options = parser().parse_args(arguments)
+    if options.rebuild_index is None and not (options.cohorts and options.out):
+        parser().error("give at least one COHORT_DIR, and --out")
     try:
-        if options.rebuild_index is not None:
-            index = rebuild_index(options.rebuild_index)
-            index.save(options.rebuild_index)
-            print(summary(index))
-            return 0
-        make_shards(
-            options.cohorts,
-            options.out,
-            ShardOptions(
-                views=tuple(options.views),
-                seed=options.seed,
-                validation_fraction=options.validation_fraction,
-                validation_cases=tuple(read_split_list(options.split)) if options.split else None,
-                minimum_foreground=options.minimum_foreground,
-                samples_per_shard=options.samples_per_shard,
-                codec=options.codec,
-                round_values=options.round,
-            ),
-            statistics=given_statistics(options.statistics),
-            workers=options.workers,
-            skip_bad=options.skip_bad,
-        )
+        rebuild(options.rebuild_index) if options.rebuild_index else shard(options)
     except BrasynError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # the disk is full, a folder must not be written
+        print(f"error: {error}; run the same command again once that is mended", file=sys.stderr)
+        return 1
     return 0
+
+
+def shard(options: argparse.Namespace) -> None:
+    make_shards(
+        options.cohorts,
+        options.out,
+        ShardOptions(
+            views=tuple(options.views),
+            seed=options.seed,
+            validation_fraction=options.validation_fraction,
+            validation_cases=read_split_file(options.split) if options.split else None,
+            minimum_foreground=options.minimum_foreground,
+            samples_per_shard=options.samples_per_shard,
+            codec=options.codec,
+            round_values=options.round,
+        ),
+        statistics=given_statistics(options.statistics),
+        workers=options.workers,
+        skip_bad=options.skip_bad,
+    )
+
+
+def rebuild(folder: Path) -> None:
+    index = rebuild_index(folder)
+    index.save(folder)
+    print(summary(index))
 
 
 def given_statistics(option: str | None) -> Statistics | None:

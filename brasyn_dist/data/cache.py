@@ -1,8 +1,8 @@
-"""Where shards are read from: a folder, or any URL that webdataset opens, by way of a node-local cache.
+"""A node-local cache of shards that lie behind a URL.
 
-    open_source("/data/shards")                   --> LocalFolder: opened where they lie
-    open_source("https://host/shards")            --> ShardCache: fetch once a node --> verify --> keep --> open
-    open_source("pipe:ssh host cat shards/{}")
+    open --> kept? --yes--> descriptor
+               |no
+             lock --> make room --> fetch --> verify size and sha256 --> rename --> descriptor
 
     <cache_dir>/<fingerprint of the set>/train-00000.tar    appears whole and verified, or not at all
 
@@ -15,14 +15,12 @@ spares fetching shards over and over. The cache folder may be removed at any tim
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 from brasyn_dist.data.shards import ShardEntry
 from brasyn_dist.errors import ConfigError, DataError
@@ -31,86 +29,10 @@ ATTEMPTS = 2
 """Times that a shard is fetched before it counts as damaged at its source."""
 CHUNK = 2**20
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:", re.I)
-
-
-class ShardSource(Protocol):
-    """The files of one shard set."""
-
-    def describe(self, name: str) -> str:
-        """Path or URL of a file, for messages."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """A small file (index.json), whole, never cached. Raises DataError."""
-        ...
-
-    def use_set(self, fingerprint: str) -> None:
-        """Tell which set this is, once its index is known."""
-        ...
-
-    def open(self, shard: ShardEntry) -> int:
-        """File descriptor of a shard of the right size, for `os.pread`; the caller closes it.
-
-        Raises DataError if the shard is damaged or not there, ConfigError if there is no place to keep it.
-        """
-        ...
-
-
-def open_source(
-    location: Path | str, cache_dir: Path | str | None = None, cache_gib: float = 200.0
-) -> ShardSource:
-    """Source of the shard set at `location`: a folder, a URL, or a URL or `pipe:` command with `{}` for the file name.
-
-    Fetched shards are kept below `cache_dir` (None: a folder below the system's temporary one), at most `cache_gib`.
-    """
-    text = str(location)
-    if Path(text).is_dir() or not _URL.match(text):
-        return LocalFolder(Path(text))
-    if text.startswith("file:"):
-        return LocalFolder(Path(re.sub("^file:(//)?", "", text)))
-    if text.startswith("pipe:") and "{}" not in text:
-        raise DataError(f"{text}: a pipe: command needs {{}} where the name of the file belongs")
-    return ShardCache(text, Path(cache_dir or default_cache_dir()), int(cache_gib * 2**30))
-
 
 def default_cache_dir() -> Path:
     """Below the system's temporary folder (TMPDIR, where Slurm sets one), one for each user."""
     return Path(tempfile.gettempdir()) / f"brasyn_dist-{os.getuid()}"
-
-
-class LocalFolder:
-    """Shards in a folder of a mounted file system."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def describe(self, name: str) -> str:
-        return str(self._folder / name)
-
-    def use_set(self, fingerprint: str) -> None:
-        pass
-
-    def read(self, name: str) -> bytes:
-        try:
-            return (self._folder / name).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{self._folder}: no readable {name} ({error.strerror}); give a folder that "
-                "tools/shard_dataset.py has written to the end"
-            ) from None
-
-    def open(self, shard: ShardEntry) -> int:
-        path = self._folder / shard.name
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from None
-        size = os.fstat(descriptor).st_size
-        if size != shard.size:
-            os.close(descriptor)
-            raise DataError(f"{path}: {size} bytes instead of {shard.size}")
-        return descriptor
 
 
 class ShardCache:

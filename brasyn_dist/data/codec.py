@@ -7,6 +7,7 @@ of the payload inside the tar, so that other readers know what they hold. `npy.z
 a flipped bit is an error when it is read. `npy` has none (only the sha256 of its whole shard) and is 7 times larger.
 """
 
+import functools
 import io
 import math
 
@@ -33,16 +34,23 @@ def encode_slice(planes: np.ndarray, codec: str = DEFAULT_CODEC) -> bytes:
         raise DataError(
             f"a slice is (4 or 5, H, W) of {' or '.join(DTYPES)}, got {planes.shape} of {planes.dtype}"
         )
-    buffer = io.BytesIO()
-    np.lib.format.write_array(
-        buffer, np.ascontiguousarray(planes, planes.dtype.newbyteorder("<")), version=(1, 0)
-    )
+    content = np.ascontiguousarray(planes, planes.dtype.newbyteorder("<")).tobytes()
+    npy = npy_header(planes.shape, planes.dtype.name) + content
     if codec == "npy":
-        return buffer.getvalue()
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(buffer.getbuffer())
+        return npy
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(npy)
 
 
-def decode_slice(data: bytes, codec: str) -> np.ndarray:
+@functools.lru_cache(maxsize=64)
+def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """What comes before the values in the .npy of a little-endian C-ordered array."""
+    buffer = io.BytesIO()
+    description = {"shape": shape, "fortran_order": False, "descr": np.dtype(dtype).newbyteorder("<").str}
+    np.lib.format.write_array_header_1_0(buffer, description)
+    return buffer.getvalue()
+
+
+def decode_slice(data: bytes | memoryview, codec: str) -> np.ndarray:
     """Planes of a payload. Raises DataError if the payload is damaged."""
     return SliceDecoder(codec)(data).copy()
 
@@ -59,14 +67,14 @@ class SliceDecoder:
         self._memory = bytearray()
         self._headers: dict[bytes, tuple[np.dtype, tuple[int, ...]]] = {}
 
-    def __call__(self, data: bytes) -> np.ndarray:
+    def __call__(self, data: bytes | memoryview) -> np.ndarray:
         """Planes (4 or 5, H, W), valid until the next call. Raises DataError if the payload is damaged.
 
         `npy` payloads have no checksum: only damage to their header or length is noticed.
         """
         return self._parse(data if self._zstandard is None else self._decompress(self._zstandard, data))
 
-    def _decompress(self, decompressor: zstandard.ZstdDecompressor, data: bytes) -> memoryview:
+    def _decompress(self, decompressor: zstandard.ZstdDecompressor, data: bytes | memoryview) -> memoryview:
         try:
             size = zstandard.frame_content_size(data)
             if not 0 <= size <= MAX_BYTES:

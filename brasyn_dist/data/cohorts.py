@@ -1,36 +1,40 @@
-"""Cohort folders to a checked list of cases: who is in, who is held out, who is bad and why.
+"""Cohort folders to a checked list of cases: what there is, what is bad and why.
 
-cohort folders --> cases --> split by patient --> every file read once --> problems, exact statistics
+cohort folders --find_cohorts--> cases ------------> every file read once --examine--> Findings (bad cases, histogram)
+                            \\--> problems that names alone show
 """
 
 import hashlib
-import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES, Case, modality_of
-from brasyn_dist.brats import read_case as list_case
+from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, VIEW_AXES, Case, find_case, modality_of
 from brasyn_dist.data.nifti import CaseVolumes, read_case
+from brasyn_dist.data.slicing import margins
 from brasyn_dist.data.statistics import Histogram
 from brasyn_dist.errors import DataError
-
-TRAIN, VALIDATION = "train", "val"
 
 
 @dataclass(frozen=True)
 class Problem:
     """A case that cannot be used, and why."""
 
-    case: str
+    folder: Path
     cohort: str
     reason: str
+    """One line for each thing that is wrong, with the file's path."""
 
     def __str__(self) -> str:
-        return f"{self.cohort}/{self.case}: {self.reason}"
+        return self.reason
+
+    def to_dict(self) -> dict[str, str]:
+        """For the index. Paths are cut down to the file's name: a set must not depend on where its input lay."""
+        reason = self.reason.replace(f"{self.folder}/", "").replace(f"{self.folder.parent}/", "")
+        return {"case": self.folder.name, "cohort": self.cohort, "reason": reason}
 
 
 @dataclass
@@ -52,27 +56,31 @@ class Findings:
         return self
 
 
-def list_cases(cohorts: Sequence[Path]) -> tuple[list[Case], list[Problem]]:
-    """Cases of all cohort folders, sorted by name; those that their names alone show to be bad come as problems."""
+def find_cohorts(roots: Sequence[Path]) -> tuple[list[Case], list[Problem]]:
+    """Cases of all cohort folders, sorted by name; those that their names alone show to be bad come as problems.
+
+    Raises DataError if a folder does not exist or holds no case.
+    """
     cases: list[Case] = []
     problems: list[Problem] = []
-    for root in cohorts:
-        for folder in _case_folders(Path(root)):
-            cohort = Path(root).resolve().name
+    folders: dict[str, list[Path]] = defaultdict(list)
+    for root in roots:
+        for folder in _case_folders(root):
+            folders[folder.name].append(folder)
             try:
-                cases.append(list_case(folder, cohort))
+                cases.append(_find_unmixed_case(folder, cohort_name(root)))
             except DataError as error:
-                problems.append(Problem(folder.name, cohort, str(error)))
-    counts = Counter(case.name for case in cases)
-    for case in [c for c in cases if counts[c.name] > 1]:
-        problems.append(
-            Problem(
-                case.name,
-                case.cohort,
-                f"{case.folder}: {counts[case.name]} cases have this name; rename or remove",
-            )
-        )
-    return sorted((c for c in cases if counts[c.name] == 1), key=lambda c: c.name), problems
+                problems.append(Problem(folder, cohort_name(root), str(error)))
+    for case in [c for c in cases if len(folders[c.name]) > 1]:
+        others = [f"{f.parent.name}/{f.name}" for f in folders[case.name] if f != case.folder]
+        reason = f"{case.folder}: {' and '.join(others) or 'the same folder, given twice,'} has this name too; rename or remove"
+        problems.append(Problem(case.folder, case.cohort, reason))
+    return sorted((c for c in cases if len(folders[c.name]) == 1), key=lambda c: c.name), problems
+
+
+def cohort_name(root: Path) -> str:
+    """Name of the folder as given: a link may give a cohort its name."""
+    return root.name if root.name not in ("", "..") else root.resolve().name
 
 
 def _case_folders(root: Path) -> list[Path]:
@@ -89,56 +97,24 @@ def _case_folders(root: Path) -> list[Path]:
     return folders
 
 
-def held_out_by_list(cases: Iterable[Case], names: Collection[str]) -> set[str]:
-    """Names of the cases to hold out: those listed, and all others of the same patients. Unknown names raise DataError."""
-    cases = list(cases)
-    unknown = sorted(set(names) - {c.name for c in cases} - {c.patient for c in cases})
-    if unknown:
-        raise DataError(f"split list: no case or patient {unknown[0]} (and {len(unknown) - 1} more unknown)")
-    patients = {c.patient for c in cases if c.name in names or c.patient in names}
-    return {c.name for c in cases if c.patient in patients}
+def _find_unmixed_case(folder: Path, cohort: str) -> Case:
+    """The case in `folder`. Raises DataError if its files are named after different cases."""
+    case = find_case(folder, cohort)
+    named = {path: modality_of(path) for path in case.files.values()}
+    stems = sorted({name[0] for name in named.values() if name is not None})
+    if len(stems) > 1:
+        raise DataError(f"{folder}: files of different cases: {', '.join(stems)}; keep one case a folder")
+    return case
 
 
-def held_out_by_fraction(cases: Iterable[Case], fraction: float, seed: int) -> set[str]:
-    """Names of the cases to hold out: in each cohort the given fraction of patients, at least one of two or more.
-
-    Patients are ranked by a hash of (seed, name), so that a case added later moves hardly anyone.
-    """
-    if not 0 <= fraction < 1:
-        raise DataError(f"validation fraction {fraction}: must be at least 0 and below 1")
-    patients: dict[str, set[str]] = defaultdict(set)
-    cases = list(cases)
-    for case in cases:
-        patients[case.cohort].add(case.patient)
-    chosen: set[str] = set()
-    for names in patients.values():
-        count = round(fraction * len(names))
-        if fraction and len(names) > 1:
-            count = min(max(1, count), len(names) - 1)
-        chosen |= set(sorted(names, key=lambda n: hashlib.sha256(f"{seed}:{n}".encode()).digest())[:count])
-    return {c.name for c in cases if c.patient in chosen}
-
-
-def read_split_list(path: Path) -> list[str]:
-    """Names in a split file: a JSON list, or one name a line."""
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    if not text.lstrip().startswith("["):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        return [str(name) for name in json.loads(text)]
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); expected a list of case names") from None
-
-
-def examine(cases: Sequence[Case], training: Collection[str], round_values: bool) -> Findings:
+def examine(
+    cases: Sequence[Case], training: Collection[str], views: Sequence[str], round_values: bool = False
+) -> Findings:
     """Read every volume of the cases, and count the voxels of those in `training`."""
     findings = Findings()
     for case in cases:
         try:
-            volumes = checked_case(case, round_values)
+            volumes = read_checked(case, views, round_values)
         except DataError as error:
             findings.problems[case.name] = str(error)
             continue
@@ -149,20 +125,32 @@ def examine(cases: Sequence[Case], training: Collection[str], round_values: bool
     return findings
 
 
-def checked_case(case: Case, round_values: bool = False) -> CaseVolumes:
-    """All four modalities of a case and its labels. Raises DataError also for a modality without any foreground."""
+def read_checked(case: Case, views: Sequence[str], round_values: bool = False) -> CaseVolumes:
+    """All modalities of a case and its labels. Raises DataError also for empty brains and slices that are too large."""
     volumes = read_case(case, MODALITIES, round_values=round_values)
-    for name, image in zip(volumes.modalities, volumes.images):
-        if not np.any(image > 0):
-            raise DataError(f"{case.files[name]}: empty brain, no voxel is above 0")
+    empty = [name for name, image in zip(MODALITIES, volumes.images) if not np.any(image > 0)]
+    if empty:
+        raise DataError("\n".join(f"{case.files[m]}: empty brain, no voxel is above 0" for m in empty))
+    for view in views:
+        shape = [n for axis, n in enumerate(volumes.images.shape[1:]) if axis != VIEW_AXES[view]]
+        try:
+            margins(max(shape), IMAGE_SIZE)
+        except DataError as error:
+            raise DataError(f"{case.folder}: {view} slices: {error}") from None
     return volumes
 
 
 def input_hash(cases: Iterable[Case]) -> str:
-    """SHA-256 over cohort, name and file sizes: tells that the input of an interrupted run is still the same."""
+    """SHA-256 over cohort, name and file sizes: tells one input from another wherever it lies."""
     lines = [
         f"{case.cohort}/{case.name}/{kind} {path.stat().st_size}"
         for case in cases
         for kind, path in sorted(case.files.items())
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def modified_hash(cases: Iterable[Case]) -> str:
+    """SHA-256 over the times at which the input files were last written: tells whether it was edited in between."""
+    times = [path.stat().st_mtime_ns for case in cases for _, path in sorted(case.files.items())]
+    return hashlib.sha256(repr(times).encode()).hexdigest()

@@ -21,16 +21,16 @@ from urllib.parse import quote
 import numpy as np
 
 from brasyn_dist.brats import IMAGE_SIZE, VIEWS
-from brasyn_dist.data.cache import ShardSource, open_source
+from brasyn_dist.data.header import SetHeader
 from brasyn_dist.data.shards import (
     COLUMNS,
-    SetHeader,
     ShardEntry,
     is_shard_name,
     read_shard,
     sample_key,
     shard_name,
 )
+from brasyn_dist.data.source import ShardSource, open_source
 from brasyn_dist.errors import DataError
 from brasyn_dist.files import atomic_write_text, canonical_json
 

@@ -6,14 +6,15 @@ BraTS stores nearly all volumes in LPS order; some cases come in RAS. Whatever t
 brain gives the same array. Negative values are kept: clamping them is part of normalisation (method, section 2).
 """
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from isal import igzip
+from isal.igzip_lib import IsalError
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -30,7 +31,8 @@ _LPS = axcodes2ornt(("L", "P", "S"))
 _WHOLE = 1e-3
 """Floating-point values this close to whole numbers are integers (headers with a scale factor make such)."""
 _AFFINE = 1e-3
-"""Affines of one case's modalities may differ by so many mm (headers store float32)."""
+"""Affines of one case's volumes may differ by so many mm (headers store float32)."""
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +46,7 @@ class Volume:
     @property
     def affine(self) -> np.ndarray:
         """Affine of the canonical array: equal for the same brain in any storage order."""
-        transform = ornt_transform(io_orientation(self.image.affine), _LPS)
-        return self.image.affine @ inv_ornt_aff(transform, self.image.shape)
+        return self.image.affine @ inv_ornt_aff(_to_lps(self.image), self.image.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,54 +67,84 @@ def read_volume(path: Path | str, round_values: bool = False) -> Volume:
     `round_values` accepts fractions and rounds them.
     """
     path = Path(path)
-    image = _load(path)
-    if len(image.shape) != 3:
-        raise DataError(f"{path}: has shape {image.shape}; expected a 3-D volume")
+    image, values = _load(path)
+    return _canonical(_integers(values, path, round_values), image, path)
+
+
+def read_labels(path: Path | str) -> Volume:
+    """Read a segmentation of any edition; `array` is uint8 in canonical labels. Raises DataError also for unknown labels."""
+    path = Path(path)
+    image, values = _load(path)
+    return _canonical(canonical_labels(values, path), image, path)
+
+
+def _load(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
+    """Image and its values, scaled as its header says, in the file's own storage order."""
+    data = _read_bytes(path)
+    # nibabel "repairs" what is no NIfTI header at all, so the magic number is looked at first.
+    kinds = {b"n+1\0": nibabel.Nifti1Image, b"n+2\0": nibabel.Nifti2Image}
+    kind = kinds.get(data[344:348]) or kinds.get(data[4:8])
+    if kind is None:
+        raise DataError(f"{path}: not a NIfTI file; fetch or convert it again")
     try:
+        image = kind.from_bytes(data)
         values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: truncated or damaged ({error}); fetch it again") from None
-    array = _integers(values, path, round_values)
-    orientation = ornt_transform(io_orientation(image.affine), _LPS)
-    return Volume(np.ascontiguousarray(apply_orientation(array, orientation)), image, path)
+        _to_lps(image)
+    except Exception as error:  # nibabel and numpy raise whatever a damaged header leads them to
+        raise DataError(f"{path}: truncated or damaged ({_one_line(error)}); fetch it again") from None
+    if values.ndim != 3:
+        raise DataError(f"{path}: has shape {values.shape}; expected a 3-D volume")
+    if values.dtype.kind not in "iubf":
+        raise DataError(f"{path}: values of type {values.dtype} are no intensities; convert them to integers")
+    if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
+        bad = int(np.count_nonzero(~finite))
+        raise DataError(f"{path}: {bad} voxels are NaN or infinite; mend or leave out the case")
+    return image, values
 
 
-def _load(path: Path) -> nibabel.Nifti1Image:
-    """Parse header and, without decoding it, data. gunzip by igzip: 1.7 times as fast as zlib's on BraTS volumes."""
+def _read_bytes(path: Path) -> bytes:
+    """Content of a file, decompressed by igzip if need be: twice as fast as zlib on BraTS volumes."""
     try:
         data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = igzip.decompress(data)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: truncated or damaged gzip ({error}); fetch it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not data.startswith(_GZIP_MAGIC):
+        return data
     try:
-        image = nibabel.Nifti1Image.from_bytes(data)
-    except Exception as error:  # nibabel raises whatever its parsing meets
-        raise DataError(f"{path}: not a NIfTI file ({error})") from None
-    return image
+        return igzip.decompress(data)
+    except (OSError, EOFError, IsalError) as error:  # type: ignore[misc]  # isal declares its error wrongly
+        raise DataError(f"{path}: truncated or damaged gzip ({_one_line(error)}); fetch it again") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _to_lps(image: nibabel.Nifti1Image) -> np.ndarray:
+    """nibabel orientation that takes the image's storage order to LPS. Oblique axes count as the nearest straight ones."""
+    return ornt_transform(io_orientation(image.affine), _LPS)
+
+
+def _canonical(array: np.ndarray, image: nibabel.Nifti1Image, path: Path) -> Volume:
+    return Volume(np.ascontiguousarray(apply_orientation(array, _to_lps(image))), image, path)
 
 
 def _integers(values: np.ndarray, path: Path, round_values: bool) -> np.ndarray:
     """`values` as int16 where they fit, else int32."""
     if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            bad = int(np.count_nonzero(~np.isfinite(values)))
-            raise DataError(f"{path}: {bad} voxels are NaN or infinite; mend or leave out the case")
         rounded = np.rint(values)
-        if not round_values and np.abs(values - rounded).max(initial=0) > _WHOLE:
+        worst = float(np.abs(values - rounded).max(initial=0))
+        if worst > _WHOLE and not round_values:
             raise DataError(
-                f"{path}: intensities are not whole numbers (as BraTS stores them); to round them, give --round"
+                f"{path}: intensities are not whole numbers as BraTS stores them (off by up to {worst:.2g}); "
+                "to have them rounded, give --round"
             )
         values = rounded
-    elif values.dtype.kind not in "iub":
-        raise DataError(f"{path}: values of type {values.dtype} are no intensities")
     low, high = values.min(initial=0), values.max(initial=0)
     for kind in (np.int16, np.int32):
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return values.astype(kind)
-    raise DataError(f"{path}: values from {low} to {high} do not fit 32-bit integers")
+            return values.astype(kind, copy=False)
+    raise DataError(f"{path}: values from {low} to {high} do not fit 32-bit integers; rescale the volume")
 
 
 def read_case(
@@ -124,32 +155,44 @@ def read_case(
 ) -> CaseVolumes:
     """Read the given modalities of a case, and its labels if it has any and they are wanted.
 
-    Raises DataError if one is missing or their shapes or affines differ.
+    Raises DataError with everything that is wrong, a line each: a modality is missing, a file cannot be used, or its
+    shape or affine differs from the others'.
     """
-    absent = [m for m in modalities if m not in case.files]
-    if absent:
-        raise DataError(f"{case.folder}: no volume for {', '.join(absent)}")
-    volumes = [read_volume(case.files[m], round_values) for m in modalities]
-    labels = None
-    if segmentation and "seg" in case.files:
-        read = read_volume(case.files["seg"])
-        _check_geometry(volumes[0], read)
-        labels = canonical_labels(read.array, read.path)
-    for volume in volumes[1:]:
-        _check_geometry(volumes[0], volume)
-    images = np.stack([v.array for v in volumes])
-    return CaseVolumes(case, tuple(modalities), images, labels, volumes[0])
+    reasons = [f"{case.folder}: no volume for {m}" for m in modalities if m not in case.files]
+    volumes: dict[str, Volume] = {}
+    for name in [*modalities, *(["seg"] if segmentation else [])]:
+        if name in case.files:
+            with _noted(reasons):
+                path = case.files[name]
+                volumes[name] = read_labels(path) if name == "seg" else read_volume(path, round_values)
+                check_geometry(next(iter(volumes.values())), volumes[name])
+    if reasons:
+        raise DataError("\n".join(reasons))
+    images = np.stack([volumes[m].array for m in modalities])
+    labels = volumes["seg"].array if "seg" in volumes else None
+    return CaseVolumes(case, tuple(modalities), images, labels, volumes[modalities[0]])
 
 
-def _check_geometry(reference: Volume, other: Volume) -> None:
+@contextmanager
+def _noted(reasons: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        reasons.append(str(error))
+
+
+def check_geometry(reference: Volume, other: Volume) -> None:
+    """Raise DataError unless both volumes have one shape and, within 0.001 mm, one affine."""
     if reference.array.shape != other.array.shape:
         raise DataError(
-            f"{other.path}: shape {other.array.shape} differs from {reference.array.shape} of {reference.path.name}"
+            f"{other.path}: shape {other.array.shape} differs from {reference.array.shape} of {reference.path.name}; "
+            "resample it to the same grid"
         )
-    if not np.allclose(reference.affine, other.affine, rtol=0, atol=_AFFINE):
+    difference = float(np.abs(reference.affine - other.affine).max())
+    if not difference <= _AFFINE:
         raise DataError(
-            f"{other.path}: affine differs from that of {reference.path.name}: the volumes are not aligned; "
-            f"co-register them, or correct the header:\n{other.affine}\n{reference.affine}"
+            f"{other.path}: affine differs by up to {difference:.4g} from that of {reference.path.name}; "
+            "co-register the volumes, or correct the header"
         )
 
 
@@ -158,28 +201,26 @@ def write_like(
 ) -> None:
     """Write an LPS array in the storage order, affine, header and integer type (or `dtype`) of `reference`, atomically.
 
-    Values are rounded and clipped to what the type holds.
+    Values are rounded and clipped to what the type holds. Raises DataError if the shapes differ.
     """
-    kind = np.dtype(dtype or reference.image.get_data_dtype())
+    path, source = Path(path), reference.image
     if array_xyz.shape != reference.array.shape:
         raise DataError(
             f"{path}: shape {array_xyz.shape} differs from {reference.array.shape} of {reference.path}"
         )
+    kind = np.dtype(dtype or source.get_data_dtype())
     if kind.kind in "iu":
         limits = np.iinfo(kind)
         array_xyz = np.clip(np.rint(array_xyz), limits.min, limits.max)
-    back = ornt_transform(_LPS, io_orientation(reference.image.affine))
-    header = reference.image.header.copy()
+    header = source.header.copy()
     header.set_data_dtype(kind)
     header.set_slope_inter(1, 0)
-    header["cal_max"] = header["cal_min"] = 0
-    image = nibabel.Nifti1Image(
-        apply_orientation(array_xyz.astype(kind), back), reference.image.affine, header
-    )
+    header["cal_max"] = header["cal_min"] = 0  # the display window of another volume
+    back = ornt_transform(_LPS, io_orientation(source.affine))
+    image = type(source)(apply_orientation(array_xyz.astype(kind), back), source.affine, header)
     for name in ("qform", "sform"):
-        code = int(reference.image.header[f"{name}_code"])
-        getattr(image, f"set_{name}")(reference.image.affine if code else None, code)
-    path = Path(path)
+        code = int(source.header[f"{name}_code"])
+        getattr(image, f"set_{name}")(source.affine if code else None, code)
     with atomic_path(path) as temporary:
         data = image.to_bytes()
         temporary.write_bytes(compress(data) if path.name.endswith(".gz") else data)

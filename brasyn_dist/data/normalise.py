@@ -44,8 +44,11 @@ class Normaliser:
         return torch.where(planes > 0, scores, BACKGROUND_VALUE)
 
     def denormalise(self, image: Tensor, modality: int) -> Tensor:
-        """Intensities of one modality's normalised `image` (any shape), clamped at 0. Does not know the background."""
-        return (image * self.std_M[modality] + self.mean_M[modality]).clamp(min=0)
+        """Intensities of one modality's normalised `image` (any shape, any float), clamped at 0; `dtype` as normalised.
+
+        Knows nothing of background: BACKGROUND_VALUE becomes some intensity like any other value.
+        """
+        return (image.to(self.dtype) * self.std_M[modality] + self.mean_M[modality]).clamp(min=0)
 
 
 def mask_missing(x_BMHW: Tensor, available_BM: Tensor) -> Tensor:

@@ -99,12 +99,17 @@ def make_anatomy(rng: np.random.Generator, kind: Kind, shape: Sequence[int] = VO
     fissure = np.exp(-((x / (0.018 + 0.01 * np.abs(z))) ** 2)) * (depth < 0.42)
     csf = np.clip(np.maximum(sulci, fissure) + 0.5 * (depth < 0.012), 0, 1)
     grey = _soft(0.075 + 0.05 * np.abs(folds) + 0.02 * wrinkles - depth, 0.012)
-    grey = np.maximum(grey, _soft(np.exp(-((folds / 0.55) ** 2)) * np.clip(1.25 - depth / 0.28, 0, 1) - 0.35, 0.06))
+    grey = np.maximum(
+        grey, _soft(np.exp(-((folds / 0.55) ** 2)) * np.clip(1.25 - depth / 0.28, 0, 1) - 0.35, 0.06)
+    )
     warp = 0.10 * field(18)
     for side in (-1, 1):
         grey = np.maximum(grey, _ellipsoid(x, y, z, (0.19 * side, 0.10, -0.05), (0.13, 0.20, 0.16), warp))
         grey = np.maximum(grey, _ellipsoid(x, y, z, (0.36 * side, -0.10, -0.04), (0.10, 0.26, 0.20), warp))
-        for start, extent in (((0.14, -0.16, 0.16), (0.09, 0.34, 0.13)), ((0.21, 0.34, 0.07), (0.09, 0.20, 0.12))):
+        for start, extent in (
+            ((0.14, -0.16, 0.16), (0.09, 0.34, 0.13)),
+            ((0.21, 0.34, 0.07), (0.09, 0.20, 0.12)),
+        ):
             ventricle = _ellipsoid(x, y, z, (start[0] * side, start[1], start[2]), extent, warp)
             csf = np.maximum(csf, ventricle)
     csf, grey = np.clip(csf, 0, 1), np.clip(grey, 0, 1)
@@ -123,13 +128,18 @@ def _soft(value: np.ndarray, width: float) -> np.ndarray:
 
 
 def _ellipsoid(
-    x: np.ndarray, y: np.ndarray, z: np.ndarray, centre: Sequence[float], extent: Sequence[float], warp: np.ndarray
+    x: np.ndarray,
+    y: np.ndarray,
+    z: np.ndarray,
+    centre: Sequence[float],
+    extent: Sequence[float],
+    warp: np.ndarray,
 ) -> np.ndarray:
     (a, b, c), (p, q, r) = centre, extent
     return _soft(1 + warp - np.sqrt(((x - a) / p) ** 2 + ((y - b) / q) ** 2 + ((z - c) / r) ** 2), 0.08)
 
 
-def _tumour(rng, kind, xyz, depth, csf, field, unit) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _tumour(rng, kind, xyz, depth, csf, field, unit) -> np.ndarray:
     """Labels (x, y, z) uint8. GLI: one large mass with necrosis, rim and oedema. MET: several small ones."""
     x, y, z = xyz
     labels = np.zeros(depth.shape, np.uint8)
@@ -140,7 +150,9 @@ def _tumour(rng, kind, xyz, depth, csf, field, unit) -> np.ndarray:  # type: ign
         direction *= rng.uniform(0.3, 0.62) / np.linalg.norm(direction)
         direction[2] = abs(direction[2]) * 0.7
         extent = rng.uniform(0.20, 0.32) if kind == "GLI" else rng.uniform(0.05, 0.12)
-        distance = np.sqrt((x - direction[0]) ** 2 + (y - direction[1]) ** 2 + (z - direction[2]) ** 2) / extent
+        distance = (
+            np.sqrt((x - direction[0]) ** 2 + (y - direction[1]) ** 2 + (z - direction[2]) ** 2) / extent
+        )
         inside = distance * (1 + 0.16 * rough)
         reach = rng.uniform(1.25, 1.75)
         # Oedema follows white matter: it stays below the cortex and out of the ventricles.
@@ -241,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from tqdm import tqdm
 
-    plan = [("GLI", n) for n in range(options.gli)] + [("MET", n) for n in range(options.met)]
+    plan: list[tuple[Kind, int]] = [("GLI", n) for n in range(options.gli)] + [("MET", n) for n in range(options.met)]
     for number, (kind, n) in enumerate(tqdm(plan, desc="phantom cases", disable=None)):
         cohort = options.out / f"train_{kind.lower()}"
         name = f"BraTS-{kind}-{n:05d}-000"

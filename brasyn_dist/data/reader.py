@@ -1,9 +1,9 @@
-"""Single samples of a selection: shard --pread--> payload --decode--> planes, padded into the row of a batch.
+"""Single samples of a selection: shard --preadv--> payload --decode--> planes, padded into the row of a batch.
 
     ShardFiles     descriptors of the shards, opened when first needed, the least recently used closed at a limit
     SampleReader   one sample into given memory; every failure names shard, key, offset and remedy
 
-`os.pread` has no file position to share, releases the interpreter lock, and on network file systems is preferable to
+`os.preadv` has no file position to share, releases the interpreter lock, and on network file systems is preferable to
 mapped memory, whose failures kill the process. Both classes are for use by several threads.
 """
 
@@ -15,11 +15,11 @@ from collections import OrderedDict
 import numpy as np
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.data.cache import ShardSource
-from brasyn_dist.data.codec import SliceDecoder
+from brasyn_dist.data.codec import SliceDecoder, npy_header
 from brasyn_dist.data.index import Selection
 from brasyn_dist.data.shards import ShardEntry
 from brasyn_dist.data.slicing import crop_from_square
+from brasyn_dist.data.source import ShardSource
 from brasyn_dist.errors import DataError
 
 
@@ -39,23 +39,22 @@ class ShardFiles:
     def __init__(self, source: ShardSource, shards: tuple[ShardEntry, ...], limit: int | None = None) -> None:
         self._source = source
         self._shards = shards
-        self._limit = limit or max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._limit = limit or _descriptor_limit()
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
         self._opening = [threading.Lock() for _ in shards]
 
-    def read(self, shard: int, size: int, offset: int) -> bytes:
-        """`size` bytes at `offset` of a shard. Raises DataError if they are not to be had."""
+    def read(self, shard: int, offset: int, *buffers: bytearray | memoryview) -> None:
+        """Fill `buffers`, one after the other, from `offset` of a shard. Raises DataError if that cannot be done."""
         file = self._get(shard)
+        wanted = sum(memoryview(buffer).nbytes for buffer in buffers)
         try:
-            data = os.pread(file.descriptor, size, offset)
+            count = os.preadv(file.descriptor, buffers, offset)
         except OSError as error:
             raise DataError(f"{self._source.describe(self._shards[shard].name)}: {error.strerror}") from None
-        if len(data) != size:
-            raise DataError(
-                f"{self._source.describe(self._shards[shard].name)} ends after {len(data)} of {size} bytes"
-            )
-        return data
+        if count != wanted:
+            name = self._source.describe(self._shards[shard].name)
+            raise DataError(f"{name} ends after {count} of {wanted} bytes")
 
     def _get(self, shard: int) -> _OpenShard:
         file = self._lookup(shard)
@@ -86,6 +85,25 @@ class ShardFiles:
             self._open.clear()
 
 
+def _descriptor_limit() -> int:
+    """A quarter of what the process may open: every process of the trainer has its own shards open, and sockets."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 4096 if allowed == resource.RLIM_INFINITY else max(1, allowed // 4)
+
+
+class _Scratch(threading.local):
+    """Memory of each thread that is used again for every sample."""
+
+    def __init__(self, codec: str) -> None:
+        self.decoder = SliceDecoder(codec)
+        self._bytes = bytearray()
+
+    def bytes(self, size: int) -> memoryview:
+        if len(self._bytes) < size:
+            self._bytes = bytearray(size)
+        return memoryview(self._bytes)[:size]
+
+
 class SampleReader:
     """Reads samples of `selection`, by any number of threads."""
 
@@ -97,44 +115,68 @@ class SampleReader:
             )
         self._selection = selection
         self._files = ShardFiles(index.source, index.shards, max_open)
-        self._shard, self._offset, self._size = (selection.column(c) for c in ("shard", "offset", "size"))
-        self._local = threading.local()
+        self._places = [selection.column(name) for name in ("shard", "offset", "size")]
+        self._codec = index.header.codec
+        self._scratch = _Scratch(self._codec)
 
     def read_into(self, sample: int, planes: np.ndarray, labels: np.ndarray) -> bool:
         """Fill `planes` (4, S, S) and `labels` (S, S), background around smaller slices (see slicing.py).
 
-        Returns whether the sample has labels; where it has none they are 0.
-
-        Raises DataError with shard, key, offset and remedy.
+        Returns whether the sample has labels; where it has none they are 0. Raises DataError with shard, key, offset
+        and remedy.
         """
+        shard, offset, size = (int(column[sample]) for column in self._places)
         try:
-            slices = self._decode(sample)
-            _place(slices[: len(MODALITIES)], planes)
-            has_labels = len(slices) > len(MODALITIES)
-            if has_labels:
-                _place(slices[len(MODALITIES)], labels)
-            else:
-                labels[...] = 0
-            return has_labels
+            if self._codec == "npy":
+                has_labels = self._read_in_place(shard, offset, size, planes, labels)
+                if has_labels is not None:
+                    return has_labels
+            payload = self._scratch.bytes(size)
+            self._files.read(shard, offset, payload)
+            return _place_all(self._scratch.decoder(payload), planes, labels)
         except DataError as error:
             raise DataError(self._explain(sample, error)) from None
 
-    def _decode(self, sample: int) -> np.ndarray:
-        if not hasattr(self._local, "decoder"):
-            self._local.decoder = SliceDecoder(self._selection.index.header.codec)
-        shard, size, offset = (int(c[sample]) for c in (self._shard, self._size, self._offset))
-        return self._local.decoder(self._files.read(shard, size, offset))
+    def _read_in_place(
+        self, shard: int, offset: int, size: int, planes: np.ndarray, labels: np.ndarray
+    ) -> bool | None:
+        """Values that are stored as they are, unpadded, go from the file to where they belong; None if they are not."""
+        for count in (len(MODALITIES) + 1, len(MODALITIES)):
+            expected = npy_header((count, *planes.shape[1:]), planes.dtype.name)
+            extra = (count - len(MODALITIES)) * planes[0].nbytes
+            if size == len(expected) + planes.nbytes + extra:
+                scratch = self._scratch.bytes(len(expected) + extra)
+                header, label_bytes = scratch[: len(expected)], scratch[len(expected) :]
+                self._files.read(shard, offset, header, planes.data.cast("B"), label_bytes)
+                if header != expected:
+                    return None
+                labels[...] = np.frombuffer(label_bytes, planes.dtype).reshape(labels.shape) if extra else 0
+                return extra > 0
+        return None
 
     def _explain(self, sample: int, error: DataError) -> str:
-        shard = self._selection.index.shards[int(self._shard[sample])]
-        key = self._selection.key(sample)
+        number, offset, _ = (int(column[sample]) for column in self._places)
+        shard, key = self._selection.index.shards[number], self._selection.key(sample)
         return (
-            f"cannot read sample {key} at byte {self._offset[sample]} of {shard.name}: {error}. Restore the shard "
+            f"cannot read sample {key} at byte {offset} of {shard.name}: {error}. Restore the shard "
             f"(its sha256 is {shard.sha256}), or go on without the sample: data.quarantine=[{key}], as a new run"
         )
 
     def close(self) -> None:
         self._files.close()
+
+
+def _place_all(slices: np.ndarray, planes: np.ndarray, labels: np.ndarray) -> bool:
+    """Copy (5 or 4, h, w) slices to the middle of `planes` and `labels`; whether there are labels."""
+    if slices.dtype != planes.dtype:
+        raise DataError(f"stored as {slices.dtype}, but the index says {planes.dtype}")
+    _place(slices[: len(MODALITIES)], planes)
+    has_labels = len(slices) > len(MODALITIES)
+    if has_labels:
+        _place(slices[len(MODALITIES)], labels)
+    else:
+        labels[...] = 0
+    return has_labels
 
 
 def _place(source: np.ndarray, target: np.ndarray) -> None:

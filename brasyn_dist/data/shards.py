@@ -19,7 +19,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -27,91 +27,15 @@ from urllib.parse import quote
 import numpy as np
 
 from brasyn_dist.brats import MODALITIES, VIEWS
-from brasyn_dist.data.codec import DTYPES, check_codec, decode_slice
+from brasyn_dist.data.codec import decode_slice
+from brasyn_dist.data.header import SetHeader
 from brasyn_dist.errors import DataError
 from brasyn_dist.files import atomic_path, sha256_of
 
-FORMAT = "brasyn_dist shards"
-VERSION = 1
 COLUMNS = ("case", "view", "index", "offset", "size", "tumour_pixels")
 """Integers kept of each sample: number in the case table, number in VIEWS, slice number, where its payload lies in the tar."""
 
 _NAME = re.compile(r"(?P<split>[a-z][a-z0-9_]*)-(?P<number>\d{5})\.tar")
-
-
-@dataclass(frozen=True)
-class CaseEntry:
-    """One row of a set's case table."""
-
-    name: str
-    cohort: str
-    split: str
-    patient: str
-    segmentation: bool
-    """False: the case has no segmentation, and its slices have no label plane."""
-
-
-@dataclass(frozen=True)
-class SetHeader:
-    """What all shards of a set have in common; each of them carries it."""
-
-    codec: str
-    dtype: str
-    seed: int
-    """Seed of the split and of the order in which slices were written."""
-    views: tuple[str, ...]
-    shard_counts: dict[str, int]
-    """Number of shards of each split, e.g. {"train": 12, "val": 2}."""
-    cases: tuple[CaseEntry, ...]
-    statistics: dict[str, Any]
-    """Content of statistics.json."""
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    """Cases left out: {"case", "cohort", "reason"}."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Other options the set was made with, for the record."""
-
-    def __post_init__(self) -> None:
-        check_codec(self.codec)
-        if self.dtype not in DTYPES:
-            raise DataError(f"shard set of dtype {self.dtype!r}; this version reads {', '.join(DTYPES)}")
-        if set(self.views) - set(VIEWS):
-            raise DataError(f"shard set with unknown views {self.views}; expected {', '.join(VIEWS)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON content; the case table as columns, which is a third of the size."""
-        values = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        values["views"] = list(self.views)
-        values["cases"] = {
-            name: [getattr(case, name) for case in self.cases] for name in CaseEntry.__dataclass_fields__
-        }
-        return values
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], where: object) -> "SetHeader":
-        """Inverse of to_dict. Raises DataError naming `where` if this version cannot read the set."""
-        found = (values.get("format"), values.get("version"))
-        if found != (FORMAT, VERSION):
-            raise DataError(
-                f"{where}: expected {FORMAT!r} version {VERSION}, found {found[0]!r} version {found[1]!r}; "
-                "write the shards again with this version, or use the version that wrote them"
-            )
-        try:
-            return cls(
-                codec=values["codec"],
-                dtype=values["dtype"],
-                seed=values["seed"],
-                views=tuple(values["views"]),
-                shard_counts=values["shard_counts"],
-                cases=tuple(
-                    CaseEntry(*row)
-                    for row in zip(*(values["cases"][f] for f in CaseEntry.__dataclass_fields__), strict=True)
-                ),
-                statistics=values["statistics"],
-                skipped=values["skipped"],
-                options=values["options"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{where}: damaged description of the shard set ({error!r})") from None
 
 
 @dataclass(frozen=True)

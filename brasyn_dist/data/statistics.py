@@ -121,10 +121,14 @@ class Histogram:
             self._accumulate(modality, np.bincount(image[image > 0]))
         return self
 
-    def __iadd__(self, other: "Histogram") -> "Histogram":
+    def add_histogram(self, other: "Histogram", times: int = 1) -> "Histogram":
+        """Count everything that `other` has counted; with `times` -1 take it away again."""
         for modality, counts in enumerate(other.counts):
-            self._accumulate(modality, counts)
+            self._accumulate(modality, times * counts)
         return self
+
+    def __iadd__(self, other: "Histogram") -> "Histogram":
+        return self.add_histogram(other)
 
     def _accumulate(self, modality: int, counts: np.ndarray) -> None:
         mine = self.counts[modality]

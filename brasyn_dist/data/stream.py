@@ -8,6 +8,7 @@ stored; the device casts, masks and normalises them.
 """
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,23 +46,6 @@ class SliceBatch:
     keys: list[str]
     """Sample keys."""
 
-    @classmethod
-    def empty(
-        cls, index: int, rows: slice, image_size: int, dtype: str, pin_memory: bool = False
-    ) -> "SliceBatch":
-        """Memory for rows.stop - rows.start samples, to be filled."""
-        count = rows.stop - rows.start
-        shape = (count, len(MODALITIES), image_size, image_size)
-        return cls(
-            index,
-            rows,
-            torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=pin_memory),
-            torch.empty((count, image_size, image_size), dtype=torch.uint8, pin_memory=pin_memory),
-            torch.empty(count, dtype=torch.bool, pin_memory=pin_memory),
-            torch.empty(count, dtype=torch.int64, pin_memory=pin_memory),
-            [""] * count,
-        )
-
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -73,6 +57,41 @@ class SliceBatch:
             sample = int(samples[row])
             has_labels[row] = reader.read_into(sample, planes[row], labels[row])
             self.keys[row] = selection.key(sample)
+
+
+class BatchMemory:
+    """Hands out batches to be filled, in memory that is used again once nobody refers to it.
+
+    Fresh memory costs as much as copying into it, since the kernel clears it first; torch keeps pinned memory by itself.
+    """
+
+    def __init__(self, image_size: int, dtype: str, pin_memory: bool = False) -> None:
+        self._image_size = image_size
+        self._dtype = dtype
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._free: list[np.ndarray] = []
+
+    def batch(self, index: int, rows: slice) -> SliceBatch:
+        """Room for rows.stop - rows.start samples."""
+        count, side = rows.stop - rows.start, self._image_size
+        return SliceBatch(
+            index,
+            rows,
+            self._large((count, len(MODALITIES), side, side), self._dtype),
+            torch.empty((count, side, side), dtype=torch.uint8, pin_memory=self._pin_memory),
+            torch.empty(count, dtype=torch.bool, pin_memory=self._pin_memory),
+            torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
+            [""] * count,
+        )
+
+    def _large(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        if self._pin_memory:
+            return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
+        memory = self._free.pop() if self._free else np.empty(shape, dtype)
+        # The tensor, and whatever shares its storage, keeps the view alive; the memory is free when the view goes.
+        view = memory[:]
+        weakref.finalize(view, self._free.append, memory).atexit = False
+        return torch.from_numpy(view)
 
 
 class SliceStream:
@@ -104,8 +123,7 @@ class SliceStream:
         self._rows = rows
         self._next, self._stop = start, stop
         self._threads, self._prefetch = threads, prefetch
-        self._pin_memory = pin_memory and torch.cuda.is_available()
-        self._image_size = image_size
+        self._memory = BatchMemory(image_size, selection.index.header.dtype, pin_memory)
         self._reader = SampleReader(selection)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="slices")
         self._pending: deque[tuple[SliceBatch, list[Future[None]]]] = deque()
@@ -136,8 +154,7 @@ class SliceStream:
             self._next += 1
 
     def _submit(self, k: int) -> tuple[SliceBatch, list[Future[None]]]:
-        dtype = self._selection.index.header.dtype
-        batch = SliceBatch.empty(k, self._rows, self._image_size, dtype, self._pin_memory)
+        batch = self._memory.batch(k, self._rows)
         edges = np.linspace(0, len(batch), min(self._threads, len(batch)) + 1).astype(int).tolist()
         parts = [range(a, b) for a, b in pairwise(edges)]
         return batch, [self._pool.submit(self._read_part, batch, part) for part in parts]
@@ -166,7 +183,7 @@ class SliceStream:
 def read_samples(selection: Selection, samples: Sequence[int], image_size: int = IMAGE_SIZE) -> SliceBatch:
     """The given samples, once, in the calling thread: for validation and for looking at."""
     numbers = np.asarray(samples, dtype=np.int64)
-    batch = SliceBatch.empty(-1, slice(0, len(numbers)), image_size, selection.index.header.dtype)
+    batch = BatchMemory(image_size, selection.index.header.dtype).batch(-1, slice(0, len(numbers)))
     reader = SampleReader(selection)
     try:
         batch.fill(reader, selection, numbers, range(len(numbers)))

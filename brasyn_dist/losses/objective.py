@@ -118,7 +118,8 @@ def ssim_terms(
 def feature_distance(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
     """(B,) 1 - cosine similarity of two bottlenecks, each taken as one vector."""
     first, second = at_least_float32(first_BCHW), at_least_float32(second_BCHW)
-    return 1 - F.cosine_similarity(first.flatten(1), second.flatten(1))
+    # eps bounds the gradient at a vector of zeros by 1 / eps, which float16 must be able to hold.
+    return 1 - F.cosine_similarity(first.flatten(1), second.flatten(1), eps=1e-4)
 
 
 def patch_loss(patch_B1hw: Tensor, real: bool) -> Tensor:

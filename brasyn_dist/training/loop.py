@@ -19,6 +19,7 @@ from brasyn_dist.data.plan import BatchMasks
 from brasyn_dist.data.stream import SliceBatch
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.evaluation.panels import save_png
+from brasyn_dist.models.export import save_pretrained
 from brasyn_dist.telemetry import JsonLines, Telemetry
 from brasyn_dist.training import run_folder, stop
 from brasyn_dist.training.average import update_average
@@ -204,8 +205,7 @@ class Trainer:
         assert self.validator is not None
         self._log()
         begun = time.monotonic()
-        network = self.state.average or self.state.generator.module
-        scores, panels = self.validator(network)
+        scores, panels = self.validator(self.state.network)
         self.telemetry.validation({"step": self.state.step, **scores})
         for name, picture in panels.items():
             save_png(self.run_dir / run_folder.PANELS / f"step-{self.state.step:08d}-{name}.png", picture)
@@ -221,8 +221,8 @@ class Trainer:
     def _export(self) -> None:
         """Write the network that users load: the average, with the statistics it was trained with."""
         if self.distributed.is_main:
-            network = self.state.average or self.state.generator.module
-            network.save_pretrained(
+            save_pretrained(
+                self.state.network,
                 self.run_dir / run_folder.EXPORT,
                 statistics=self.data.statistics,
                 views=self.config.data.views,

@@ -9,13 +9,14 @@ No random state: everything random is a function of (seed, step). No scheduler: 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from brasyn_dist.distributed import Trainable
 from brasyn_dist.errors import CheckpointError
+from brasyn_dist.models.generator import Generator
 from brasyn_dist.training.checkpoint import Checkpoint
 
 
@@ -29,6 +30,11 @@ class TrainState:
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """`step` and `value` of the best validation so far; empty before the first."""
+
+    @property
+    def network(self) -> Generator:
+        """The generator that is validated and exported: the average where there is one."""
+        return cast(Generator, self.average or self.generator.module)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """Named tensors by file name, as `save_checkpoint` takes them."""

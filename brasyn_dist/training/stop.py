@@ -4,9 +4,12 @@ Signals reach some processes only (a launcher forwards SIGTERM, dies of SIGUSR1,
 rank looks at its own flag and the ranks agree after each step (`Distributed.any`).
 """
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
+
+from brasyn_dist.processes import signal_when_parent_dies
 
 FINISHED = 0
 FAILED = 1
@@ -22,6 +25,9 @@ class StopRequest:
     def __init__(self, run_dir: Path, is_main: bool) -> None:
         self._file = run_dir / STOP_FILE if is_main else None
         self._signal: int | None = None
+        if "LOCAL_RANK" in os.environ:
+            # A launcher that is killed (by SIGUSR1, say) leaves its workers behind: they shall save and end, too.
+            signal_when_parent_dies(signal.SIGTERM)
         self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGUSR1)}
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from brasyn_dist.data.header import CaseEntry, SetHeader
 from brasyn_dist.data.index import ShardIndex, rebuild_index
-from brasyn_dist.data.shards import CaseEntry, SetHeader, ShardEntry
+from brasyn_dist.data.shards import ShardEntry
 from brasyn_dist.errors import DataError
 from tests.data.shard_sets import STATISTICS, truth_by_key, write_set
 

@@ -4,6 +4,7 @@ import os
 import random
 import resource
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,32 @@ def test_a_slice_too_large_for_the_networks_is_an_error(tmp_path: Path) -> None:
         reader.read_into(0, np.empty((4, 16, 16), "int16"), np.empty((16, 16), "uint8"))
 
 
+def test_integers_wider_than_the_index_says_are_not_cut_down(tmp_path: Path) -> None:
+    for codec in ("npy.zst", "npy"):
+        index = write_set(tmp_path / codec, codec=codec, dtype="int32")
+        narrow = replace(index, header=replace(index.header, dtype="int16"))
+        reader = SampleReader(narrow.select("train"))
+        with pytest.raises(DataError, match="stored as int32, but the index says int16"):
+            reader.read_into(0, np.empty((4, 24, 24), "int16"), np.empty((24, 24), "uint8"))
+
+
+def test_raw_slices_of_full_size_are_read_in_place_and_checked(tmp_path: Path) -> None:
+    index = write_set(tmp_path, codec="npy", shards=1)
+    selection = index.select("train")
+    path = tmp_path / "train-00000.tar"
+    data = bytearray(path.read_bytes())
+    data[selection.column("offset")[2] + 20] ^= 1  # in the .npy header
+    path.write_bytes(data)
+    reader = SampleReader(selection)
+    planes, labels = np.empty((4, 24, 24), "int16"), np.empty((24, 24), "uint8")
+    reader.read_into(1, planes, labels)
+    np.testing.assert_array_equal(planes, truth_by_key(index)[selection.key(1)][:4])
+    with pytest.raises(
+        DataError, match=rf"sample {selection.key(2)} at byte \d+ of train-00000\.tar: .*\.npy"
+    ):
+        reader.read_into(2, planes, labels)
+
+
 def test_an_index_from_memory_has_nothing_to_read_from(tmp_path: Path) -> None:
     loaded = write_set(tmp_path)
     with pytest.raises(DataError, match=r"ShardIndex\.load"):
@@ -79,7 +106,7 @@ def test_descriptors_stay_below_the_limit_and_are_given_back(tmp_path: Path) -> 
     files = ShardFiles(index.source, index.shards, limit=5)
     for _ in range(3):
         for number in random.Random(0).sample(range(60), 60):
-            files.read(number, 100, 0)
+            files.read(number, 0, bytearray(100))
             assert open_descriptors() - before <= 5
     assert open_descriptors() - before == 5
     files.close()
@@ -96,7 +123,7 @@ def test_the_limit_follows_what_the_process_may_open(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     for number in range(60):
-        files.read(number, 100, 0)
+        files.read(number, 0, bytearray(100))
     assert open_descriptors() - before == 16
     files.close()
 

@@ -13,10 +13,9 @@ import pytest
 import zstandard
 
 from brasyn_dist.data.codec import decode_slice
+from brasyn_dist.data.header import CaseEntry, SetHeader
 from brasyn_dist.data.shards import (
     COLUMNS,
-    CaseEntry,
-    SetHeader,
     is_shard_name,
     read_shard,
     sample_key,

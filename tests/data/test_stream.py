@@ -38,16 +38,16 @@ def stream(
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(offset, bytes) of every pread."""
+    """(offset, bytes) of every read."""
     done: list[tuple[int, int]] = []
-    real = os.pread
+    real = os.preadv
 
-    def pread(descriptor: int, size: int, offset: int) -> bytes:
-        data = real(descriptor, size, offset)
-        done.append((offset, len(data)))
-        return data
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        count = real(descriptor, buffers, offset)
+        done.append((offset, count))
+        return count
 
-    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(os, "preadv", preadv)
     return done
 
 
@@ -118,10 +118,12 @@ def test_threads_and_prefetch_do_not_change_anything(selection: Selection, threa
             assert torch.equal(batch.planes, expected)
 
 
+@pytest.mark.parametrize("codec", ["npy.zst", "npy"])
 @pytest.mark.parametrize("start", [1, 2, 5, 1000])
 def test_resuming_anywhere_reads_what_its_batches_hold_and_nothing_else(
-    selection: Selection, reads: list[tuple[int, int]], start: int
+    tmp_path: Path, reads: list[tuple[int, int]], start: int, codec: str
 ) -> None:
+    selection = write_set(tmp_path, train=7, slices=10, shards=5, codec=codec).select("train")
     rank, world = 1, 3
     order = SampleOrder(5, selection.shard, G)
     batches = list(stream(selection, start, start + 2, rank, world))
@@ -158,6 +160,19 @@ def test_a_batch_in_use_is_not_written_again(selection: Selection) -> None:
     assert all(torch.equal(batch.planes, copy) for batch, copy in zip(held, copies))
 
 
+def test_memory_is_used_again_once_nobody_refers_to_it(selection: Selection) -> None:
+    addresses = set()
+    for batch in stream(selection, 0, 40, prefetch=2):
+        addresses.add(batch.planes.data_ptr())
+    assert len(addresses) <= 5
+    part = next(iter(stream(selection, 0, 40))).planes[3, 1]  # a view of a batch keeps all of it
+    kept = part.clone()
+    with stream(selection, 0, 40) as batches:
+        part = next(batches).planes[3, 1]
+        for _ in batches:
+            assert torch.equal(part, kept)
+
+
 def stream_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("slices")]
 
@@ -189,8 +204,8 @@ def test_no_global_generator_is_touched(selection: Selection) -> None:
 
 
 def test_time_spent_waiting_is_told(selection: Selection, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.pread
-    monkeypatch.setattr(os, "pread", lambda *a: time.sleep(0.01) or real(*a))
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *a: time.sleep(0.01) or real(*a))
     with stream(selection, 0, 2, threads=1) as batches:
         list(batches)
         assert batches.wait_seconds > 0.3

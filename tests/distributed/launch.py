@@ -1,13 +1,13 @@
 """Real training runs of several processes for the tests: launch, watch, kill, compare."""
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from brasyn_dist.processes import kill_tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -46,12 +46,10 @@ def command(overrides: tuple[str, ...], processes: int = 2, launcher: str = "tor
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start in a process group of its own, so that all of it can be killed at once; output goes to `log`."""
+    """Start; output goes to `log`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     with log.open("ab") as file:
-        return subprocess.Popen(
-            arguments, stdout=file, stderr=file, start_new_session=True, env=environment, cwd=log.parent
-        )
+        return subprocess.Popen(arguments, stdout=file, stderr=file, env=environment, cwd=log.parent)
 
 
 def run(arguments: list[str], log: Path, timeout: float = 300) -> int:
@@ -66,8 +64,7 @@ def run(arguments: list[str], log: Path, timeout: float = 300) -> int:
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL the launcher and every worker, at once."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    kill_tree(process.pid)
     process.wait()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from brasyn_dist.processes import descendants
 from tests.distributed.drill import drill
 from tests.distributed.launch import (
     command,
@@ -136,16 +137,11 @@ def test_signal_to_one_rank_stops_all_within_a_step(
     )
     assert wait_until(process, lambda: logged_step(run_dir) >= 2, log), log.read_text()
     before = logged_step(run_dir)
-    victim = process.pid if processes == 1 else workers_of(process.pid)[-1]
+    victim = process.pid if processes == 1 else descendants(process.pid)[-1]
     os.kill(victim, number)
     assert process.wait(60) == (75 if processes == 1 else 1), log.read_text()[-4000:]
     status = json.loads((run_dir / "status.json").read_text())
     assert status["status"] == "stopped" and status["step"] == saved_step(run_dir) >= before
-
-
-def workers_of(launcher: int) -> list[int]:
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return sorted(map(int, children))
 
 
 @pytest.mark.parametrize(

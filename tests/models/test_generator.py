@@ -148,9 +148,10 @@ def test_synthesise_is_forward_for_one_availability(subset, execution):
     assert (image - expected).abs().max() < 1e-12
 
 
-def test_synthesise_does_not_run_the_encoders_of_missing_modalities():
+@pytest.mark.parametrize("execution", ["separate", "grouped"])
+def test_synthesise_does_not_run_the_encoders_of_missing_modalities(execution):
     """A missing modality's weights are multiplied by nothing: not even NaN in them is noticed."""
-    generator = build_generator(small_config(), 4)
+    generator = build_generator(small_config(), 4, execution)
     x = torch.randn(2, 4, 48, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = generator.synthesise(x, (0, 1, 3), 2)

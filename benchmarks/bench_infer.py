@@ -1,0 +1,229 @@
+"""Synthesis of one case: seconds by stage, and how they compare with running every slice through the plain forward pass.
+
+    python benchmarks/bench_infer.py --case CASE_FOLDER --out results/ [--width 64 | --weights EXPORT] [--views axial sagittal]
+
+`ours` is the pipeline that `brasyn_dist.infer` runs: slices without brain are left out, the encoder of the missing modality
+does not run. `plain` runs every slice through `Generator.forward`, all four encoders. Both in one process, in turn, in batches
+of one size; the voxels of both are compared. On slow machines `--every 5` takes each fifth slice of a view: the share of
+slices without brain, and so the ratio, stays. Without --case, a synthetic one. Writes infer.json.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from brasyn_dist.brats import MODALITIES, VIEW_AXES, VIEWS, find_case
+from brasyn_dist.config import GeneratorConfig
+from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
+from brasyn_dist.data.normalise import Normaliser, mask_missing
+from brasyn_dist.data.slicing import crop_from_square, extract_slices, pad_to_square, stack_slices
+from brasyn_dist.data.statistics import PUBLISHED
+from brasyn_dist.inference.timing import STAGES, StageClock
+from brasyn_dist.inference.volume import (
+    Member,
+    autocast,
+    brain_mask,
+    default_batch_size,
+    four_planes,
+    synthesise_case,
+)
+from brasyn_dist.models.generator import Generator, build_generator, default_execution
+from brasyn_dist.training.run_folder import environment
+
+
+def main() -> int:
+    options = parse()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    generator = load(options, device)
+    batch_size = options.batch_size or default_batch_size(device)
+    with tempfile.TemporaryDirectory() as folder:
+        volumes, clock = read(options, Path(folder))
+        rows = [
+            measure(view, generator, volumes, clock.seconds["read"], batch_size, options, Path(folder))
+            for view in options.views
+        ]
+    options.out.mkdir(parents=True, exist_ok=True)
+    result = {
+        "case": volumes.case.name,
+        "target": options.target,
+        "every": options.every,
+        "batch_size": batch_size,
+        "precision": options.precision,
+        "base_channels": generator.config.base_channels,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "environment": environment(1, str(device)),
+        "rows": rows,
+    }
+    (options.out / "infer.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(table(result))
+    return 0 if all(row["voxels_differing"] == 0 for row in rows) else 1
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", type=Path, help="folder of one complete case")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--weights", type=Path, help="run or export folder; default: untrained weights")
+    parser.add_argument("--width", type=int, default=64, help="base channels of untrained weights")
+    parser.add_argument("--views", nargs="+", choices=VIEWS, default=["axial", "sagittal"])
+    parser.add_argument("--target", choices=MODALITIES, default="t2f", help="taken as missing")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--every", type=int, default=1, help="take each n-th slice of a view")
+    parser.add_argument("--repeats", type=int, default=1, help="the fastest counts")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--device")
+    parser.add_argument("--threads", type=int, help="of tensor operations on CPU")
+    return parser.parse_args()
+
+
+def load(options: argparse.Namespace, device: torch.device) -> Generator:
+    if options.weights:
+        generator = Generator.from_pretrained(options.weights, default_execution(device))
+    else:
+        generator = build_generator(GeneratorConfig(base_channels=options.width), 0)
+        generator.statistics = PUBLISHED
+    return generator.to(device).eval()
+
+
+def read(options: argparse.Namespace, scratch: Path) -> tuple[CaseVolumes, StageClock]:
+    """Volumes of the modalities that are not the target; the file cache is warm."""
+    if options.case is None:
+        from brasyn_dist.data.phantom import write_case
+
+        options.case = write_case(scratch, "BraTS-GLI-00000-000", seed=0)
+    case = find_case(options.case)
+    available = tuple(m for m in case.available if m != options.target)
+    read_case(case, available, False)
+    clock = StageClock()
+    with clock("read"):
+        volumes = read_case(case, available, False)
+    return volumes, clock
+
+
+def measure(
+    view: str,
+    generator: Generator,
+    volumes: CaseVolumes,
+    read_seconds: float,
+    batch_size: int,
+    options: argparse.Namespace,
+    scratch: Path,
+) -> dict[str, Any]:
+    """Both ways over one view, in turn."""
+    device = next(generator.parameters()).device
+    planes = four_planes(volumes.modalities, volumes.images)
+    thinned = [slice(None)] * 4
+    thinned[VIEW_AXES[view] + 1] = slice(None, None, options.every)
+    planes = np.ascontiguousarray(planes[tuple(thinned)])
+    member = Member(view, generator, Path(), "")
+    ours: list[dict[str, float]] = []
+    plain: list[dict[str, float]] = []
+    for _ in range(options.repeats):
+        clock = StageClock(device)
+        made = synthesise_case(
+            [member],
+            planes,
+            volumes.modalities,
+            [options.target],
+            batch_size=batch_size,
+            precision=options.precision,
+            clock=clock,
+        )[options.target]
+        ours.append(clock.seconds)
+        clock = StageClock(device)
+        expected = run_every_slice(
+            generator, planes, volumes.modalities, options.target, view, batch_size, options.precision, clock
+        )
+        plain.append(clock.seconds)
+    fastest, plainly = (min(runs, key=lambda s: sum(s.values())) for runs in (ours, plain))
+    ratio = sum(plainly.values()) / sum(fastest.values())
+    whole = np.zeros(volumes.images.shape[1:], np.int32)
+    whole[tuple(thinned[1:])] = made
+    begun = time.perf_counter()
+    write_like(scratch / "made.nii.gz", whole, volumes.reference)
+    brain = brain_mask(torch.from_numpy(planes), volumes.modalities).numpy()
+    return {
+        "view": view,
+        "slices": planes.shape[VIEW_AXES[view] + 1],
+        "slices_with_brain": int(extract_slices(brain, view).any((1, 2)).sum()),
+        "seconds": {"read": read_seconds, **fastest, "write": time.perf_counter() - begun},
+        "plain_seconds": plainly,
+        "speed_up": ratio,
+        "voxels": int(made.size),
+        "voxels_differing": int(np.count_nonzero(made != expected)),
+        "largest_difference": int(np.abs(made - expected).max()),
+    }
+
+
+@torch.inference_mode()
+def run_every_slice(
+    generator: Generator,
+    images_MXYZ: np.ndarray,
+    available: tuple[str, ...],
+    target: str,
+    view: str,
+    batch_size: int,
+    precision: Any,
+    clock: StageClock,
+) -> np.ndarray:
+    """The same volume the plain way: all slices, all four encoders, one host array of slices."""
+    assert generator.statistics is not None
+    device = next(generator.parameters()).device
+    normaliser, wanted = Normaliser(generator.statistics, device), MODALITIES.index(target)
+    slices_KMHW = extract_slices(images_MXYZ, view)
+    count, shape = len(slices_KMHW), slices_KMHW.shape[2:]
+    available_BM = torch.tensor([[m in available for m in MODALITIES]] * batch_size, device=device)
+    target_B = torch.full((batch_size,), wanted, device=device)
+    view_B = torch.full((batch_size,), VIEWS.index(view), device=device)
+    result_KHW = np.zeros((count, *shape), np.float32)
+    for first in range(0, count, batch_size):
+        rows = np.minimum(np.arange(first, first + batch_size), count - 1)
+        with clock("prepare"):
+            padded = pad_to_square(slices_KMHW[rows], generator.config.image_size)
+            x_BMHW = mask_missing(normaliser(torch.from_numpy(padded).to(device)), available_BM)
+        with clock("network"), autocast(device, precision):
+            image_B1HW, _ = generator(x_BMHW, available_BM, target_B, view_B)
+        with clock("finish"):
+            intensities = normaliser.denormalise(image_B1HW[:, 0].float(), wanted).cpu().numpy()
+            result_KHW[rows] = crop_from_square(intensities, shape)
+    with clock("finish"):
+        brain_XYZ = brain_mask(torch.from_numpy(images_MXYZ), available).numpy()
+        return np.rint(stack_slices(result_KHW, view) * brain_XYZ).astype(np.int32)
+
+
+def table(result: dict[str, Any]) -> str:
+    """Seconds by stage for each view, and the ratio to the plain way."""
+    lines = [
+        f"{result['case']}, {result['target']} missing, width {result['base_channels']}, {result['device']}, "
+        f"{result['threads']} threads, batches of {result['batch_size']}"
+        + (f", every {result['every']}th slice" if result["every"] > 1 else ""),
+        f"{'view':<10}{'slices run':>12}"
+        + "".join(f"{s:>9}" for s in STAGES)
+        + f"{'plain':>9}{'speed-up':>10}  voxels",
+    ]
+    for row in result["rows"]:
+        stages = "".join(f"{row['seconds'][stage]:>9.2f}" for stage in STAGES)
+        same = "equal" if not row["voxels_differing"] else f"{row['voxels_differing']} differ"
+        lines.append(
+            f"{row['view']:<10}{row['slices_with_brain']:>5} of {row['slices']:>3}{stages}"
+            f"{sum(row['plain_seconds'].values()):>9.2f}{row['speed_up']:>10.2f}  {same}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Synthesise what is missing: `python -m brasyn_dist.infer --weights RUN_OR_EXPORT --input DIR --output DIR`.
+
+Finds the missing modalities of every case folder in --input, makes each from those that are there, and writes
+<case>-<modality>.nii.gz with the geometry, orientation and number type of the inputs, and manifest.json. Run it again to go
+on after an interruption: finished volumes are verified and kept.
+Exit status: 0 all done, 1 something failed (everything else is done), 2 wrong usage.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from brasyn_dist.brats import MODALITIES, VIEWS
+from brasyn_dist.errors import BrasynError
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m brasyn_dist.infer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--weights",
+        type=Path,
+        required=True,
+        help="run folder, or folder with config.json and model.safetensors",
+    )
+    add("--input", type=Path, required=True, help="folder of case folders")
+    add("--output", type=Path, required=True, help="folder to write to")
+    add(
+        "--views",
+        nargs="+",
+        choices=VIEWS,
+        help="run over these, take the mean (default: all it was trained on)",
+    )
+    add("--any-view", action="store_true", help="allow views that the model was not trained on")
+    add(
+        "--modality",
+        nargs="+",
+        choices=MODALITIES,
+        default=(),
+        help="make exactly these, as if they were missing everywhere",
+    )
+    add("--batch-size", type=int, help="slices at a time (default: 16 on GPUs, 4 on CPUs)")
+    add("--precision", choices=("no", "bf16", "fp16"), default="no", help="autocast")
+    add("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    add("--overwrite", action="store_true", help="make finished volumes anew")
+    add("--round", action="store_true", help="round intensities that are not whole numbers")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if options.batch_size is not None and options.batch_size < 1:
+        parser().error("--batch-size must be at least 1")
+    try:
+        # torch and the rest of the imports take seconds, which `--help` and wrong usage need not wait for.
+        from brasyn_dist.inference.api import infer_batch
+
+        results = infer_batch(
+            options.input,
+            options.output,
+            weights=options.weights,
+            views=options.views,
+            any_view=options.any_view,
+            modalities=options.modality,
+            batch_size=options.batch_size,
+            precision=options.precision,
+            device=options.device,
+            overwrite=options.overwrite,
+            round_values=options.round,
+            say=lambda text: print(text, flush=True),
+        )
+    except BrasynError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    failed = [result for result in results if result.status == "failed"]
+    for result in failed:
+        print(f"failed: {result.case}: {result.reason}", file=sys.stderr, flush=True)
+    print(
+        f"{len(results) - len(failed)} of {len(results)} cases in order; see {options.output / 'manifest.json'}"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""Synthesis from Python, in the form that the field's tools have: `infer_single` for one subject's files, `infer_batch` for a folder.
+
+import brasyn_dist
+brasyn_dist.infer_single(t1c="a.nii.gz", t1n="b.nii.gz", t2w="c.nii.gz", output="t2f.nii.gz", weights="runs/r8")
+brasyn_dist.infer_batch("cases/", "predictions/", weights="runs/r8")
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from brasyn_dist.brats import MODALITIES, Case, modality_of, prediction_name
+from brasyn_dist.data.cohorts import find_cohorts
+from brasyn_dist.data.nifti import CaseVolumes
+from brasyn_dist.errors import ConfigError, DataError
+from brasyn_dist.inference.cases import CaseResult, Task, finished_result, plan_tasks
+from brasyn_dist.inference.manifest import Manifest
+from brasyn_dist.inference.pipeline import Synthesise, process
+from brasyn_dist.inference.timing import STAGES, StageClock
+from brasyn_dist.inference.volume import Member, Precision, default_batch_size, four_planes, synthesise_case
+from brasyn_dist.inference.weights import choose_device, load_members
+from brasyn_dist.training.run_folder import environment
+
+PathLike = Path | str
+
+
+def infer_single(
+    *,
+    output: PathLike,
+    weights: PathLike,
+    t1c: PathLike | None = None,
+    t1n: PathLike | None = None,
+    t2f: PathLike | None = None,
+    t2w: PathLike | None = None,
+    views: Sequence[str] | None = None,
+    any_view: bool = False,
+    batch_size: int | None = None,
+    precision: Precision = "no",
+    device: str | None = None,
+    round_values: bool = False,
+) -> dict[str, Path]:
+    """Synthesise every modality that is not given from those that are. Returns the written path of each.
+
+    `output` is the file to write (.nii.gz or .nii) if one modality is missing; otherwise, or if it has no such ending, the
+    folder for `<case>-<modality>.nii.gz`, named after the first input. Existing files are replaced. Other arguments: see
+    `infer_batch`. Raises DataError, ConfigError or CheckpointError.
+    """
+    given = {"t1c": t1c, "t1n": t1n, "t2f": t2f, "t2w": t2w}
+    files = {name: Path(path) for name, path in given.items() if path is not None}
+    task = single_task(files, Path(output))
+    where = choose_device(device, precision)
+    members = load_members(weights, where, views, any_view)
+    for path in task.outputs.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    results: list[CaseResult] = []
+    synthesise = synthesiser(members, batch_size, precision)
+    process([task], synthesise, results.append, nothing_finished, where, round_values)
+    if results[0].status == "failed":
+        raise DataError(results[0].reason)
+    return task.outputs
+
+
+def infer_batch(
+    input: PathLike,
+    output: PathLike,
+    *,
+    weights: PathLike,
+    views: Sequence[str] | None = None,
+    any_view: bool = False,
+    modalities: Sequence[str] = (),
+    batch_size: int | None = None,
+    precision: Precision = "no",
+    device: str | None = None,
+    overwrite: bool = False,
+    round_values: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[CaseResult]:
+    """Synthesise what is missing in every case folder below `input`, as `output`/`<case>-<modality>.nii.gz`, and manifest.json.
+
+    weights       run folder or export folder
+    views         run over these and take the mean; default: all that the model was trained on
+    any_view      allow views that the model was not trained on
+    modalities    make exactly these, as if they were missing everywhere (default: what is missing)
+    batch_size    slices at a time; default by device
+    precision     `no`, `bf16` or `fp16` (autocast)
+    device        such as `cpu` or `cuda:1`; default: a GPU if there is one
+    overwrite     make outputs anew that an earlier run has finished; otherwise they are verified and kept
+    round_values  round intensities that are not whole numbers, instead of refusing them
+    say           takes lines of progress
+
+    Returns one result a case, by name; a case that fails is one of them, with its reason, and the others go on.
+    Raises ConfigError, CheckpointError or DataError where nothing can be done at all.
+    """
+    output = Path(output)
+    cases, problems = find_cohorts([Path(input)])
+    tasks, results = plan_tasks(cases, output, check_modalities(modalities))
+    results += [CaseResult(problem.folder.name, "failed", reason=problem.reason) for problem in problems]
+    where = choose_device(device, precision)
+    members = load_members(weights, where, views, any_view)
+    manifest = open_manifest(output, members, where, batch_size, precision, overwrite)
+    finished = nothing_finished if overwrite else partial(finished_result, earlier=dict(manifest.results))
+    total, complete = len(tasks) + len(results), False
+    done: dict[str, CaseResult] = {}
+
+    def report(result: CaseResult) -> None:
+        done[result.case] = manifest.results[result.case] = result
+        say(f"{len(done)}/{total} {line(result)}")
+
+    for result in results:
+        report(result)
+    try:
+        synthesise = synthesiser(members, batch_size, precision)
+        process(tasks, synthesise, report, finished, where, round_values)
+        complete = True
+    finally:
+        manifest.save(complete)
+    return [done[name] for name in sorted(done)]
+
+
+def single_task(files: dict[str, Path], output: Path) -> Task:
+    """The task of completing one subject from `files` by modality. Raises ConfigError if none or all are given."""
+    targets = tuple(m for m in MODALITIES if m not in files)
+    if not targets or not files:
+        raise ConfigError(f"give one to three of {', '.join(MODALITIES)}: those not given are synthesised")
+    first = next(iter(files.values()))
+    named = modality_of(first)
+    case = Case(named[0] if named else first.name.split(".")[0], first.parent, files)
+    if output.name.endswith((".nii", ".nii.gz")):
+        if len(targets) > 1:
+            raise ConfigError(f"{output}: {', '.join(targets)} are missing, so `output` must be a folder")
+        return Task(case, case.available, {targets[0]: output})
+    return Task(case, case.available, {m: output / prediction_name(case.name, m) for m in targets})
+
+
+def check_modalities(names: Sequence[str]) -> Sequence[str]:
+    unknown = sorted(set(names) - set(MODALITIES))
+    if unknown:
+        raise ConfigError(f"unknown modality {unknown[0]}; choose from {', '.join(MODALITIES)}")
+    return names
+
+
+def synthesiser(members: Sequence[Member], batch_size: int | None, precision: Precision) -> Synthesise:
+    """The pipeline's middle stage for these members."""
+
+    def synthesise(
+        volumes: CaseVolumes, targets: tuple[str, ...], clock: StageClock
+    ) -> dict[str, np.ndarray]:
+        with clock("prepare"):
+            planes = four_planes(volumes.modalities, volumes.images)
+        return synthesise_case(
+            members,
+            planes,
+            volumes.modalities,
+            targets,
+            batch_size=batch_size,
+            precision=precision,
+            clock=clock,
+        )
+
+    return synthesise
+
+
+def nothing_finished(task: Task) -> None:
+    """Every task is to be done, whatever an earlier run left."""
+
+
+def open_manifest(
+    output: Path,
+    members: Sequence[Member],
+    device: torch.device,
+    batch_size: int | None,
+    precision: Precision,
+    overwrite: bool,
+) -> Manifest:
+    """The output folder, made if need be, and its manifest, written."""
+    output.mkdir(parents=True, exist_ok=True)
+    identity = {
+        "members": [{"view": m.view, "weights_sha256": m.weights_sha256} for m in members],
+        "precision": precision,
+    }
+    details = {
+        "weights": sorted({str(m.folder) for m in members}),
+        "batch_size": batch_size or default_batch_size(device),
+        **environment(1, str(device)),
+    }
+    manifest = Manifest.open(output, identity, details, overwrite)
+    manifest.save(finished=False)
+    return manifest
+
+
+def line(result: CaseResult) -> str:
+    """One case, for people."""
+    if result.status in ("failed", "skipped"):
+        return f"{result.case}: {result.status}: {result.reason}"
+    what = f"{result.case}: {', '.join(result.targets)} from {', '.join(result.available)}"
+    if result.status == "kept":
+        return f"{what}: kept, made by an earlier run"
+    stages = ", ".join(f"{name} {result.seconds[name]:.1f}" for name in STAGES)
+    return f"{what}: {sum(result.seconds.values()):.1f} s ({stages})"

@@ -1,0 +1,82 @@
+"""manifest.json beside the predictions: by what they were made, from what, in which time, and their hashes.
+
+It is written before the first case, so that a folder tells by which weights its volumes are made even if the run is killed,
+and again at the end with the results of all cases. A rerun adds to it; one with other weights, views or precision is refused.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brasyn_dist.errors import ConfigError
+from brasyn_dist.files import write_json
+from brasyn_dist.inference.cases import CaseResult
+
+MANIFEST = "manifest.json"
+FORMAT = "brasyn_dist.predictions"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Manifest:
+    """`identity`: what decides the voxels beside the inputs. `details`: for the record. `results`: by case name."""
+
+    folder: Path
+    identity: dict[str, Any]
+    details: dict[str, Any]
+    results: dict[str, CaseResult]
+
+    @classmethod
+    def open(
+        cls, folder: Path, identity: dict[str, Any], details: dict[str, Any], overwrite: bool
+    ) -> "Manifest":
+        """The folder's manifest, with the results of earlier runs of the same identity.
+
+        Raises ConfigError if they had another one, unless they are to be overwritten.
+        """
+        earlier = read_manifest(folder / MANIFEST)
+        if earlier is None:
+            return cls(folder, identity, details, {})
+        if earlier["identity"] != identity:
+            if not overwrite:
+                raise ConfigError(
+                    f"{folder} holds volumes made by other weights or settings: {difference(earlier['identity'], identity)}; "
+                    "give another --output, or --overwrite"
+                )
+            return cls(folder, identity, details, {})
+        return cls(folder, identity, details, earlier["results"])
+
+    def save(self, finished: bool) -> None:
+        values = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "finished": finished,
+            "identity": self.identity,
+            "details": self.details,
+            "counts": dict(Counter(result.status for result in self.results.values())),
+            "cases": [self.results[name].to_dict() for name in sorted(self.results)],
+        }
+        write_json(self.folder / MANIFEST, values)
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """`identity` and `results` (by case name) of a manifest; None if there is none. Raises ConfigError if it is not ours."""
+    try:
+        values = json.loads(path.read_text())
+        if (values["format"], values["format_version"]) != (FORMAT, FORMAT_VERSION):
+            raise ValueError(f"format {values['format']} {values['format_version']}")
+        results = [CaseResult.from_dict(entry) for entry in values["cases"]]
+        return {"identity": values["identity"], "results": {r.case: r for r in results}}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: no manifest of {FORMAT} version {FORMAT_VERSION} ({error}); move it away or give another --output"
+        ) from None
+
+
+def difference(earlier: dict[str, Any], now: dict[str, Any]) -> str:
+    keys = [key for key in now if earlier.get(key) != now[key]]
+    return "; ".join(f"{key} {earlier.get(key)!r}, now {now[key]!r}" for key in keys)

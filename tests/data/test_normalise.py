@@ -1,0 +1,90 @@
+"""Normalisation on the device against plain numpy."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from brasyn_dist.data.normalise import BACKGROUND_VALUE, Normaliser, foreground, mask_missing
+from brasyn_dist.data.statistics import PUBLISHED, ModalityStatistics
+
+
+def planes(dtype=np.int16) -> np.ndarray:
+    values = np.random.default_rng(0).integers(-200, 12000, (2, 4, 9, 7))
+    values[:, :, :3] = 0
+    values[0, 0, 3, :3] = [1, 0, -5]
+    return values.astype(dtype)
+
+
+def expected(values: np.ndarray, statistics=PUBLISHED) -> np.ndarray:
+    result = np.empty(values.shape)
+    for m, (clip, mean, std) in enumerate(
+        zip(statistics.column("clip_max"), statistics.column("mean"), statistics.column("std"))
+    ):
+        plane = np.clip(values[:, m].astype(np.float64), 0, clip)
+        result[:, m] = np.where(plane == 0, -1.0, (plane - mean) / std)
+    return result
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_equals_numpy(dtype):
+    normaliser = Normaliser(PUBLISHED, dtype=torch.float64)
+    values = planes(dtype)
+    np.testing.assert_allclose(
+        normaliser(torch.from_numpy(values)).numpy(), expected(values), rtol=0, atol=1e-13
+    )
+
+
+def test_float32_on_the_device_by_default():
+    normalised = Normaliser(PUBLISHED)(torch.from_numpy(planes()))
+    assert normalised.dtype == torch.float32
+    np.testing.assert_allclose(normalised.numpy(), expected(planes()), rtol=0, atol=1e-6)
+
+
+def test_background_and_negative_values_are_exactly_minus_one():
+    values = planes()
+    normalised = Normaliser(PUBLISHED)(torch.from_numpy(values)).numpy()
+    assert (normalised[values <= 0] == BACKGROUND_VALUE).all()
+    assert normalised[values > 0].min() > -0.84
+
+
+def test_denormalise_is_the_inverse_up_to_clipping():
+    normaliser = Normaliser(PUBLISHED, dtype=torch.float64)
+    values = planes()
+    for modality, clip in enumerate(PUBLISHED.column("clip_max")):
+        plane = torch.from_numpy(values[:, modality])
+        restored = normaliser.denormalise(normaliser(torch.from_numpy(values))[:, modality], modality)
+        inside = plane > 0
+        torch.testing.assert_close(restored[inside], plane[inside].double().clamp(max=clip))
+        assert restored.min() >= 0
+
+
+def test_denormalise_does_not_round_in_the_networks_precision():
+    image = torch.tensor([6.5], dtype=torch.bfloat16)
+    expected_intensity = 6.5 * PUBLISHED.column("std")[0] + PUBLISHED.column("mean")[0]
+    assert Normaliser(PUBLISHED).denormalise(image, 0).item() == pytest.approx(expected_intensity, rel=1e-6)
+
+
+def test_data_range_is_the_clip_maximum_in_z_scores():
+    ranges = Normaliser(PUBLISHED, dtype=torch.float64).range_M
+    expected_ranges = np.array(PUBLISHED.column("clip_max")) / np.array(PUBLISHED.column("std"))
+    np.testing.assert_allclose(ranges.numpy(), expected_ranges)
+
+
+def test_mask_missing():
+    x = torch.randn(2, 4, 3, 3)
+    available = torch.tensor([[True, False, True, True], [False, False, True, False]])
+    masked = mask_missing(x, available)
+    assert torch.equal(masked[available], x[available])
+    assert (masked[~available] == BACKGROUND_VALUE).all()
+
+
+def test_foreground_also_where_it_is_darker_than_background():
+    """With a mean over one std, intensity 1 lies below -1: foreground is not what exceeds background."""
+    narrow = {name: ModalityStatistics(4000.0, 1500.0, 500.0, 0) for name in PUBLISHED.modalities}
+    normaliser = Normaliser(dataclasses.replace(PUBLISHED, modalities=narrow))
+    values = torch.from_numpy(planes())
+    normalised = normaliser(values)
+    assert (normalised[values > 0] < BACKGROUND_VALUE).any()
+    assert torch.equal(foreground(normalised), values > 0)

@@ -1,0 +1,75 @@
+"""Runs one GanStep update in float64 as one of several ranks, with plain gradient descent, and saves the weights after it.
+
+torchrun ... -m tests.distributed.split_worker MICRO UPDATES_PER_BATCH OUT.safetensors
+"""
+
+import sys
+
+import torch
+from safetensors.torch import save_file
+
+from brasyn_dist.config import load_config
+from brasyn_dist.data.normalise import Normaliser
+from brasyn_dist.data.plan import rank_rows, targets_and_masks
+from brasyn_dist.data.statistics import PUBLISHED
+from brasyn_dist.data.stream import SliceBatch
+from brasyn_dist.distributed import Distributed
+from brasyn_dist.models.discriminator import build_discriminator
+from brasyn_dist.models.generator import build_generator
+from brasyn_dist.models.passes import SynthesisPasses
+from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
+
+SIZE, BATCH = 32, 8
+
+
+def global_batch() -> SliceBatch:
+    """Brains of different sizes; every other slice has tumour, one has no labels at all."""
+    noise = torch.Generator().manual_seed(0)
+    planes = torch.randint(1, 4000, (BATCH, 4, SIZE, SIZE), generator=noise, dtype=torch.int16)
+    labels = torch.zeros(BATCH, SIZE, SIZE, dtype=torch.uint8)
+    for b in range(BATCH):
+        planes[b, :, : 3 + b] = 0
+        labels[b, 14 : 18 + b, 8:20] = 3 * (b % 2)
+    return SliceBatch(
+        index=0,
+        planes=planes,
+        labels=labels,
+        has_labels=torch.arange(BATCH) != 3,
+        view=torch.zeros(BATCH, dtype=torch.int64),
+        keys=[str(b) for b in range(BATCH)],
+        rows=slice(0, BATCH),
+    )
+
+
+def main() -> None:
+    micro, updates, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    config = load_config(
+        None,
+        [
+            f"generator.image_size={SIZE}", f"discriminator.image_size={SIZE}", "generator.base_channels=8",
+            "generator.heads=2", "generator.transformer_layers=1", "discriminator.base_channels=8",
+            f"training.global_batch_size={BATCH}", f"training.micro_batch_size={micro}",
+            f"training.updates_per_batch={updates}", "optimizer.clip_norm=0", "runtime.threads=1",
+        ],
+    )  # fmt: skip
+    distributed = Distributed(config.runtime)
+    generator = build_generator(config.generator, 0).double()
+    discriminator = build_discriminator(config.discriminator, 0).double()
+    networks = [
+        distributed.prepare(module, torch.optim.SGD(state.parameters(), lr=1.0), state)
+        for module, state in ((SynthesisPasses(generator), generator), (discriminator, discriminator))
+    ]
+    normaliser = Normaliser(PUBLISHED, distributed.device, torch.float64)
+    step = GanStep(config, distributed, networks[0], networks[1], normaliser)
+    whole = DeviceBatch.load(global_batch(), normaliser)
+    rows = rank_rows(BATCH, distributed.rank, distributed.world)
+    masks = [targets_and_masks(5, 0, u, BATCH, "any")[rows] for u in range(4 // updates)]
+    step(whole.rows(rows.start, rows.stop), masks, Rates(1.0, 1.0))
+    if distributed.is_main:
+        states = {"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}
+        save_file({f"{n}.{k}": v for n, s in states.items() for k, v in s.items()}, out)
+    distributed.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""One update is the same on 1, 2, 3 and 4 processes, with and without micro-batches: float64, real processes, both networks."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.launch import run
+
+pytestmark = pytest.mark.slow
+
+
+def weights(folder: Path, processes: int, micro: int, updates: int) -> dict[str, torch.Tensor]:
+    out = folder / f"{processes}-{micro}-{updates}.safetensors"
+    log = folder / "log"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    arguments = [*(launcher if processes > 1 else []), "-m", "tests.distributed.split_worker"]
+    assert run([sys.executable, *arguments, str(micro), str(updates), str(out)], log) == 0, log.read_text()[
+        -3000:
+    ]
+    return load_file(out)
+
+
+@pytest.mark.parametrize(
+    ("updates", "splits"),
+    [(4, [(1, 2), (2, 4), (4, 8), (3, 2)]), (1, [(2, 2)])],
+    ids=["four updates", "one update"],
+)
+def test_one_update_does_not_depend_on_the_split(tmp_path: Path, updates: int, splits: list[tuple[int, int]]):
+    """(processes, micro-batch) against one process with all slices; three processes get uneven shares."""
+    expected = weights(tmp_path, 1, 8, updates)
+    for processes, micro in splits:
+        actual = weights(tmp_path, processes, micro, updates)
+        assert actual.keys() == expected.keys()
+        worst = max(float((actual[k] - expected[k]).abs().max()) for k in expected)
+        assert worst < 1e-12, f"{processes} processes, micro-batches of {micro}: weights differ by {worst}"

@@ -1,0 +1,135 @@
+"""The evaluation as its user runs it: predictions in, tables and report out; every problem listed, nothing invented."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brasyn_dist.brats import MODALITIES, find_cases
+from brasyn_dist.data.nifti import read_case, write_like
+from brasyn_dist.data.statistics import ModalityStatistics, Statistics
+from brasyn_dist.evaluate import main
+from brasyn_dist.evaluation.baselines import MEAN, baseline_volumes
+from brasyn_dist.evaluation.summary import mean_of
+from tests.small import small_cases
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_cases(tmp_path_factory.mktemp("cases") / "c", cases=4) / "train_gli"
+
+
+@pytest.fixture
+def predictions(references: Path, tmp_path: Path) -> Path:
+    """The truth of case 0's t1c, of case 1's t2w with noise, and of case 2's t2f."""
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for number, (case, modality) in enumerate(zip(find_cases(references), ("t1c", "t2w", "t2f"))):
+        volumes = read_case(case)
+        array = volumes.images[MODALITIES.index(modality)].astype(float)
+        if number == 1:
+            array += np.random.default_rng(0).normal(0, 40, array.shape) * (array > 0)
+        write_like(folder / f"{case.name}-{modality}.nii.gz", array, volumes.reference)
+    return folder
+
+
+def evaluate(predictions: Path, references: Path, out: Path, *more: str) -> int:
+    return main(
+        ["--predictions", str(predictions), "--references", str(references), "--out", str(out), *more]
+    )
+
+
+def rows(out: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with (out / "cases.csv").open() as file:
+        return {(r["modality"], r["method"]): r for r in csv.DictReader(file)}
+
+
+@pytest.mark.slow
+def test_scores_baselines_and_report(predictions: Path, references: Path, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    assert evaluate(predictions, references, out, "--workers", "2") == 0
+    table = rows(out)
+    assert len(table) == 9  # three predictions, three methods
+    assert float(table["t1c", "synthetic"]["mae/brain"]) == 0
+    assert float(table["t1c", "synthetic"]["ssim/tumour"]) == pytest.approx(1)
+    # Mean absolute value of a normal variable of 40: 40 x sqrt(2 / pi).
+    assert float(table["t2w", "synthetic"]["mae/brain"]) == pytest.approx(31.9, abs=1.5)
+    assert float(table["t2w", "mean of available"]["mae/brain"]) > 32
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["means"]["all"]["synthetic"]["mae/brain"]["cases"] == 3 and not summary["problems"]
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 6 + 3
+    assert "http://" not in report and "https://" not in report
+    assert "best copy" in capsys.readouterr().out
+
+
+def test_problems_are_listed_and_the_rest_is_scored(
+    predictions: Path, references: Path, tmp_path: Path, capsys
+):
+    case = find_cases(references)[0]
+    (predictions / "nobody-t1c.nii.gz").write_bytes(b"x")
+    (predictions / f"{case.name}-t2f.nii.gz").write_bytes(b"rubbish")
+    volumes = read_case(case)
+    shifted = volumes.reference.image
+    affine = shifted.affine.copy()
+    affine[0, 3] += 5
+    type(shifted)(np.asarray(shifted.dataobj), affine).to_filename(predictions / f"{case.name}-t1n.nii.gz")
+    assert evaluate(predictions, references, tmp_path / "out", "--no-baselines") == 1
+    errors = capsys.readouterr().err
+    for word in ("no case nobody", f"{case.name}-t2f", "affine"):
+        assert word in errors
+    problems = json.loads((tmp_path / "out/summary.json").read_text())["problems"]
+    assert len(problems) == 3 and len(rows(tmp_path / "out")) == 3
+
+
+def test_nothing_to_score_is_an_error(references: Path, tmp_path: Path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert evaluate(tmp_path / "empty", references, tmp_path / "out") == 1
+    assert "no prediction found" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_case_without_segmentation_has_brain_scores_only(
+    references: Path, predictions: Path, tmp_path: Path
+):
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(references, bare)
+    for path in bare.glob("*/*-seg.nii.gz"):
+        path.unlink()
+    assert evaluate(predictions, bare, tmp_path / "out", "--no-baselines") == 0
+    row = rows(tmp_path / "out")["t1c", "synthetic"]
+    assert row["mae/brain"] != "" and row["mae/tumour"] == row["ssim/healthy"] == ""
+
+
+def test_baselines_against_arithmetic():
+    statistics = Statistics(
+        {
+            m: ModalityStatistics(1000.0 * (i + 1), 100.0 * (i + 1), 50.0 * (i + 1), 1)
+            for i, m in enumerate(MODALITIES)
+        }
+    )
+    a = np.array([[[0, 0, 150, 200, 5000]]])
+    b = np.array([[[0, 300, 0, 300, 300]]])
+    volumes = baseline_volumes({"t1c": a, "t1n": b}, "t2f", statistics)
+    # t1c 200 is z = 2, t2f = 300 + 2 x 150; t1n 300 is z = 1, t2f = 450; both background only in the first voxel.
+    assert volumes["copy of t1c"][0, 0, 3] == 600 and volumes["copy of t1n"][0, 0, 3] == 450
+    assert volumes[MEAN][0, 0, 3] == 525 and volumes[MEAN][0, 0, 0] == 0
+    assert volumes["copy of t1c"][0, 0, 4] == pytest.approx(
+        3000
+    )  # clipped at 1000 (z = 18), then at t2f's own maximum
+    alone = baseline_volumes({"t1c": a}, "t2f", statistics)
+    assert alone[MEAN][0, 0, 1] == 0 and alone[MEAN][0, 0, 2] == 450
+
+
+def test_confidence_interval_is_students():
+    from scipy import stats
+
+    values = [1.0, 2.0, 4.0, 7.0]
+    mean = mean_of(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (mean.low, mean.high) == pytest.approx((low, high))
+    assert mean_of([3.0]).low is None

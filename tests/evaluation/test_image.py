@@ -1,0 +1,107 @@
+"""Image scores against torchmetrics, scikit-image's own numbers, and arithmetic by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from brasyn_dist.evaluation.image import (
+    challenge_ssim,
+    mae,
+    psnr,
+    regions_of,
+    scale_to_unit,
+    score_volume,
+    ssim_map,
+)
+
+
+@pytest.fixture(scope="module")
+def volumes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(synthetic, real, labels): a blob-shaped brain with background around it."""
+    random_numbers = np.random.default_rng(0)
+    x, y, z = np.mgrid[-1:1:40j, -1:1:44j, -1:1:36j]
+    brain = x**2 / 0.35 + y**2 / 0.4 + z**2 / 0.3 < 1
+    real = (600 + 200 * np.sin(5 * x + 3 * y) + 60 * random_numbers.standard_normal(x.shape)) * brain
+    synthetic = (real + 80 * random_numbers.standard_normal(x.shape)) * brain
+    labels = (((x - 0.2) ** 2 + y**2 + z**2 < 0.05) & brain).astype(np.uint8) * 2
+    return np.rint(synthetic).clip(0).astype(np.int16), np.rint(real).clip(1 * brain).astype(np.int16), labels
+
+
+def torchmetrics_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    from torchmetrics.image import StructuralSimilarityIndexMeasure
+
+    tensors = [torch.from_numpy(v.astype(np.float64))[None, None] for v in (x, y)]
+    return float(StructuralSimilarityIndexMeasure()(*tensors))
+
+
+@pytest.mark.parametrize("region", ["tumour", "healthy"])
+def test_challenge_ssim_equals_torchmetrics_on_the_whole_volume(volumes, region: str):
+    """Also proves the crop: torchmetrics sees every voxel, ours the bounding box alone."""
+    synthetic, real, labels = volumes
+    mask = getattr(regions_of(real, labels), region)
+    expected = torchmetrics_ssim(scale_to_unit(synthetic) * mask, scale_to_unit(real) * mask)
+    assert score_volume(synthetic, real, labels)[f"challenge_ssim/{region}"] == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def test_region_ssim_equals_torchmetrics_map_inside_the_region(volumes):
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    synthetic, real, labels = volumes
+    brain = real > 0
+    x, y = (
+        torch.from_numpy(scale_to_unit(v).astype(np.float64) * brain)[None, None] for v in (synthetic, real)
+    )
+    _, full = structural_similarity_index_measure(x, y, data_range=1.0, return_full_image=True)
+    expected = full[0, 0].numpy()[labels > 0].mean()
+    assert score_volume(synthetic, real, labels)["ssim/tumour"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_mae_and_psnr_by_hand():
+    real, synthetic = np.array([[[0, 10, 20, 30]]]), np.array([[[5, 12, 20, 26]]])
+    mask = np.array([[[False, True, True, True]]])
+    assert mae(synthetic, real, mask) == pytest.approx((2 + 0 + 4) / 3)
+    assert psnr(synthetic, real, mask, 30) == pytest.approx(10 * np.log10(900 / ((4 + 0 + 16) / 3)))
+    assert psnr(real, real, mask, 30) == 100.0
+
+
+def test_equal_volumes_score_perfectly(volumes):
+    _, real, labels = volumes
+    scores = score_volume(real, real, labels)
+    assert scores["mae/brain"] == 0 and scores["ssim/tumour"] == pytest.approx(1)
+    assert scores["challenge_ssim/tumour"] == pytest.approx(1)
+
+
+def test_without_segmentation_regions_are_unknown_not_zero(volumes):
+    synthetic, real, _ = volumes
+    scores = score_volume(synthetic, real, None)
+    assert scores["mae/brain"] is not None and scores["ssim/brain"] is not None
+    assert {k for k, v in scores.items() if v is None} == {
+        f"{s}/{r}" for s in ("mae", "psnr", "ssim", "challenge_ssim") for r in ("healthy", "tumour")
+    }
+
+
+def test_empty_tumour_has_no_score(volumes):
+    synthetic, real, labels = volumes
+    scores = score_volume(synthetic, real, np.zeros_like(labels))
+    assert scores["ssim/tumour"] is None and scores["challenge_ssim/tumour"] is None
+    assert scores["challenge_ssim/healthy"] is not None
+
+
+def test_noise_in_the_tumour_fools_the_challenge_form_only(volumes):
+    """The flaw (thesis, appendix A): background dominates the challenge's mean."""
+    _, real, labels = volumes
+    noisy = real.copy()
+    noisy[labels > 0] = np.random.default_rng(1).integers(1, 1200, int((labels > 0).sum()))
+    scores = score_volume(noisy, real, labels)
+    assert scores["challenge_ssim/tumour"] > 0.97 and scores["ssim/tumour"] < 0.5
+
+
+def test_constant_volume_scales_to_zero():
+    assert not scale_to_unit(np.full((4, 4, 4), 7)).any()
+    assert (
+        challenge_ssim(np.zeros((20, 20, 20)), np.zeros((20, 20, 20)), np.ones((20, 20, 20), bool), 8000)
+        is None
+    )
+    assert ssim_map(np.ones((20, 20, 20)), np.ones((20, 20, 20)), 1.0) == pytest.approx(1)
