@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from brasyn_dist.brats import modality_of
-from brasyn_dist.data.cohorts import VALIDATION
 from brasyn_dist.data.index import ShardIndex
+from brasyn_dist.data.make_shards import VALIDATION
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.files import atomic_path
 from brasyn_dist.processes import kill_tree

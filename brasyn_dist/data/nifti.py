@@ -98,7 +98,9 @@ def _load(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
         raise DataError(f"{path}: values of type {values.dtype} are no intensities; convert them to integers")
     if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
         bad = int(np.count_nonzero(~finite))
-        raise DataError(f"{path}: {bad} voxels are NaN or infinite; mend or leave out the case")
+        raise DataError(
+            f"{path}: NaN or infinity in {bad} of {values.size} voxels; mend or leave out the case"
+        )
     return image, values
 
 

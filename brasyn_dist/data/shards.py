@@ -86,7 +86,7 @@ def is_shard_name(name: str) -> bool:
 def write_shard(
     folder: Path | str, header: SetHeader, split: str, number: int, samples: Iterable[EncodedSample]
 ) -> ShardEntry:
-    """Write shard `number` of `split` into `folder`, whole or not at all."""
+    """Write shard `number` of `split` into `folder`, whole or not at all. Raises DataError if there are no samples."""
     path = Path(folder) / shard_name(split, number)
     comment = json.dumps(
         {"set": header.to_dict(), "split": split, "number": number}, separators=(",", ":"), allow_nan=False
@@ -99,7 +99,9 @@ def write_shard(
         ) as tar:
             for sample in samples:
                 rows.append(_add_sample(tar, sink, header, sample))
-    columns = np.array(rows, dtype=np.int64).reshape(-1, len(COLUMNS))
+        if not rows:
+            raise DataError(f"{path}: a shard needs at least one sample")
+    columns = np.array(rows, dtype=np.int64)
     return ShardEntry(path.name, split, sink.position, sink.sha256.hexdigest(), columns)
 
 
@@ -159,7 +161,7 @@ def read_shard(path: Path | str) -> tuple[SetHeader, ShardEntry]:
         raise DataError(f"{path}: damaged shard ({error}); restore it or write it again") from None
     if path.name != shard_name(split, number):
         raise DataError(f"{path}: holds shard {shard_name(split, number)}; give it back that name")
-    columns = np.array(rows, dtype=np.int64).reshape(-1, len(COLUMNS))
+    columns = np.array(rows, dtype=np.int64)
     return header, ShardEntry(path.name, split, path.stat().st_size, sha256_of(path), columns)
 
 

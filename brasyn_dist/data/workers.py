@@ -7,6 +7,7 @@ Results come in any order: whoever needs an order sorts them. Workers end with t
 nobody behind who still writes.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -78,7 +79,7 @@ def worker_pool(workers: int) -> Iterator[Pool]:
         return
     # `spawn`: a forked child would inherit the threads and locks of whoever called us.
     executor = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=signal_when_parent_dies, initargs=(SIGKILL,)
+        workers, get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
     )
     with executor:
         try:
@@ -86,3 +87,10 @@ def worker_pool(workers: int) -> Iterator[Pool]:
         except BaseException:
             executor.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with(parent: int) -> None:
+    """Tie a worker's life to its parent's, even if that has been killed while the worker was starting."""
+    signal_when_parent_dies(SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -35,37 +35,32 @@ class Regions:
 
 
 def regions_of(real_xyz: np.ndarray, labels_xyz: np.ndarray | None) -> Regions:
-    """Brain: foreground of the real volume. Tumour: labels above 0 (WT), also where they leave the brain; healthy: the rest."""
+    """Brain: foreground of the real volume. Tumour: labels above 0 (WT) within it; healthy: the rest."""
     brain = real_xyz > 0
     if labels_xyz is None:
         return Regions(brain, None, None)
-    tumour = labels_xyz > 0
+    tumour = (labels_xyz > 0) & brain
     return Regions(brain, tumour, brain & ~tumour)
 
 
 def score_volume(synthetic_xyz: np.ndarray, real_xyz: np.ndarray, labels_xyz: np.ndarray | None) -> Scores:
     """All scores of one volume by name, such as `mae/brain`; None where the region is unknown or empty."""
     regions = regions_of(real_xyz, labels_xyz)
-    inside = crop_to(
-        regions.brain | (synthetic_xyz > 0) | (labels_xyz > 0 if labels_xyz is not None else False), MARGIN
-    )
-    size = real_xyz.size
-    scaled = [scale_to_unit(v)[inside] for v in (synthetic_xyz, real_xyz)]
-    cropped = {name: None if mask is None else mask[inside] for name, mask in regions.items()}
+    inside = crop_to(regions.brain, MARGIN)
+    scaled = [scale_to_unit(v) for v in (synthetic_xyz, real_xyz)]
     peak = float(np.percentile(real_xyz[regions.brain], 99.5))
+    x, y = scaled
+    brain_map = ssim_map((x * regions.brain)[inside], (y * regions.brain)[inside], 1.0)
     scores: Scores = {}
     for name, mask in regions.items():
-        scores[f"mae/{name}"] = scores[f"psnr/{name}"] = None
+        names = [f"{score}/{name}" for score in ("mae", "psnr", "ssim", *(["challenge_ssim"] * (name != "brain")))]
+        scores |= dict.fromkeys(names)
         if mask is not None and mask.any():
             scores[f"mae/{name}"] = mae(synthetic_xyz, real_xyz, mask)
             scores[f"psnr/{name}"] = psnr(synthetic_xyz, real_xyz, mask, peak)
-    x, y = scaled
-    brain_map = ssim_map(x * cropped["brain"], y * cropped["brain"], 1.0)
-    for name, mask in cropped.items():
-        scores[f"ssim/{name}"] = float(brain_map[mask].mean()) if mask is not None and mask.any() else None
-    for name in ("healthy", "tumour"):
-        mask = cropped[name]
-        scores[f"challenge_ssim/{name}"] = None if mask is None else challenge_ssim(x, y, mask, size)
+            scores[f"ssim/{name}"] = float(brain_map[mask[inside]].mean())
+            if name != "brain":
+                scores[f"challenge_ssim/{name}"] = challenge_ssim(x, y, mask)
     return scores
 
 
@@ -88,17 +83,19 @@ def scale_to_unit(volume: np.ndarray) -> np.ndarray:
     return ((np.clip(volume, low, high) - low) / (high - low)).astype(np.float32)
 
 
-def challenge_ssim(synthetic: np.ndarray, real: np.ndarray, mask: np.ndarray, voxels: int) -> float | None:
-    """SSIM by the challenge's convention from scaled, cropped volumes; `voxels` of the uncropped one. None: empty mask.
+def challenge_ssim(synthetic: np.ndarray, real: np.ndarray, mask: np.ndarray) -> float | None:
+    """SSIM by the challenge's convention, of volumes scaled to [0, 1]. None if both are 0 in the mask.
 
-    What was cropped away adds ones to the mean. The data range is that of the pair after zeroing, torchmetrics' default.
+    The data range is that of the pair after zeroing, torchmetrics' default. Computed on the mask's bounding box: what is
+    cropped away is 0 in both and adds ones to the mean.
     """
-    x, y = synthetic * mask, real * mask
+    inside = crop_to(mask, MARGIN)
+    x, y = ((v * mask)[inside] for v in (synthetic, real))
     data_range = float(max(np.ptp(x), np.ptp(y)))
     if data_range == 0:
         return None
     inner = ssim_map(x, y, data_range)
-    return float((inner.sum() + (voxels - inner.size)) / voxels)
+    return float((inner.sum() + (mask.size - inner.size)) / mask.size)
 
 
 def ssim_map(x: np.ndarray, y: np.ndarray, data_range: float) -> np.ndarray:

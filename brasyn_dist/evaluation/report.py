@@ -61,7 +61,7 @@ def write_report(
         "<h2>Spread over cases</h2>",
         _distributions(rows),
         "<h2>Worst and best cases</h2>",
-        '<p class="note">By mean absolute error of the brain relative to its 99.5th percentile (PSNR). '
+        '<p class="note">By PSNR of the brain. '
         "Blue: synthetic too dark; red: too bright; yellow: outline of the tumour.</p>",
         *_extremes(scored, cases),
     ]

@@ -118,7 +118,7 @@ def test_negative_and_large_values_are_kept(tmp_path):
 def test_nan_and_infinity_are_refused(tmp_path, bad):
     values = numbers().astype(np.float32)
     values[1, 2, 3] = values[0, 0, 0] = bad
-    with pytest.raises(DataError, match=r"a\.nii\.gz: 2 voxels are NaN or infinite"):
+    with pytest.raises(DataError, match=r"a\.nii\.gz: NaN or infinity in 2 of 210 voxels"):
         read_volume(save(tmp_path / "a.nii.gz", values, dtype=np.float32))
 
 

@@ -84,7 +84,9 @@ def test_tar_program_lists_and_extracts_without_warnings(tmp_path: Path) -> None
 def test_stock_webdataset_reads_and_decodes(tmp_path: Path, codec: str) -> None:
     import webdataset
 
-    index = write_set(tmp_path, views=("axial", "sagittal"), codec=codec)
+    index = write_set(
+        tmp_path, views=("axial", "sagittal"), codec=codec, cases=(*case_table(4), *odd_cases())
+    )
     truth = truth_by_key(index)
 
     def decode(key: str, data: bytes) -> np.ndarray | None:
@@ -139,6 +141,13 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write_shard(tmp_path, header, "train", 0, samples())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_without_samples_is_not_written(tmp_path: Path) -> None:
+    header = SetHeader("npy.zst", "int16", 0, ("axial",), {"train": 1}, case_table(2), STATISTICS)
+    with pytest.raises(DataError, match="at least one sample"):
+        write_shard(tmp_path, header, "train", 0, [])
     assert list(tmp_path.iterdir()) == []
 
 
