@@ -88,8 +88,9 @@ def prepare(work: Path, shards: str | None, count: int) -> None:
 
 def phantom_shards(folder: Path, count: int) -> Path:
     """A shard set of axial slices of as many full-size phantom cases as it takes."""
-    from brasyn_dist.data.make_shards import ShardOptions, make_shards
+    from brasyn_dist.data.make_shards import make_shards
     from brasyn_dist.data.phantom import write_case
+    from brasyn_dist.data.shard_options import ShardOptions
 
     for number in range(-(-count // 110)):
         print(f"phantom case {number} ...", file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ slice. Interrupted: run the same command again.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from brasyn_dist.data.slicing import MINIMUM_FOREGROUND
 from brasyn_dist.data.split import read_split_file
 from brasyn_dist.data.statistics import PUBLISHED, Statistics
 from brasyn_dist.data.summary import summary
+from brasyn_dist.data.workers import available_processors
 from brasyn_dist.errors import BrasynError
 
 
@@ -29,7 +29,12 @@ def parser() -> argparse.ArgumentParser:
     add("cohorts", nargs="*", type=Path, metavar="COHORT_DIR")
     add("--out", type=Path, help="folder of the shard set")
     add("--views", nargs="+", choices=VIEWS, default=list(VIEWS))
-    add("--workers", type=int, default=default_workers(), help="processes, 0.5 GB each (default %(default)s)")
+    add(
+        "--workers",
+        type=int,
+        default=available_processors(8),
+        help="processes, 0.5 GB each (default %(default)s)",
+    )
     add("--statistics", help="a statistics.json, or `published`; default: computed from the training cases")
     split = made.add_mutually_exclusive_group()
     split.add_argument(
@@ -56,11 +61,6 @@ def parser() -> argparse.ArgumentParser:
         help="write index.json anew from the tars in DIR, and end",
     )
     return made
-
-
-def default_workers() -> int:
-    """The processors that this process may use; beyond eight, only if asked for: a login node may have many."""
-    return min(8, len(os.sched_getaffinity(0)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,47 +18,23 @@ from typing import Any
 
 import numpy as np
 
-from brasyn_dist.brats import VIEWS, Case
+from brasyn_dist.brats import Case
 from brasyn_dist.data import spool
-from brasyn_dist.data.codec import DEFAULT_CODEC, check_codec
-from brasyn_dist.data.cohorts import Findings, Problem, examine, find_cohorts, input_hash, modified_hash
+from brasyn_dist.data.cohorts import Problem, find_cohorts, input_hash, modified_hash
 from brasyn_dist.data.header import CaseEntry, SetHeader
 from brasyn_dist.data.index import INDEX_NAME, ShardIndex
 from brasyn_dist.data.plan import Purpose, permutation
+from brasyn_dist.data.shard_options import ShardOptions
 from brasyn_dist.data.shards import ShardEntry, write_shard
-from brasyn_dist.data.slicing import MINIMUM_FOREGROUND
-from brasyn_dist.data.split import check_known, held_out_by_fraction, held_out_by_list
-from brasyn_dist.data.statistics import Histogram, Statistics
+from brasyn_dist.data.split import check_known
+from brasyn_dist.data.statistics import Statistics
 from brasyn_dist.data.summary import summary
+from brasyn_dist.data.survey import Survey, survey
 from brasyn_dist.data.workers import Pool, worker_pool
 from brasyn_dist.errors import DataError
 
+__all__ = ["ShardOptions", "make_shards"]
 TRAIN, VALIDATION = "train", "val"
-
-
-@dataclass(frozen=True)
-class ShardOptions:
-    """How a shard set is made. Everything here is part of the set's identity."""
-
-    views: tuple[str, ...] = VIEWS
-    seed: int = 0
-    validation_fraction: float = 0.1
-    validation_cases: tuple[str, ...] | None = None
-    """Held-out cases or patients by name; overrides the fraction."""
-    minimum_foreground: int = MINIMUM_FOREGROUND
-    samples_per_shard: int = 1000
-    codec: str = DEFAULT_CODEC
-    round_values: bool = False
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.views) - set(VIEWS))
-        if unknown or not self.views or len(set(self.views)) < len(self.views):
-            raise DataError(
-                f"views {', '.join(self.views) or 'none'}: choose from {', '.join(VIEWS)}, each once"
-            )
-        if self.samples_per_shard < 1:
-            raise DataError("samples per shard: must be at least 1")
-        check_codec(self.codec)
 
 
 def make_shards(
@@ -84,17 +60,16 @@ def make_shards(
         every = [c.name for c in cases] + [c.patient for c in cases] + [p.folder.name for p in listed]
         check_known(options.validation_cases, every)
     with worker_pool(workers) as pool:
-        good, held_out, findings, bad = _examine(cases, options, pool)
-        problems = listed + bad
+        found = survey(cases, options, pool)
+        problems = listed + found.bad
         _stop_at(problems, skip_bad)
+        header = _header(found, options, statistics, problems, identity)
         with spool.locked_work(out) as work:
-            # Another run may have finished the set while this one was examining.
+            # Another run may have finished the set while this one was reading.
             if (done := _finished(out, identity, skip_bad, say)) is not None:
                 return done
-            header = _header(good, held_out, options, findings, statistics, problems, identity)
-            spool.prepare(work, {**identity, "dtype": header.dtype, "cases": [c.name for c in good],
-                                 "modified": modified_hash(good)})  # fmt: skip
-            index = _write(good, header, options, work, pool)
+            spool.prepare(work, _spool_identity(header, found.cases))
+            index = _write(found.cases, header, options, work, pool)
             say(summary(index))
     return ShardIndex.load(out)
 
@@ -106,6 +81,12 @@ def _identity(options: ShardOptions, cases: Sequence[Case], statistics: Statisti
         "statistics": statistics.hash if statistics else "computed",
         "input": input_hash(cases),
     }
+
+
+def _spool_identity(header: SetHeader, cases: Sequence[Case]) -> dict[str, Any]:
+    """What makes encoded slices reusable: also that no input file was written to in between."""
+    names = [c.name for c in cases]
+    return {**header.options, "dtype": header.dtype, "cases": names, "modified": modified_hash(cases)}
 
 
 def _finished(
@@ -138,55 +119,6 @@ def _finished(
     return index
 
 
-def _examine(
-    cases: Sequence[Case], options: ShardOptions, pool: Pool
-) -> tuple[list[Case], set[str], Findings, list[Problem]]:
-    """Pass 1: cases that can be used, names of those held out, findings, bad cases."""
-    findings = _read_all(cases, _training(cases, options), options, pool)
-    bad = [
-        Problem(c.folder, c.cohort, findings.problems[c.name]) for c in cases if c.name in findings.problems
-    ]
-    good = [c for c in cases if c.name not in findings.problems]
-    if bad:
-        findings.histogram = _moved(findings.histogram, cases, good, options, pool)
-    return good, {c.name for c in good} - _training(good, options), findings, bad
-
-
-def _training(cases: Sequence[Case], options: ShardOptions) -> set[str]:
-    if options.validation_cases is not None:
-        held_out = held_out_by_list(cases, options.validation_cases)
-    else:
-        held_out = held_out_by_fraction(cases, options.validation_fraction, options.seed)
-    return {c.name for c in cases} - held_out
-
-
-def _read_all(
-    cases: Sequence[Case], training: set[str], options: ShardOptions, pool: Pool, what: str = "examine"
-) -> Findings:
-    """Cases go to the workers in small lots, each of which sends back one histogram."""
-    lot = max(1, min(8, len(cases) // (4 * pool.workers)))
-    lots = [cases[i : i + lot] for i in range(0, len(cases), lot)]
-    work = partial(examine, training=training, views=options.views, round_values=options.round_values)
-    findings = Findings()
-    for found in pool.run(what, work, lots, weight=len):
-        findings += found
-    return findings
-
-
-def _moved(
-    histogram: Histogram, cases: Sequence[Case], good: Sequence[Case], options: ShardOptions, pool: Pool
-) -> Histogram:
-    """The histogram after the split was drawn anew among the good cases: as if the bad ones had never been there."""
-    before, after = _training(cases, options), _training(good, options)
-    joined = [c for c in good if c.name in after - before]
-    left = [c for c in good if c.name in before - after]
-    for moved, sign in ((joined, 1), (left, -1)):
-        if moved:
-            names = {c.name for c in moved}
-            histogram.add_histogram(_read_all(moved, names, options, pool, "split again").histogram, sign)
-    return histogram
-
-
 def _stop_at(problems: Sequence[Problem], skip_bad: bool) -> None:
     if problems and not skip_bad:
         reasons = [line for problem in problems for line in str(problem).splitlines()]
@@ -199,34 +131,32 @@ def _stop_at(problems: Sequence[Problem], skip_bad: bool) -> None:
 
 
 def _header(
-    cases: Sequence[Case],
-    held_out: set[str],
+    found: Survey,
     options: ShardOptions,
-    findings: Findings,
     statistics: Statistics | None,
     problems: Sequence[Problem],
     identity: dict[str, Any],
 ) -> SetHeader:
-    training = [c.name for c in cases if c.name not in held_out]
-    if not training:
+    if not found.training:
         raise DataError("no training case is left; give more cases, or hold fewer out")
-    fits = np.iinfo(np.int16).min <= findings.low and findings.high <= np.iinfo(np.int16).max
+    low, high = found.findings.low, found.findings.high
+    fits = np.iinfo(np.int16).min <= low and high <= np.iinfo(np.int16).max
     return SetHeader(
         codec=options.codec,
         dtype="int16" if fits else "int32",
         seed=options.seed,
         views=options.views,
         shard_counts={},
-        cases=tuple(
-            CaseEntry(
-                c.name, c.cohort, VALIDATION if c.name in held_out else TRAIN, c.patient, "seg" in c.files
-            )
-            for c in cases
-        ),
-        statistics=(statistics or findings.histogram.statistics(training)).to_dict(),
+        cases=tuple(_entry(case, found.training) for case in found.cases),
+        statistics=(statistics or found.findings.histogram.statistics(found.training)).to_dict(),
         skipped=[p.to_dict() for p in problems],
         options=identity,
     )
+
+
+def _entry(case: Case, training: set[str]) -> CaseEntry:
+    split = TRAIN if case.name in training else VALIDATION
+    return CaseEntry(case.name, case.cohort, split, case.patient, "seg" in case.files)
 
 
 def _write(

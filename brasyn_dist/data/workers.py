@@ -71,6 +71,11 @@ class Pool:
             ) from None
 
 
+def available_processors(most: int) -> int:
+    """Processors that this process may use, but not more than `most`: what a login node has is not all ours."""
+    return min(most, len(os.sched_getaffinity(0)))
+
+
 @contextmanager
 def worker_pool(workers: int) -> Iterator[Pool]:
     """A pool of `workers` processes; one means this process."""
@@ -81,12 +86,28 @@ def worker_pool(workers: int) -> Iterator[Pool]:
     executor = ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
     )
-    with executor:
+    with _one_thread_each(), executor:
         try:
             yield Pool(executor, workers)
         except BaseException:
             executor.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started within use one thread for linear algebra: with one for each processor, they would fight."""
+    before = {
+        name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    os.environ.update(dict.fromkeys(before, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _end_with(parent: int) -> None:

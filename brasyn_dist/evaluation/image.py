@@ -53,7 +53,9 @@ def score_volume(synthetic_xyz: np.ndarray, real_xyz: np.ndarray, labels_xyz: np
     brain_map = ssim_map((x * regions.brain)[inside], (y * regions.brain)[inside], 1.0)
     scores: Scores = {}
     for name, mask in regions.items():
-        names = [f"{score}/{name}" for score in ("mae", "psnr", "ssim", *(["challenge_ssim"] * (name != "brain")))]
+        names = [
+            f"{score}/{name}" for score in ("mae", "psnr", "ssim", *(["challenge_ssim"] * (name != "brain")))
+        ]
         scores |= dict.fromkeys(names)
         if mask is not None and mask.any():
             scores[f"mae/{name}"] = mae(synthetic_xyz, real_xyz, mask)

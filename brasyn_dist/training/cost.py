@@ -124,5 +124,7 @@ def report(config: Config) -> str:
         # A tenth for the allocator, workspaces and the CUDA context.
         fit = int((0.9 * capacity * GIB - cost.fixed_bytes) / cost.bytes_per_slice)
         lines[f"fits {capacity} GiB"] = f"{max(fit, 0)} slices in a micro-batch"
-    lines["checkpoint"] = f"{4 * (4 * cost.generator_parameters + 3 * cost.discriminator_parameters) / GIB:.2f} GiB"
+    lines["checkpoint"] = (
+        f"{4 * (4 * cost.generator_parameters + 3 * cost.discriminator_parameters) / GIB:.2f} GiB"
+    )
     return "\n".join(f"{name:<16}{value}" for name, value in lines.items())

@@ -100,8 +100,5 @@ def test_noise_in_the_tumour_fools_the_challenge_form_only(volumes):
 
 def test_constant_volume_scales_to_zero():
     assert not scale_to_unit(np.full((4, 4, 4), 7)).any()
-    assert (
-        challenge_ssim(np.zeros((20, 20, 20)), np.zeros((20, 20, 20)), np.ones((20, 20, 20), bool))
-        is None
-    )
+    assert challenge_ssim(np.zeros((20, 20, 20)), np.zeros((20, 20, 20)), np.ones((20, 20, 20), bool)) is None
     assert ssim_map(np.ones((20, 20, 20)), np.ones((20, 20, 20)), 1.0) == pytest.approx(1)

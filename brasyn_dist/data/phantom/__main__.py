@@ -7,6 +7,9 @@ from pathlib import Path
 
 from brasyn_dist.brats import VOLUME_SHAPE
 from brasyn_dist.data import phantom
+from brasyn_dist.data.phantom.cohort import plan_cohorts, write_cohorts
+from brasyn_dist.data.workers import available_processors
+from brasyn_dist.errors import BrasynError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,17 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--met", type=int, default=2, help="metastasis cases")
     parser.add_argument("--shape", type=int, nargs=3, default=VOLUME_SHAPE, metavar=("X", "Y", "Z"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=available_processors(8), help="default %(default)s")
     options = parser.parse_args(arguments)
-    from tqdm import tqdm
-
-    plan: list[tuple[phantom.Kind, int]] = [("GLI", n) for n in range(options.gli)]
-    plan += [("MET", n) for n in range(options.met)]
-    for number, (kind, n) in enumerate(tqdm(plan, desc="phantom cases", disable=None)):
-        cohort, name = options.out / f"train_{kind.lower()}", f"BraTS-{kind}-{n:05d}-000"
-        # The segmentation is written last: a case that has it is whole.
-        if not (cohort / name / f"{name}-seg.nii.gz").exists():
-            phantom.write_case(cohort, name, options.seed * 100_003 + number, kind, options.shape)
-    print(f"{len(plan)} cases in {options.out}")
+    cases = plan_cohorts(options.out, options.gli, options.met, options.seed)
+    try:
+        write_cohorts(cases, options.shape, options.workers)
+    except (BrasynError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(cases)} cases in {options.out}")
     return 0
 
 

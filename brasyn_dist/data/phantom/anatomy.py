@@ -1,9 +1,9 @@
 """A random brain as fractions of tissues: every structure is a distance in mm, and borders are soft over a voxel.
 
-    outline --> mm below the surface
-    fold    --> mm below the pia, which dips into sulci and fissures: CSF | cortex | white matter
-    inside  --> ventricles, deep grey nuclei, vessels
-    lesions --> laid over them
+outline --> mm below the surface
+fold    --> mm below the pia, which dips into sulci and fissures: CSF | cortex | white matter
+inside  --> ventricles, deep grey nuclei, vessels
+lesions --> laid over them
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,8 @@ _CEREBELLUM: Ellipsoid = ((19, 44, -36), (34, 34, 25))
 _STEM: Ellipsoid = ((0, 16, -40), (15, 14, 30))
 _CALLOSUM: Ellipsoid = ((0, -8, -2), (200, 38, 21))
 """Within it the two halves of the brain are joined."""
+_CORE: Ellipsoid = ((0, -4, -2), (34, 42, 24))
+"""Nuclei and great fibre tracts: no sulcus reaches them."""
 _VENTRICLES: list[Ellipsoid] = [
     ((8, -30, 7), (4, 12, 7)), ((11, -8, 12), (5, 20, 4.5)), ((19, 20, 6), (5.5, 14, 7)), ((24, 38, -1), (3.5, 12, 5)),
     ((32, 2, -22), (3, 14, 3)), ((0, -2, -6), (1.8, 13, 8)), ((0, 33, -36), (5, 5, 9)),
@@ -78,12 +80,14 @@ def outline(rng: np.random.Generator, grid: Grid) -> tuple[np.ndarray, np.ndarra
     Skull stripping bridges the clefts between the parts of the brain: there the mask holds CSF.
     """
     both = grid.mirrored()
-    fore = np.minimum(grid.depth_in(*_CEREBRUM), grid.z + 26 - 0.12 * np.abs(grid.y + 10))  # the base is rather flat
+    fore = np.minimum(
+        grid.depth_in(*_CEREBRUM), grid.z + 26 - 0.12 * np.abs(grid.y + 10)
+    )  # the base is rather flat
     fore = _joined(fore, both.depth_in(*_TEMPORAL), 6)
     hind = _joined(both.depth_in(*_CEREBELLUM), grid.depth_in(*_STEM), 5)
     wobble = 1.5 * grid.field(rng, 38) + 0.6 * grid.field(rng, 10) + 0.3 * grid.field(rng, 4)
     cleft = 2.5 * np.exp(-(((hind - fore) / 2.5) ** 2)) * (grid.y > 5)  # the tentorium
-    tissue = np.maximum(fore, hind) - cleft + wobble - 0.5 * (1 + grid.field(rng, 14))
+    tissue = np.maximum(fore, hind) - cleft + wobble - 0.4 * (1 + grid.field(rng, 14))
     return _joined(fore, hind, 4) + wobble, tissue, soft_step(hind - fore, 0.5)
 
 
@@ -96,29 +100,27 @@ def _joined(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
 def fold(rng: np.random.Generator, grid: Grid, depth: np.ndarray, hindbrain: np.ndarray) -> np.ndarray:
     """mm below the pia: distance to the outer surface or to the nearest sulcus or fissure, whichever is nearer."""
     width = rng.uniform(0.2, 0.9)  # of sulci: they widen with age
-    joined = grid.depth_in(*_CALLOSUM)
-    midline = np.hypot(grid.x + 2 * grid.field(rng, 25), np.maximum(joined, 0))
-    below = np.minimum(depth, np.minimum(midline - 0.3, _to_sylvian_fissure(grid) - 0.8) - 0.5 * width)
+    midline = np.hypot(grid.x + 2 * grid.field(rng, 25), np.maximum(grid.depth_in(*_CALLOSUM), 0))
+    below = np.minimum(depth, np.minimum(midline - 0.3, _to_sylvian_fissure(rng, grid) - 0.8) - 0.5 * width)
     deep = 14 + 5 * grid.field(rng, 20)
-    sulci = np.minimum(_to_sulci(rng, grid, below, 10, deep), _to_sulci(rng, grid, below, 6, 0.5 * deep) + 0.3)
-    below = np.minimum(below, sulci - width)
+    core = grid.depth_in(*_CORE) + 2
+    for scale_mm, part in ((9, 1.0), (5.5, 0.5)):  # the main sulci, and shallow ones between them
+        ends = np.maximum(np.maximum(np.minimum(depth, 1.5 * midline) - part * deep, core), 0)
+        below = np.minimum(below, np.hypot(_to_sulci(rng, grid, scale_mm), ends) - width * part)
     folia = 1.3 - 2.6 * np.abs(np.sin(0.8 * (grid.z + 0.5 * grid.y) + grid.field(rng, 8)))
     cerebellum = np.minimum(depth, np.maximum(folia + 1.8, 0.3 * depth - 0.5))
     return below + hindbrain * (cerebellum - below)
 
 
-def _to_sulci(
-    rng: np.random.Generator, grid: Grid, depth: np.ndarray, scale_mm: float, deep: np.ndarray
-) -> np.ndarray:
-    """mm to the nearest sulcus: upright sheets where a random field is 0, that end `deep` mm below the surface."""
+def _to_sulci(rng: np.random.Generator, grid: Grid, scale_mm: float) -> np.ndarray:
+    """mm to the nearest upright sheet of a random set."""
     field = grid.upright_field(rng, scale_mm)
-    sheet = np.abs(field) / np.maximum(grid.slope(field), np.float32(0.3 / scale_mm))
-    return np.hypot(sheet, np.maximum(depth - deep, 0))
+    return np.abs(field) / np.maximum(grid.slope(field), np.float32(0.3 / scale_mm))
 
 
-def _to_sylvian_fissure(grid: Grid) -> np.ndarray:
+def _to_sylvian_fissure(rng: np.random.Generator, grid: Grid) -> np.ndarray:
     """mm to the fissure between temporal lobe and the lobes above it; it ends 34 mm from the midline."""
-    sheet = grid.z + 14 - 0.25 * (grid.y + 15)
+    sheet = grid.z + 14 - 0.25 * (grid.y + 15) + 2.5 * grid.field(rng, 14)
     beyond = np.maximum(np.abs(grid.y + 8) - 30, 0)
     return np.sqrt(sheet**2 + beyond**2 + np.maximum(34 - np.abs(grid.x), 0) ** 2)
 

@@ -56,6 +56,7 @@ def brats_image(array_xyz: np.ndarray) -> nibabel.Nifti1Image:
     affine[1, 3] = array_xyz.shape[1] - 1
     image = nibabel.Nifti1Image(array_xyz, affine)
     image.header.set_xyzt_units("mm")
+    image.header["regular"], image.header["pixdim"][4:] = b"r", 0
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
     return image

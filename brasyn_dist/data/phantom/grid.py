@@ -77,7 +77,9 @@ class Grid:
         ]
         x, y, z = np.meshgrid(*axes, indexing="ij")
         level = np.sqrt(x**2 + (0.8 * y) ** 2 + z**2) * (scale_mm / 66)  # 1 at the surface
-        noise = rng.standard_normal([2 * int(n * 1.7) + 9 for n in (70 / scale_mm, 89 / scale_mm, 74 / scale_mm)])
+        noise = rng.standard_normal(
+            [2 * int(n * 1.7) + 9 for n in (70 / scale_mm, 89 / scale_mm, 74 / scale_mm)]
+        )
         stretch = np.clip(level, 0.35, None) ** -0.65
         places = [a * stretch + n / 2 for a, n in zip((x, y, z), noise.shape)]
         knots = map_coordinates(noise.astype(np.float32), places, order=1, mode="wrap")

@@ -55,7 +55,9 @@ def push_away(grid: Grid, lesions: list[Lesion]) -> Grid:
         reach = 3.5 * lesion.radius
         box = grid.box(lesion.centre, (reach,) * 3)
         distance = grid.distance(lesion.centre, box) + np.float32(1e-3)
-        shift = lesion.push * np.clip(1 - distance / reach, 0, 1) ** 2 * np.clip(distance / lesion.radius, 0, 1)
+        shift = (
+            lesion.push * np.clip(1 - distance / reach, 0, 1) ** 2 * np.clip(distance / lesion.radius, 0, 1)
+        )
         for move, offset in zip(moves, grid.offsets(lesion.centre, box)):
             move[box] -= shift * offset / distance
     return grid.moved(moves)
@@ -72,7 +74,7 @@ def grow_lesions(
         rough = coarse[box] + 0.5 * fine[box]
         core = lesion.radius * (1 + 0.2 * rough) - grid.distance(lesion.centre, box)
         # Oedema follows white matter: it spares cortex and ventricles, and reaches further in some directions.
-        swelling = core + lesion.oedema * (1 + 0.6 * coarse[box] + 0.2 * fine[box])
+        swelling = core + lesion.oedema * (1 + 0.45 * coarse[box] + 0.2 * fine[box])
         part, free = labels[box], ventricle[box] < 0.4
         part[(swelling > 0) & (below_pia[box] > 2) & free & (part == 0)] = ED
         solid = (core > 0) & (below_pia[box] > -1)

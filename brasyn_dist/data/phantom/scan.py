@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.data.phantom.anatomy import Anatomy
+from brasyn_dist.data.phantom.anatomy import TISSUES, Anatomy
 from brasyn_dist.data.phantom.lesions import Kind
 
 # Signal of each of TISSUES (csf, grey, white, oedema, necrosis, enhancing, vessel), white matter being about 1.
@@ -18,7 +18,9 @@ CONTRAST = {
     "t2w": (2.70, 1.22, 0.88, 1.85, 2.00, 1.45, 0.75),
     "t2f": (0.28, 1.14, 0.94, 1.75, 1.10, 1.40, 0.80),
 }
-CONTRAST_SPREAD = 0.06
+CONTRAST_SPREAD = 0.08
+BIAS = 0.14
+"""Standard deviation of the logarithm of the coil's sensitivity, which varies slowly over the head."""
 LEVEL = {"t1c": 480.0, "t1n": 530.0, "t2f": 460.0, "t2w": 420.0}
 """Usual intensity of white matter in BraTS files (geometric mean of ten subjects)."""
 SUBJECT_SPREAD, SCAN_SPREAD = 0.35, 0.15
@@ -40,14 +42,16 @@ def scan(
 ) -> np.ndarray:
     """One modality (nx, ny, nz)."""
     grid, brain = anatomy.grid, anatomy.brain
-    tissues = np.array(CONTRAST[modality]) * (1 + CONTRAST_SPREAD * rng.standard_normal(len(CONTRAST[modality])))
+    tissues = np.array(CONTRAST[modality]) * (
+        1 + CONTRAST_SPREAD * rng.standard_normal(len(CONTRAST[modality]))
+    )
     signal = np.tensordot(tissues.astype(np.float32), anatomy.fractions, 1)
     # What is dark in T1 is bright in T2: texture that all scans of a subject share, with a sign, and some of their own.
-    sign = 1 if modality in ("t1n", "t1c") else -1
-    signal *= 1 + 0.03 * sign * texture + 0.03 * grid.field(rng, 3)[brain]
+    shared = (0.03 + 0.08 * _tumour(anatomy.fractions)) * texture
+    signal *= 1 + (shared if modality in ("t1n", "t1c") else -shared) + 0.03 * grid.field(rng, 3)[brain]
     if rng.random() < THICK_SLICES:
         signal = _blurred_along_z(signal, brain, 1.6 * grid.voxels_per_mm[2])
-    signal *= np.exp(0.10 * grid.field(rng, 70)[brain])
+    signal *= np.exp(BIAS * grid.field(rng, 70)[brain])
     real, imaginary = NOISE * rng.standard_normal((2, len(signal)), dtype=np.float32)
     signal = np.hypot(signal + real, imaginary)  # a magnitude image: Rician noise
     level = LEVEL[modality] * scale * np.exp(SCAN_SPREAD * rng.standard_normal())
@@ -57,6 +61,11 @@ def scan(
     volume = np.zeros(grid.shape, np.int16)
     volume[brain] = np.where(anatomy.depth > edge, values, 0)
     return volume
+
+
+def _tumour(fractions: np.ndarray) -> np.ndarray:
+    """(N,) fraction of tumour core: it is less uniform than healthy tissue."""
+    return fractions[TISSUES.index("necrosis")] + fractions[TISSUES.index("enhancing")]
 
 
 def _blurred_along_z(signal: np.ndarray, brain: np.ndarray, sigma: float) -> np.ndarray:

@@ -1,0 +1,43 @@
+"""Options of a shard set, and the split that follows from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from brasyn_dist.brats import VIEWS, Case
+from brasyn_dist.data.codec import DEFAULT_CODEC, check_codec
+from brasyn_dist.data.slicing import MINIMUM_FOREGROUND
+from brasyn_dist.data.split import held_out_by_fraction, held_out_by_list
+from brasyn_dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How a shard set is made. Everything here is part of the set's identity."""
+
+    views: tuple[str, ...] = VIEWS
+    seed: int = 0
+    validation_fraction: float = 0.1
+    validation_cases: tuple[str, ...] | None = None
+    """Held-out cases or patients by name; overrides the fraction."""
+    minimum_foreground: int = MINIMUM_FOREGROUND
+    samples_per_shard: int = 1000
+    codec: str = DEFAULT_CODEC
+    round_values: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.views) - set(VIEWS))
+        if unknown or not self.views or len(set(self.views)) < len(self.views):
+            raise DataError(
+                f"views {', '.join(self.views) or 'none'}: choose from {', '.join(VIEWS)}, each once"
+            )
+        if self.samples_per_shard < 1:
+            raise DataError("samples per shard: must be at least 1")
+        check_codec(self.codec)
+
+    def training(self, cases: Sequence[Case]) -> set[str]:
+        """Names of the cases that are trained on; the others are held out."""
+        if self.validation_cases is not None:
+            held_out = held_out_by_list(cases, self.validation_cases)
+        else:
+            held_out = held_out_by_fraction(cases, self.validation_fraction, self.seed)
+        return {c.name for c in cases} - held_out
