@@ -11,6 +11,7 @@ from pathlib import Path
 
 from brasyn_dist.config import load_config
 from brasyn_dist.errors import BrasynError
+from brasyn_dist.processes import run_and_leave
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,4 +40,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_leave(main)

@@ -17,6 +17,7 @@ from brasyn_dist.distributed import Distributed
 from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.generator import build_generator
 from brasyn_dist.models.passes import SynthesisPasses
+from brasyn_dist.processes import run_and_leave
 from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
 
 SIZE, BATCH = 32, 8
@@ -41,7 +42,7 @@ def global_batch() -> SliceBatch:
     )
 
 
-def main() -> None:
+def main() -> int:
     micro, updates, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     config = load_config(
         None,
@@ -69,7 +70,8 @@ def main() -> None:
         states = {"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}
         save_file({f"{n}.{k}": v for n, s in states.items() for k, v in s.items()}, out)
     distributed.close()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)
