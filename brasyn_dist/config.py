@@ -65,6 +65,24 @@ class OrderConfig:
 
 
 @dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of training slices, functions of the seed and the batch number (see data/augment.py). The thesis has none."""
+
+    mirror: float = 0.0
+    """Probability that left and right are exchanged (axial and coronal slices; sagittal ones stay as they are)."""
+    intensity: float = 0.0
+    """All modalities of a slice are multiplied by one factor, log-uniform in [exp(-intensity), exp(intensity)]."""
+    contrast: float = 0.0
+    """Each modality of a slice is multiplied by a factor of its own besides, log-uniform in [exp(-contrast), exp(contrast)]."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mirror <= 1:
+            raise ConfigError("augmentation.mirror is a probability, from 0 to 1")
+        if self.intensity < 0 or self.contrast < 0:
+            raise ConfigError("augmentation.intensity and augmentation.contrast must be at least 0")
+
+
+@dataclass(frozen=True)
 class GeneratorConfig:
     """Shape of the generator (method: HF-GAN stage 1, revised). Saved as config.json beside exported weights."""
 
@@ -257,6 +275,7 @@ class Config:
     """Seeds the initial weights."""
     data: DataConfig = field(default_factory=DataConfig)
     order: OrderConfig = field(default_factory=OrderConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

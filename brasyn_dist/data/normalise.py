@@ -36,9 +36,14 @@ class Normaliser:
         """(4,) Width of the intensity range after normalisation, clip maximum / std: SSIM's and PSNR's data range."""
         return self.clip_M / self.std_M
 
-    def __call__(self, planes_BMHW: Tensor) -> Tensor:
-        """Integers (B, 4, H, W) to z-scores of `dtype`, background (0 and below) to BACKGROUND_VALUE."""
+    def __call__(self, planes_BMHW: Tensor, factor_BM: Tensor | None = None) -> Tensor:
+        """Integers (B, 4, H, W) to z-scores of `dtype`, background (0 and below) to BACKGROUND_VALUE.
+
+        `factor_BM` (B, 4), above 0, multiplies the intensities first.
+        """
         planes = planes_BMHW.to(self.dtype)
+        if factor_BM is not None:
+            planes = planes * factor_BM[:, :, None, None].to(self.dtype)
         clipped = torch.minimum(planes, self.clip_M[:, None, None])
         scores = (clipped - self.mean_M[:, None, None]) / self.std_M[:, None, None]
         return torch.where(planes > 0, scores, BACKGROUND_VALUE)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from brasyn_dist.config import Config
+from brasyn_dist.data.augment import Augmentation, draw
 from brasyn_dist.data.index import Selection, ShardIndex
 from brasyn_dist.data.plan import BatchMasks, SampleOrder, rank_rows, targets_and_masks
 from brasyn_dist.data.statistics import Statistics
@@ -52,6 +53,12 @@ class TrainingData:
             order.seed, batch, update, self.config.training.global_batch_size, order.availability
         )
         return masks[rows]
+
+    def augmentation(self, batch: int, rows: slice) -> Augmentation | None:
+        """What is done to the slices of `rows` of global batch `batch`."""
+        size, options = self.config.training.global_batch_size, self.config.augmentation
+        drawn = draw(options, self.config.order.seed, batch, size)
+        return None if drawn is None else drawn[rows]
 
     def rank_keys(self, batch: int) -> list[str]:
         """Sample keys of this rank's part of a global batch."""

@@ -122,7 +122,8 @@ class Trainer:
     def _train(self, batch: SliceBatch, update: int) -> None:
         config, state = self.config, self.state
         if batch is not getattr(self, "_loaded", (None, None))[0]:
-            self._loaded = (batch, DeviceBatch.load(batch, self.update.normaliser))
+            augmentation = self.data.augmentation(batch.index, batch.rows)
+            self._loaded = (batch, DeviceBatch.load(batch, self.update.normaliser, augmentation))
         masks = [self.data.masks(batch.index, update + v, batch.rows) for v in range(self.variants)]
         if self.trace is not None:
             self.trace.write(trace_line(state.step + 1, batch, masks))

@@ -115,6 +115,7 @@ def run_identity(config: Config, data_fingerprint: str) -> dict[str, Any]:
     return {
         "data_fingerprint": data_fingerprint,
         "order": values["order"],
+        "augmentation": values["augmentation"],
         "global_batch_size": config.training.global_batch_size,
         "updates_per_batch": config.training.updates_per_batch,
         "generator": values["generator"],

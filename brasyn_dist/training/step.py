@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from brasyn_dist.config import Config
+from brasyn_dist.data.augment import Augmentation, mirrored
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.data.plan import BatchMasks
 from brasyn_dist.data.stream import SliceBatch
@@ -42,15 +43,22 @@ class DeviceBatch:
     view_B: Tensor
 
     @classmethod
-    def load(cls, batch: SliceBatch, normaliser: Normaliser) -> "DeviceBatch":
-        """Move the integers, then normalise there: a quarter of the bytes of float32 planes cross the bus."""
-        device = normaliser.device
-        return cls(
-            normaliser(batch.planes.to(device, non_blocking=True)),
-            batch.labels.to(device, non_blocking=True) > 0,
-            batch.has_labels.to(device, non_blocking=True),
-            batch.view.to(device, non_blocking=True),
-        )
+    def load(
+        cls, batch: SliceBatch, normaliser: Normaliser, augmentation: Augmentation | None = None
+    ) -> "DeviceBatch":
+        """Move the integers, then normalise there: half of the bytes of float32 planes cross the bus."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(normaliser.device, non_blocking=True)
+
+        planes, tumour, view = move(batch.planes), move(batch.labels) > 0, move(batch.view)
+        if augmentation is None:
+            real = normaliser(planes)
+        else:
+            mirror = move(torch.from_numpy(augmentation.mirror_B))
+            real = normaliser(planes, move(torch.from_numpy(augmentation.factor_BM)))
+            real, tumour = (mirrored(x, mirror, view) for x in (real, tumour))
+        return cls(real, tumour, move(batch.has_labels), view)
 
     def rows(self, start: int, stop: int) -> "DeviceBatch":
         return DeviceBatch(
