@@ -134,8 +134,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     distributed = Distributed(config.runtime)
     state = build_state(config, distributed)
     normaliser = Normaliser(PUBLISHED, distributed.device)
-    networks = state.networks
-    step = GanStep(config, distributed, networks["generator"], networks["discriminator"], normaliser)
+    step = GanStep(config, distributed, state.generator, state.discriminator, normaliser)
     batch = DeviceBatch.load(slices(batch_size, size), normaliser)
     variants = 4 // config.training.updates_per_batch
     masks = [targets_and_masks(0, 0, u, batch_size, "three") for u in range(variants)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brasyn_dist.brats import TUMOUR_TYPES, UNKNOWN_TYPE
-from brasyn_dist.config import RunConfig
+from brasyn_dist.config import DataConfig, RunConfig
 from brasyn_dist.data.index import Selection, ShardIndex
 from brasyn_dist.data.plan import SampleOrder, rank_rows
 from brasyn_dist.data.statistics import Statistics
@@ -57,7 +57,7 @@ def open_data(config: RunConfig, distributed: Distributed) -> TrainingData:
     """Open the shard set (fetching its index where it is remote) and select the run's slices."""
     data = config.data
     index = ShardIndex.load(data.shards, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
-    training = index.select("train", data.views, data.cohorts, data.quarantine, data.min_tumour_fraction)
+    training = choose_training(index, data)
     order = SampleOrder(
         config.order.seed, training.shard, config.training.global_batch_size, config.order.block_shards
     )
@@ -71,6 +71,11 @@ def open_data(config: RunConfig, distributed: Distributed) -> TrainingData:
         rows=rank_rows(config.training.global_batch_size, distributed.rank, distributed.world),
         pin_memory=distributed.device.type == "cuda",
     )
+
+
+def choose_training(index: ShardIndex, data: DataConfig) -> Selection:
+    """The slices that a run trains on."""
+    return index.select("train", data.views, data.cohorts, data.quarantine, data.min_tumour_fraction)
 
 
 def held_out(index: ShardIndex, config: RunConfig) -> Selection | None:

@@ -95,14 +95,11 @@ class GanTask:
         return build_state(self.config, distributed)
 
     def build_step(self, distributed: Distributed, state: TrainState, normaliser: Normaliser) -> GanStep:
-        networks = state.networks
         segmenter = self.segmenter
         if segmenter is not None:
             place(self.config, distributed, segmenter)
             compile_in_place(self.config, distributed.device, segmenter)
-        return GanStep(
-            self.config, distributed, networks["generator"], networks["discriminator"], normaliser, segmenter
-        )
+        return GanStep(self.config, distributed, state.generator, state.discriminator, normaliser, segmenter)
 
     def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
         save_pretrained(
@@ -115,11 +112,10 @@ class GanTask:
         )
 
     def facts(self, state: TrainState, distributed: Distributed) -> dict[str, str]:
-        networks = state.networks
         execution = self.config.runtime.encoder_execution or default_execution(distributed.device)
         lines = {
-            "generator": f"{count_parameters(networks['generator'].module):,} parameters, encoders {execution}",
-            "discriminator": f"{count_parameters(networks['discriminator'].module):,} parameters",
+            "generator": f"{count_parameters(state.generator.module):,} parameters, encoders {execution}",
+            "discriminator": f"{count_parameters(state.discriminator.module):,} parameters",
         }
         if self.segmenter is not None:
             lines["segmenter"] = f"frozen, {self.config.objective.segmenter}, {self.segmenter_sha256}"

@@ -21,7 +21,7 @@ from brasyn_dist.losses.tversky import focal_tversky, labelled_only
 from brasyn_dist.models.export import load_segmenter_weights, save_pretrained
 from brasyn_dist.models.segmenter import CLASSES, Segmenter, build_segmenter
 from brasyn_dist.training.average import average_of
-from brasyn_dist.training.data import TrainingData, check_tumour_types
+from brasyn_dist.training.data import TrainingData, check_tumour_types, choose_training
 from brasyn_dist.training.execution import compile_in_place, place
 from brasyn_dist.training.schedule import scaled_rate
 from brasyn_dist.training.setup import adam, count_parameters
@@ -201,7 +201,7 @@ def cost(config: SegmenterRunConfig) -> str:
 
     data = config.data
     index = ShardIndex.load(data.shards, data.cache_dir, data.cache_gib)
-    training = index.select("train", data.views, data.cohorts, data.quarantine, data.min_tumour_fraction)
+    training = choose_training(index, data)
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         segmenter = Segmenter(config.segmenter)
         size, number_B = config.segmenter.image_size, torch.zeros(1, dtype=torch.int64)

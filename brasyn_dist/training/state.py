@@ -33,6 +33,14 @@ class TrainState:
     """`step` and `value` of the best validation so far; empty before the first."""
 
     @property
+    def generator(self) -> Trainable:
+        return self.networks["generator"]
+
+    @property
+    def discriminator(self) -> Trainable:
+        return self.networks["discriminator"]
+
+    @property
     def main(self) -> Trainable:
         return next(iter(self.networks.values()))
 
