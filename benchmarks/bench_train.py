@@ -120,8 +120,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from brasyn_dist.data.plan import targets_and_masks
     from brasyn_dist.data.statistics import PUBLISHED
     from brasyn_dist.distributed import Distributed
+    from brasyn_dist.training.gan import build_state
     from brasyn_dist.training.loop import peak_memory_gib
-    from brasyn_dist.training.setup import build_state
     from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
 
     name, batch_size, size = options.worker, options.batches[0], options.image_size
@@ -188,6 +188,7 @@ def slices(count: int, size: int) -> Any:
         labels=torch.from_numpy(np.broadcast_to(tumour, (count, size, size)).copy()),
         has_labels=torch.ones(count, dtype=torch.bool),
         view=torch.zeros(count, dtype=torch.int64),
+        tumour_type=torch.zeros(count, dtype=torch.int64),
         keys=[f"made-up/{i}" for i in range(count)],
         rows=slice(0, count),
     )

@@ -17,6 +17,7 @@ from brasyn_dist.data.plan import targets_and_masks
 from brasyn_dist.models.discriminator import Discriminator
 from brasyn_dist.models.generator import Generator
 from brasyn_dist.models.passes import SynthesisPasses, plan_passes
+from brasyn_dist.training.data import choose_training
 from brasyn_dist.training.schedule import total_steps
 
 GIB = 2**30
@@ -103,7 +104,7 @@ class SavedBytes:
 def report(config: Config) -> str:
     """Text for `--dry-run`. Reads the shard set's index, trains nothing."""
     index = ShardIndex.load(config.data.shards, config.data.cache_dir, config.data.cache_gib)
-    training = index.select("train", config.data.views, config.data.cohorts, config.data.quarantine)
+    training = choose_training(index, config.data)
     cost = measure(config)
     batch, per_batch = config.training.global_batch_size, config.training.updates_per_batch
     steps = total_steps(config.training, len(training))

@@ -68,6 +68,7 @@ def test_batches_are_scaled_before_clipping_and_background_stays():
         labels,
         torch.ones(2, dtype=torch.bool),
         torch.zeros(2, dtype=torch.int64),
+        torch.zeros(2, dtype=torch.int64),
         ["", ""],
     )
     normaliser = Normaliser(PUBLISHED, dtype=torch.float64)
@@ -80,7 +81,7 @@ def test_batches_are_scaled_before_clipping_and_background_stays():
         clip, mean, std = (PUBLISHED.column(c)[m] for c in ("clip_max", "mean", "std"))
         expected = np.where(scaled[:, m] > 0, (np.minimum(scaled[:, m], clip) - mean) / std, -1.0)
         np.testing.assert_allclose(changed.real_BMHW[:, m], expected[:, ::-1], rtol=1e-12)
-    np.testing.assert_array_equal(changed.tumour_BHW, plain.tumour_BHW.flip(1))
+    np.testing.assert_array_equal(changed.labels_BHW, plain.labels_BHW.flip(1))
 
 
 @pytest.mark.parametrize("option", ["mirror=1.5", "intensity=-1", "contrast=-0.1"])
