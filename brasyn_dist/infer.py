@@ -19,10 +19,7 @@ from brasyn_dist.brats import MODALITIES, VIEWS
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.fanout.helpers import helpers
 from brasyn_dist.fanout.place import Place, place_of
-from brasyn_dist.processes import ending_on_signals
-
-STOPPED = 75
-"""Exit status after a signal: the same command goes on (EX_TEMPFAIL)."""
+from brasyn_dist.processes import STOPPED, ending_on_signals
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+STOPPED = 75
+"""Exit status of work that was asked to stop and that the same command continues (EX_TEMPFAIL); launchers report it as 1."""
 _PR_SET_PDEATHSIG = 1
 
 
