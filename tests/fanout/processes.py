@@ -19,7 +19,7 @@ ACCELERATE = (
     sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY / "launch/cpu.yaml"),
     "--num_processes", "3", "--main_process_port", "0", "-m",
 )  # fmt: skip
-TIMEOUT = 240.0
+TIMEOUT = 600.0
 LEASE = ("--lease", "4")
 
 
@@ -77,12 +77,20 @@ def signal_to(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
+def read(path: Path) -> str:
+    """Content; empty if the file has just gone."""
+    with suppress(FileNotFoundError):
+        return path.read_text()
+    return ""
+
+
 def crew(folder: Path) -> dict[int, str]:
     """Workers at the folder: name by process number."""
     found = {}
     for path in (folder / ".fanout").glob("0*/workers/*"):
-        if not path.name.startswith("."):
-            values = json.loads(path.read_text())
+        text = read(path)
+        if text and not path.name.startswith("."):
+            values = json.loads(text)
             found[values["pid"]] = values["name"]
     return found
 
@@ -90,7 +98,7 @@ def crew(folder: Path) -> dict[int, str]:
 def recorded(folder: Path) -> dict[str, list[str]]:
     """Items in the journals so far, by worker."""
     journals = (folder / ".fanout").glob("0*/journals/*.jsonl")
-    lines = {path.stem: path.read_bytes().split(b"\n")[:-1] for path in journals}
+    lines = {path.stem: read(path).split("\n")[:-1] for path in journals}
     return {
         name: [e["item"] for e in map(json.loads, filter(None, text)) if "item" in e]
         for name, text in lines.items()
@@ -100,7 +108,7 @@ def recorded(folder: Path) -> dict[str, list[str]]:
 def claimed(folder: Path, name: str) -> list[str]:
     """Items that a worker has claimed."""
     claims = (folder / ".fanout").glob("0*/claims/*")
-    return [path.name.rpartition(".")[0] for path in claims if path.read_text() == name]
+    return [path.name.rpartition(".")[0] for path in claims if read(path) == name]
 
 
 def busy(folder: Path, pid: int, at_least: int) -> bool:
