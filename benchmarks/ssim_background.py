@@ -92,8 +92,8 @@ def subjects(options: argparse.Namespace) -> Iterator[Subject]:
         from brasyn_dist.data.phantom import make_case
 
         for seed in range(options.phantoms):
-            volumes, labels = make_case(options.seed + seed, "GLI", options.shape)
-            yield Subject(f"phantom {seed}", np.stack([volumes[m] for m in MODALITIES]), labels)
+            images, labels = make_case(options.seed + seed, "GLI", options.shape)
+            yield Subject(f"phantom {seed}", np.stack([images[m] for m in MODALITIES]), labels)
         return
     for case in find_cases(options.cases):
         if "seg" in case.files and not case.missing:
