@@ -97,8 +97,8 @@ def _judge(f: ModalityFacts, brain_voxels: int) -> Iterator[tuple[str, str]]:
         yield "truncated", "flat end: " + ", ".join(f"{s} {100 * a:.0f} %" for s, a in cut.items())
     absent = {axis: n for axis, n in f.absent.items() if n}
     if absent:
-        planes = ", ".join(f"{n} planes along {axis}" for axis, n in absent.items())
-        yield "truncated", f"the brain has {planes} that are empty here"
+        planes = ", ".join(f"{n} along {axis}" for axis, n in absent.items())
+        yield "truncated", f"planes with brain that are empty here: {planes}"
     if f.border > BORDER_VOXELS:
         yield "truncated", f"{f.border} foreground voxels on the border of the volume"
     if f.negative:

@@ -52,7 +52,7 @@ class ModalityFacts:
     ends: dict[str, float]
     """For each side: area of the outermost plane that has foreground, over that of the largest plane of its axis."""
     absent: dict[str, int]
-    """By axis, planes of the brain in which this volume has no foreground at all."""
+    """By axis, planes of the brain (of at least 1 % of its largest plane) in which this volume has no foreground at all."""
     border: int
     """Foreground voxels on the border of the volume."""
     roughness: float
@@ -199,11 +199,13 @@ def end_areas(mask: np.ndarray) -> dict[str, float]:
 
 
 def absent_planes(foreground: np.ndarray, brain: np.ndarray) -> dict[str, int]:
-    """By axis, planes with brain in which there is no foreground."""
+    """By axis, planes with at least 1 % of the brain's largest plane in which there is no foreground."""
     counts = {}
     for axis, name in enumerate("xyz"):
         others = tuple(a for a in range(3) if a != axis)
-        counts[name] = int(np.count_nonzero(brain.any(axis=others) & ~foreground.any(axis=others)))
+        areas = np.count_nonzero(brain, axis=others)
+        empty = ~foreground.any(axis=others)
+        counts[name] = int(np.count_nonzero(empty & (areas > 0) & (areas >= 0.01 * areas.max())))
     return counts
 
 
@@ -230,8 +232,8 @@ def texture(volume: np.ndarray, brain: np.ndarray, spread: float) -> tuple[float
 
 def repeated_planes(volume: np.ndarray) -> int:
     """Axial planes that are not empty and equal the one before."""
-    filled = (volume > 0).any(axis=(0, 1))
-    equal = np.asarray(volume[:, :, 1:] == volume[:, :, :-1]).all(axis=(0, 1))
+    filled = np.asarray((volume > 0).any(axis=(0, 1)))
+    equal = (volume[:, :, 1:] == volume[:, :, :-1]).all(axis=(0, 1))
     return int(np.count_nonzero(equal & filled[1:]))
 
 
