@@ -26,6 +26,11 @@ VIEWS = ("axial", "sagittal", "coronal")
 VIEW_AXES = {"axial": 2, "sagittal": 0, "coronal": 1}
 """Array axis along which a view's slices lie, volumes being (x, y, z) in LPS order."""
 
+TUMOUR_TYPES = ("GLI", "MET")
+"""Gliomas and metastases. Index is the value that a segmenter's one-hot takes."""
+UNKNOWN_TYPE = -1
+"""Any other tumour, or not known: a one-hot of zeros."""
+
 VOLUME_SHAPE = (240, 240, 155)
 IMAGE_SIZE = 240
 """Side of the square slice that the networks see, in pixels of 1 mm."""
@@ -141,6 +146,23 @@ def canonical_labels(
         raise DataError(f"{where}: unknown labels {sorted(values)} in order {order}; expected {expected}")
     table = np.array([meanings[value] for value in sorted(meanings)], dtype=np.uint8)
     return table[labels.astype(np.uint8)]
+
+
+def tumour_type(cohort: str, case: str) -> int:
+    """Number of the tumour type in TUMOUR_TYPES, as the case's name tells it (`BraTS-MET-...`), or else its cohort's.
+
+    Editions up to 2021 (`BraTS2021_...`, `BraTS20_...`) have gliomas only. UNKNOWN_TYPE if neither name tells.
+    """
+    for name in (case, cohort):
+        words = re.split(r"[^A-Z]+", name.upper())
+        for number, kind in enumerate(TUMOUR_TYPES):
+            if kind in words:
+                return number
+    return (
+        TUMOUR_TYPES.index("GLI")
+        if re.match(r"brats(1[5-9]|20|201\d|202[01])_", case, re.I)
+        else UNKNOWN_TYPE
+    )
 
 
 def region_mask(labels: np.ndarray, region: str) -> np.ndarray:

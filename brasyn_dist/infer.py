@@ -24,9 +24,10 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--weights",
-        type=Path,
+        nargs="+",
         required=True,
-        help="run folder, or folder with config.json and model.safetensors",
+        metavar="W",
+        help="run or export folder; several as FOLDER:VIEW; or a YAML file of members",
     )
     add("--input", type=Path, required=True, help="folder of case folders")
     add("--output", type=Path, required=True, help="folder to write to")
@@ -34,9 +35,12 @@ def parser() -> argparse.ArgumentParser:
         "--views",
         nargs="+",
         choices=VIEWS,
-        help="run over these, take the mean (default: all it was trained on)",
+        help="run over these (default: all that a model was trained on)",
     )
-    add("--any-view", action="store_true", help="allow views that the model was not trained on")
+    add("--any-view", action="store_true", help="allow views that a model was not trained on")
+    add(
+        "--fusion", type=Path, help="file of brasyn_dist.fit_fusion (default: the mean over models and views)"
+    )
     add(
         "--modality",
         nargs="+",
@@ -66,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             weights=options.weights,
             views=options.views,
             any_view=options.any_view,
+            fusion=options.fusion,
             modalities=options.modality,
             batch_size=options.batch_size,
             precision=options.precision,

@@ -8,6 +8,7 @@ brasyn_dist.infer_batch("cases/", "predictions/", weights="runs/r8")
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from brasyn_dist.brats import MODALITIES, Case, modality_of, prediction_name
 from brasyn_dist.data.cohorts import find_cohorts
 from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.errors import ConfigError, DataError
+from brasyn_dist.files import sha256_of
 from brasyn_dist.inference.cases import CaseResult, Task, finished_result, plan_tasks
+from brasyn_dist.inference.config import Weights, load_inference
+from brasyn_dist.inference.fusion import Fusion, describe_members, load_fusion
 from brasyn_dist.inference.manifest import Manifest
 from brasyn_dist.inference.pipeline import Synthesise, process
 from brasyn_dist.inference.timing import STAGES, StageClock
@@ -30,13 +34,14 @@ PathLike = Path | str
 def infer_single(
     *,
     output: PathLike,
-    weights: PathLike,
+    weights: Weights,
     t1c: PathLike | None = None,
     t1n: PathLike | None = None,
     t2f: PathLike | None = None,
     t2w: PathLike | None = None,
     views: Sequence[str] | None = None,
     any_view: bool = False,
+    fusion: PathLike | None = None,
     batch_size: int | None = None,
     precision: Precision = "no",
     device: str | None = None,
@@ -52,11 +57,13 @@ def infer_single(
     files = {name: Path(path) for name, path in given.items() if path is not None}
     task = single_task(files, Path(output))
     where = choose_device(device, precision)
-    members = load_members(weights, where, views, any_view)
+    plan = load_inference(weights, views, any_view, fusion)
+    members = load_members(plan, where)
+    fuse = None if plan.fusion is None else load_fusion(plan.fusion, members, where)
     for path in task.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     results: list[CaseResult] = []
-    synthesise = synthesiser(members, batch_size, precision)
+    synthesise = synthesiser(members, batch_size, precision, fuse)
     process([task], synthesise, results.append, nothing_finished, where, round_values)
     if results[0].status == "failed":
         raise DataError(results[0].reason)
@@ -67,9 +74,10 @@ def infer_batch(
     input: PathLike,
     output: PathLike,
     *,
-    weights: PathLike,
+    weights: Weights,
     views: Sequence[str] | None = None,
     any_view: bool = False,
+    fusion: PathLike | None = None,
     modalities: Sequence[str] = (),
     batch_size: int | None = None,
     precision: Precision = "no",
@@ -80,9 +88,10 @@ def infer_batch(
 ) -> list[CaseResult]:
     """Synthesise what is missing in every case folder below `input`, as `output`/`<case>-<modality>.nii.gz`, and manifest.json.
 
-    weights       run folder or export folder
-    views         run over these and take the mean; default: all that the model was trained on
-    any_view      allow views that the model was not trained on
+    weights       run folder or export folder; or several `FOLDER:VIEW`; or a YAML file of members (inference/config.py)
+    views         run over these; default: all that a model was trained on
+    any_view      allow views that a model was not trained on
+    fusion        file of brasyn_dist.fit_fusion; default: the mean over models and views
     modalities    make exactly these, as if they were missing everywhere (default: what is missing)
     batch_size    slices at a time; default by device
     precision     `no`, `bf16` or `fp16` (autocast)
@@ -99,8 +108,10 @@ def infer_batch(
     tasks, results = plan_tasks(cases, output, check_modalities(modalities))
     results += [CaseResult(problem.folder.name, "failed", reason=problem.reason) for problem in problems]
     where = choose_device(device, precision)
-    members = load_members(weights, where, views, any_view)
-    manifest = open_manifest(output, members, where, batch_size, precision, overwrite)
+    plan = load_inference(weights, views, any_view, fusion)
+    members = load_members(plan, where)
+    fuse = None if plan.fusion is None else load_fusion(plan.fusion, members, where)
+    manifest = open_manifest(output, members, where, batch_size, precision, overwrite, plan.fusion)
     finished = nothing_finished if overwrite else partial(finished_result, earlier=dict(manifest.results))
     total, complete = len(tasks) + len(results), False
     done: dict[str, CaseResult] = {}
@@ -112,7 +123,7 @@ def infer_batch(
     for result in results:
         report(result)
     try:
-        synthesise = synthesiser(members, batch_size, precision)
+        synthesise = synthesiser(members, batch_size, precision, fuse)
         process(tasks, synthesise, report, finished, where, round_values)
         complete = True
     finally:
@@ -142,8 +153,10 @@ def check_modalities(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def synthesiser(members: Sequence[Member], batch_size: int | None, precision: Precision) -> Synthesise:
-    """The pipeline's middle stage for these members."""
+def synthesiser(
+    members: Sequence[Member], batch_size: int | None, precision: Precision, fuse: Fusion | None = None
+) -> Synthesise:
+    """The pipeline's middle stage for these members and their fusion."""
 
     def synthesise(
         volumes: CaseVolumes, targets: tuple[str, ...], clock: StageClock
@@ -155,6 +168,7 @@ def synthesiser(members: Sequence[Member], batch_size: int | None, precision: Pr
             planes,
             volumes.modalities,
             targets,
+            fuse=fuse,
             batch_size=batch_size,
             precision=precision,
             clock=clock,
@@ -174,15 +188,16 @@ def open_manifest(
     batch_size: int | None,
     precision: Precision,
     overwrite: bool,
+    fusion: str | None = None,
 ) -> Manifest:
     """The output folder, made if need be, and its manifest, written."""
     output.mkdir(parents=True, exist_ok=True)
-    identity = {
-        "members": [{"view": m.view, "weights_sha256": m.weights_sha256} for m in members],
-        "precision": precision,
-    }
+    identity: dict[str, Any] = {"members": describe_members(members), "precision": precision}
+    if fusion is not None:
+        identity["fusion_sha256"] = sha256_of(fusion)
     details = {
         "weights": sorted({str(m.folder) for m in members}),
+        "fusion": fusion or "mean",
         "batch_size": batch_size or default_batch_size(device),
         **environment(1, str(device)),
     }

@@ -78,5 +78,5 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def difference(earlier: dict[str, Any], now: dict[str, Any]) -> str:
-    keys = [key for key in now if earlier.get(key) != now[key]]
-    return "; ".join(f"{key} {earlier.get(key)!r}, now {now[key]!r}" for key in keys)
+    keys = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
+    return "; ".join(f"{key} {earlier.get(key)!r}, now {now.get(key)!r}" for key in keys)
