@@ -1,17 +1,21 @@
 """Score synthesised volumes against the real ones: `python -m brasyn_dist.evaluate --predictions DIR --references DIR --out DIR`.
 
 Writes summary.json, cases.csv and report.html (one file, no network). With segmentations of the completed cases, Dice, normalised
-surface distance and HD95 too: see docs/evaluation.md. Exit status 1 if any prediction could not be scored, or segmented.
+surface distance and HD95 too: see docs/evaluation.md.
+
+Processes that are given the same command share the predictions: `--workers 8`, `torchrun`, `accelerate launch`, `srun`, the tasks
+of a job array. One of them writes the tables. Exit status 1 if any prediction could not be scored, or segmented.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
+import brasyn_dist
 from brasyn_dist.brats import LABEL_ORDERS, Case, find_cases
 from brasyn_dist.data.statistics import PUBLISHED, Statistics
 from brasyn_dist.errors import BrasynError, ConfigError, DataError
@@ -21,9 +25,9 @@ from brasyn_dist.evaluation.cases import (
     Scoring,
     Segment,
     by_name,
-    evaluate_case,
     find_predictions,
 )
+from brasyn_dist.evaluation.fanout import share_predictions
 from brasyn_dist.evaluation.overlap import TOLERANCE
 from brasyn_dist.evaluation.regression import Regression, fit
 from brasyn_dist.evaluation.segmentations import (
@@ -32,8 +36,11 @@ from brasyn_dist.evaluation.segmentations import (
     find_segmentations,
     parse_command,
 )
-from brasyn_dist.evaluation.summary import rows_csv, rows_of, summarise, summary_json, text_table
+from brasyn_dist.evaluation.summary import rows_csv, rows_of, summarise, summary_json, summary_of, text_table
+from brasyn_dist.fanout.helpers import helpers
+from brasyn_dist.fanout.place import Place, place_of
 from brasyn_dist.files import atomic_write_text, write_json
+from brasyn_dist.processes import STOPPED, ending_on_signals
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +56,13 @@ def parser() -> argparse.ArgumentParser:
     add("--statistics", default="published", help="statistics.json of the baselines' z-scores")
     add("--no-baselines", action="store_true")
     add("--curves", type=Path, help="run folder whose training curves the report shows")
-    add("--workers", type=int, default=1, help="processes")
+    add("--workers", type=int, default=1, help="processes to share the predictions")
+    add(
+        "--lease",
+        type=float,
+        metavar="SECONDS",
+        help="without a sign of life for so long, a process' predictions are given to others (default: 60)",
+    )
     regression = parser.add_argument_group(
         "linear regression, one more baseline"
     ).add_mutually_exclusive_group()
@@ -94,43 +107,99 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        return evaluate(options)
+        with ending_on_signals(STOPPED):
+            return evaluate(options)
     except BrasynError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
 def evaluate(options: argparse.Namespace) -> int:
+    predictions = find_predictions(options.predictions)
+    evaluation = Evaluation(
+        options, by_name(find_cases(options.references)), predictions, scoring_of(options, predictions)
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    with helpers(options.workers, place_of(), score, evaluation) as place:
+        score(evaluation, place)
+    # The first process of the node speaks for all; a launcher would end it when another fails before.
+    return say_results(options.out) if place.local_rank == 0 else 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that a process needs to take part in one."""
+
+    options: argparse.Namespace
+    cases: dict[str, Case]
+    predictions: list[Prediction]
+    scoring: Scoring
+
+
+def score(evaluation: Evaluation, place: Place) -> None:
+    """One process' part of the work; one of them writes the tables and the report."""
+    own = ("workers", "lease", "out", "curves")
+    settings = {k: str(v) for k, v in sorted(vars(evaluation.options).items()) if k not in own}
+    share_predictions(
+        evaluation.predictions,
+        evaluation.cases,
+        evaluation.scoring,
+        partial(write_results, evaluation),
+        out=evaluation.options.out,
+        settings={"brasyn_dist": brasyn_dist.__version__, **settings, "basis": evaluation.scoring.basis},
+        place=place,
+        lease=evaluation.options.lease,
+    )
+
+
+def write_results(evaluation: Evaluation, results: Sequence[CaseResult]) -> None:
+    """summary.json, cases.csv and report.html."""
     from brasyn_dist.evaluation.report import write_report
 
-    cases = by_name(find_cases(options.references))
-    predictions = find_predictions(options.predictions)
-    scoring = scoring_of(options, predictions)
-    results = list(score_all(predictions, cases, scoring, options.workers))
+    options, regression = evaluation.options, evaluation.scoring.regression
     problems = [r for r in results if r.problem is not None]
-    if not any(r.scores for r in results):
-        raise DataError("no prediction could be scored:\n  " + "\n  ".join(str(r.problem) for r in problems))
     rows = rows_of(results)
     summary = summarise(rows)
-    options.out.mkdir(parents=True, exist_ok=True)
-    if scoring.regression is not None:
-        scoring.regression.save(options.out / "regression.json")
+    if regression is not None:
+        regression.save(options.out / "regression.json")
     atomic_write_text(options.out / "cases.csv", rows_csv(rows))
     write_json(
         options.out / "summary.json",
         {
             "means": summary_json(summary),
-            "problems": [{"prediction": r.prediction.path.name, "reason": r.problem} for r in problems],
+            "problems": [
+                {"prediction": r.prediction.path.name, "scored": bool(r.scores), "reason": r.problem}
+                for r in problems
+            ],
         },
     )
-    write_report(
-        options.out / "report.html", results, rows, summary, cases, options.predictions, options.curves
-    )
-    print(text_table(summary))
-    print(f"{len(rows)} rows in {options.out / 'cases.csv'}; look at {options.out / 'report.html'}")
-    for result in problems:
-        print(f"{'scored in part' if result.scores else 'not scored'}: {result.problem}", file=sys.stderr)
-    return 1 if problems else 0
+    if rows:
+        write_report(
+            options.out / "report.html",
+            results,
+            rows,
+            summary,
+            evaluation.cases,
+            options.predictions,
+            options.curves,
+        )
+
+
+def say_results(out: Path) -> int:
+    """The table and the problems of a finished evaluation, for people; the exit status.
+
+    Raises DataError if no prediction could be scored.
+    """
+    values = json.loads((out / "summary.json").read_text())
+    for problem in values["problems"]:
+        print(
+            f"{'scored in part' if problem['scored'] else 'not scored'}: {problem['reason']}", file=sys.stderr
+        )
+    if not values["means"]:
+        raise DataError(f"no prediction could be scored; the reasons are in {out / 'summary.json'}, too")
+    print(text_table(summary_of(values["means"])))
+    print(f"every case is in {out / 'cases.csv'}; look at {out / 'report.html'}")
+    return 1 if values["problems"] else 0
 
 
 def scoring_of(options: argparse.Namespace, predictions: Sequence[Prediction]) -> Scoring:
@@ -169,22 +238,6 @@ def regression_of(options: argparse.Namespace, statistics: Statistics) -> Regres
         cases = [case for folder in options.regression_cases for case in find_cases(folder)]
         return fit(cases, statistics, options.workers)
     return None
-
-
-def score_all(
-    predictions: Sequence[Prediction], cases: dict[str, Case], scoring: Scoring, workers: int
-) -> Iterator[CaseResult]:
-    """Results in the order of the predictions, with a progress bar on a terminal."""
-    from tqdm import tqdm
-
-    arguments = (predictions, [cases.get(p.case) for p in predictions])
-    work = partial(evaluate_case, scoring=scoring)
-    bar = partial(tqdm, total=len(predictions), desc="evaluate", disable=None)
-    if workers <= 1:
-        yield from bar(map(work, *arguments))
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-        yield from bar(executor.map(work, *arguments))
 
 
 if __name__ == "__main__":

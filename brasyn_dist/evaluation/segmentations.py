@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from brasyn_dist.brats import MODALITIES, LabelOrder, prediction_name, tumour_ty
 from brasyn_dist.data.nifti import CaseVolumes, check_geometry, compress, read_labels
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.evaluation.cases import Prediction
+from brasyn_dist.fanout.place import place_of
+from brasyn_dist.files import sha256_of
 from brasyn_dist.processes import kill_tree
 
 if TYPE_CHECKING:
@@ -51,6 +53,13 @@ class ProjectSegmenter:
         case = volumes.case
         return segment_volume(self.load(), completed, tumour_type(case.cohort, case.name))
 
+    @property
+    def basis(self) -> str:
+        """Hash of the export's description, which has the weights' hash in it."""
+        from brasyn_dist.models.export import CONFIG_FILE, SEGMENTER, export_folder
+
+        return sha256_of(export_folder(self.path, SEGMENTER) / CONFIG_FILE)
+
     def load(self) -> "Segmenter":
         """Raises CheckpointError if there is none, or it is damaged."""
         return _segmenter(self.path)
@@ -60,9 +69,11 @@ class ProjectSegmenter:
 def _segmenter(path: Path) -> "Segmenter":
     import torch
 
+    from brasyn_dist.inference.fanout import own_device
     from brasyn_dist.models.export import load_segmenter
 
-    return load_segmenter(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device(place_of()) or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_segmenter(path).to(device)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,12 @@ class GivenSegmentations:
     folder: Path
     paths: Mapping[tuple[str, str], Path]
     order: LabelOrder = "brats"
+
+    @property
+    def basis(self) -> list[Any]:
+        """Names, sizes and times of the files."""
+        statuses = [(path, path.stat()) for path in self.paths.values()]
+        return [self.order, *([str(p), s.st_size, s.st_mtime_ns] for p, s in statuses)]
 
     def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
         path = self.paths.get((prediction.case, prediction.modality))
@@ -120,6 +137,11 @@ class CommandSegmenter:
     words: tuple[str, ...]
     order: LabelOrder = "brats"
     timeout_s: float = TIMEOUT
+
+    @property
+    def basis(self) -> list[str]:
+        """The command; what it runs is its own affair."""
+        return [self.order, *self.words]
 
     def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
         with tempfile.TemporaryDirectory(prefix="brasyn-segment-") as folder:

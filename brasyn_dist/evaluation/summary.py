@@ -121,6 +121,16 @@ def summary_json(summary: dict[str, dict[str, dict[str, Mean]]]) -> dict[str, An
     }
 
 
+def summary_of(values: dict[str, Any]) -> dict[str, dict[str, dict[str, Mean]]]:
+    """The inverse of `summary_json`."""
+    return {
+        modality: {
+            method: {name: Mean(**mean) for name, mean in means.items()} for method, means in methods.items()
+        }
+        for modality, methods in values.items()
+    }
+
+
 def rows_csv(rows: Sequence[Row]) -> str:
     """cases.csv: one line for each case, modality and method; unknown scores are empty."""
     names = list(rows[0].scores) if rows else []

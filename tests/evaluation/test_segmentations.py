@@ -139,6 +139,20 @@ def test_a_folder_without_any_segmentation_is_an_error(
     assert not (tmp_path / "out").exists()
 
 
+def test_new_segmentations_are_scored_anew(references: Path, predictions: Path, tmp_path: Path):
+    """An evaluation in which something failed, repeated: unchanged scores may be kept, those of changed files not."""
+    write_segmentations(references, tmp_path / "segs")
+    good = (tmp_path / "segs/case-a-seg.nii.gz").read_bytes()
+    labels = read_labels(references / "case-a/case-a-seg.nii.gz")
+    write_like(tmp_path / "segs/case-a-seg.nii.gz", 0 * labels.array, labels)
+    (tmp_path / "segs/case-b.nii.gz").write_bytes(b"rubbish")
+    assert evaluate(tmp_path, "--segmentations", str(tmp_path / "segs")) == 1
+    assert rows(tmp_path)["case-a"]["dice/WT"] == "0"
+    (tmp_path / "segs/case-a-seg.nii.gz").write_bytes(good)
+    assert evaluate(tmp_path, "--segmentations", str(tmp_path / "segs")) == 1
+    assert rows(tmp_path)["case-a"]["dice/WT"] == "1"
+
+
 STAND_IN = """
 import gzip, pathlib, subprocess, sys, time
 import nibabel, numpy as np
