@@ -30,7 +30,12 @@ from brasyn_dist.evaluation.cases import (
 from brasyn_dist.evaluation.fanout import share_predictions
 from brasyn_dist.evaluation.overlap import TOLERANCE
 from brasyn_dist.evaluation.regression import Regression, fit
-from brasyn_dist.evaluation.segmentations import TIMEOUT, find_segmentations, parse_command
+from brasyn_dist.evaluation.segmentations import (
+    TIMEOUT,
+    ProjectSegmenter,
+    find_segmentations,
+    parse_command,
+)
 from brasyn_dist.evaluation.summary import rows_csv, rows_of, summarise, summary_json, summary_of, text_table
 from brasyn_dist.fanout.helpers import helpers
 from brasyn_dist.fanout.place import Place, place_of
@@ -71,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
     regression.add_argument("--regression", type=Path, metavar="FILE", help="a regression.json")
     group = parser.add_argument_group("segmentations of the completed cases, for Dice, NSD and HD95")
     source = group.add_mutually_exclusive_group()
+    source.add_argument(
+        "--segmenter", type=Path, metavar="PATH", help="made by the segmenter of this run or export folder"
+    )
     source.add_argument("--segmentations", type=Path, metavar="DIR", help="made beforehand: CASE-seg.nii.gz")
     source.add_argument(
         "--segment-command",
@@ -81,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         "--label-order",
         choices=tuple(LABEL_ORDERS),
         default="brats",
-        help="of these segmentations (default %(default)s); nnunet: 1 oedema, 2 necrosis, 3 enhancing",
+        help="of given or a command's segmentations (default %(default)s); nnunet: 1 oedema, 2 necrosis, 3 enhancing",
     )
     group.add_argument(
         "--segment-timeout",
@@ -138,7 +146,7 @@ def score(evaluation: Evaluation, place: Place) -> None:
         evaluation.scoring,
         partial(write_results, evaluation),
         out=evaluation.options.out,
-        settings={"brasyn_dist": brasyn_dist.__version__, **settings},
+        settings={"brasyn_dist": brasyn_dist.__version__, **settings, "basis": evaluation.scoring.basis},
         place=place,
         lease=evaluation.options.lease,
     )
@@ -212,6 +220,10 @@ def scoring_of(options: argparse.Namespace, predictions: Sequence[Prediction]) -
 
 
 def segment_of(options: argparse.Namespace, predictions: Sequence[Prediction]) -> Segment | None:
+    if options.segmenter is not None:
+        segmenter = ProjectSegmenter(options.segmenter)
+        segmenter.load()
+        return segmenter
     if options.segmentations is not None:
         return find_segmentations(options.segmentations, predictions, options.label_order)
     if options.segment_command is not None:

@@ -6,9 +6,10 @@
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,11 +36,15 @@ class Prediction:
     modality: str
 
 
-Segment = Callable[[Prediction, CaseVolumes, np.ndarray], np.ndarray]
-"""(prediction, complete case, synthetic volume) -> canonical labels (x, y, z) of the case with that volume in place.
+class Segment(Protocol):
+    """Segments the case whose missing modality is the prediction. Picklable: it goes to worker processes."""
 
-Raises BrasynError. Must be picklable: it goes to worker processes.
-"""
+    @property
+    def basis(self) -> Any:
+        """JSON that changes whenever the segmentations may: earlier scores count only if it is the same."""
+
+    def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
+        """(prediction, complete case, synthetic volume) -> canonical labels (x, y, z). Raises BrasynError."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,16 @@ class Scoring:
     """Makes a segmentation of the completed case; without, no overlap scores."""
     tolerance_mm: float = TOLERANCE
     """Of the normalised surface distance."""
+
+    @property
+    def basis(self) -> Any:
+        """JSON that changes whenever a prediction's scores may: see `Segment`."""
+        return {
+            "statistics": self.statistics and self.statistics.hash,
+            "regression": self.regression and self.regression.products.tolist(),
+            "segment": self.segment and self.segment.basis,
+            "tolerance_mm": self.tolerance_mm,
+        }
 
 
 @dataclass(frozen=True)

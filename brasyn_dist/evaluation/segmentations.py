@@ -1,9 +1,10 @@
-"""Where segmentations of completed cases come from: a folder of files, or a command run on each case.
+"""Where segmentations of completed cases come from: the project's segmenter, a folder of files, or a command run on each case.
 
+    ProjectSegmenter     completed case --the segmenter's views--> labels
     GivenSegmentations   DIR/<case>[-<modality>]-seg.nii.gz
     CommandSegmenter     completed case in a temporary folder --any program--> a file that is read and checked
 
-Both are `Segment`s (cases.py): picklable, called in any process, and their labels are on the case's grid or refused. Which order
+All are `Segment`s (cases.py): picklable, called in any process, and their labels are on the case's grid or refused. Which order
 a program's labels are in cannot be seen from its files, so it must be told (brats.LABEL_ORDERS).
 """
 
@@ -14,15 +15,22 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES, LabelOrder, prediction_name
+from brasyn_dist.brats import MODALITIES, LabelOrder, prediction_name, tumour_type
 from brasyn_dist.data.nifti import CaseVolumes, check_geometry, compress, read_labels
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.evaluation.cases import Prediction
+from brasyn_dist.fanout.place import place_of
+from brasyn_dist.files import sha256_of
 from brasyn_dist.processes import kill_tree
+
+if TYPE_CHECKING:
+    from brasyn_dist.models.segmenter import Segmenter
 
 PLACEHOLDERS = ("input", "output", "case", *MODALITIES)
 TIMEOUT = 3600.0
@@ -32,12 +40,55 @@ _QUOTED = 300
 
 
 @dataclass(frozen=True)
+class ProjectSegmenter:
+    """The segmenter of a run or export folder, in volume mode, on a GPU if there is one. Loaded once in each process."""
+
+    path: Path
+
+    def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
+        from brasyn_dist.inference.segmentation import segment_volume
+
+        completed = volumes.images.copy()
+        completed[MODALITIES.index(prediction.modality)] = synthetic_xyz
+        case = volumes.case
+        return segment_volume(self.load(), completed, tumour_type(case.cohort, case.name))
+
+    @property
+    def basis(self) -> str:
+        """Hash of the export's description, which has the weights' hash in it."""
+        from brasyn_dist.models.export import CONFIG_FILE, SEGMENTER, export_folder
+
+        return sha256_of(export_folder(self.path, SEGMENTER) / CONFIG_FILE)
+
+    def load(self) -> "Segmenter":
+        """Raises CheckpointError if there is none, or it is damaged."""
+        return _segmenter(self.path)
+
+
+@cache
+def _segmenter(path: Path) -> "Segmenter":
+    import torch
+
+    from brasyn_dist.inference.fanout import own_device
+    from brasyn_dist.models.export import load_segmenter
+
+    device = own_device(place_of()) or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_segmenter(path).to(device)
+
+
+@dataclass(frozen=True)
 class GivenSegmentations:
     """Segmentations that were made beforehand; `paths` by (case, synthesised modality)."""
 
     folder: Path
     paths: Mapping[tuple[str, str], Path]
     order: LabelOrder = "brats"
+
+    @property
+    def basis(self) -> list[Any]:
+        """Names, sizes and times of the files."""
+        statuses = [(path, path.stat()) for path in self.paths.values()]
+        return [self.order, *([str(p), s.st_size, s.st_mtime_ns] for p, s in statuses)]
 
     def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
         path = self.paths.get((prediction.case, prediction.modality))
@@ -86,6 +137,11 @@ class CommandSegmenter:
     words: tuple[str, ...]
     order: LabelOrder = "brats"
     timeout_s: float = TIMEOUT
+
+    @property
+    def basis(self) -> list[str]:
+        """The command; what it runs is its own affair."""
+        return [self.order, *self.words]
 
     def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
         with tempfile.TemporaryDirectory(prefix="brasyn-segment-") as folder:

@@ -139,6 +139,20 @@ def test_a_folder_without_any_segmentation_is_an_error(
     assert not (tmp_path / "out").exists()
 
 
+def test_new_segmentations_are_scored_anew(references: Path, predictions: Path, tmp_path: Path):
+    """An evaluation in which something failed, repeated: unchanged scores may be kept, those of changed files not."""
+    write_segmentations(references, tmp_path / "segs")
+    good = (tmp_path / "segs/case-a-seg.nii.gz").read_bytes()
+    labels = read_labels(references / "case-a/case-a-seg.nii.gz")
+    write_like(tmp_path / "segs/case-a-seg.nii.gz", 0 * labels.array, labels)
+    (tmp_path / "segs/case-b.nii.gz").write_bytes(b"rubbish")
+    assert evaluate(tmp_path, "--segmentations", str(tmp_path / "segs")) == 1
+    assert rows(tmp_path)["case-a"]["dice/WT"] == "0"
+    (tmp_path / "segs/case-a-seg.nii.gz").write_bytes(good)
+    assert evaluate(tmp_path, "--segmentations", str(tmp_path / "segs")) == 1
+    assert rows(tmp_path)["case-a"]["dice/WT"] == "1"
+
+
 STAND_IN = """
 import gzip, pathlib, subprocess, sys, time
 import nibabel, numpy as np
@@ -236,3 +250,61 @@ def test_cases_without_reference_segmentation_have_no_overlap(
     template = command(tmp_path, "fails", "fails", "fails", "fails")
     assert evaluate(tmp_path, "--segment-command", template) == 0
     assert all(r["dice/WT"] == "" for r in rows(tmp_path).values())
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs/evaluation.md"
+FAKE_BRATS = """
+import nibabel, numpy as np
+class AdultGliomaPreTreatmentSegmenter:
+    def __init__(self, cuda_devices): assert cuda_devices == "0"
+    def infer_single(self, t1c, t1n, t2f, t2w, output_file):
+        names = [p.rsplit("-", 1)[1] for p in (t1c, t1n, t2f, t2w)]
+        assert names == ["t1c.nii.gz", "t1n.nii.gz", "t2f.nii.gz", "t2w.nii.gz"]
+        image = nibabel.load(t2w)
+        nibabel.save(nibabel.Nifti1Image((np.asarray(image.dataobj) > 900).astype(np.uint8), image.affine), output_file)
+"""
+FAKE_NNUNET = """
+import argparse, pathlib, nibabel, numpy as np
+p = argparse.ArgumentParser()
+for o in "iodcf": p.add_argument("-" + o, required=True)
+a = p.parse_args()
+assert (a.d, a.c, a.f) == ("137", "3d_fullres", "5")
+files = sorted(pathlib.Path(a.i).iterdir())
+assert [f.name[-11:-7] for f in files] == ["0000", "0001", "0002", "0003"]
+image = nibabel.load(files[1])
+out = pathlib.Path(a.o); out.mkdir()
+labels = (np.asarray(image.dataobj) > 700).astype(np.uint8)
+nibabel.save(nibabel.Nifti1Image(labels, image.affine), out / (files[0].name[:-12] + ".nii.gz"))
+"""
+
+
+def documented(tmp_path: Path, language: str, name: str) -> str:
+    """Write the document's script `name` (the block of code in that language); returns the command line given for it."""
+    text = DOCUMENT.read_text()
+    (script,) = [b.split("```")[0] for b in text.split(f"```{language}\n")[1:]]
+    (tmp_path / name).write_text(script)
+    (line,) = [x.strip() for x in text.splitlines() if x.startswith("    --segment-command") and name in x]
+    return line.replace(name, str(tmp_path / name)).replace("python ", f"{sys.executable} ")
+
+
+@pytest.mark.parametrize(
+    ("language", "name", "region"),
+    [("python", "segment_brats.py", "NETC"), ("bash", "segment_nnunet.sh", "ED")],
+)
+def test_the_documented_scripts_hand_on_the_right_files(
+    references: Path, predictions: Path, tmp_path: Path, monkeypatch, language: str, name: str, region: str
+):
+    """Stand-ins for the programs themselves, which need containers and weights. Label 1 is NETC in BraTS' order, ED in nnU-Net's."""
+    (tmp_path / "fakes").mkdir()
+    (tmp_path / "fakes/brats.py").write_text(FAKE_BRATS)
+    program = tmp_path / "fakes/nnUNetv2_predict"
+    program.write_text(f"#!{sys.executable}\n{FAKE_NNUNET}")
+    program.chmod(0o755)
+    for path in sorted(predictions.iterdir())[1:]:
+        path.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path / "fakes"), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fakes"), prepend=":")
+    assert evaluate(tmp_path, *shlex.split(documented(tmp_path, language, name))) == 0
+    other = {"NETC": "ED", "ED": "NETC"}[region]
+    for row in rows(tmp_path).values():
+        assert float(row[f"dice/{region}"]) > 0 and float(row[f"dice/{other}"]) == 0
