@@ -32,7 +32,12 @@ def run(config: Config) -> int:
     distributed = Distributed(config.runtime)
     try:
         lock = lock_run(config.run_dir, distributed)
-        code = build_trainer(config, distributed).fit()
+        try:
+            code = build_trainer(config, distributed).fit()
+        except Exception as error:
+            if distributed.is_main:
+                run_folder.note_failure(config.run_dir, error)
+            raise
         if lock is not None:
             lock.release()
         return code
