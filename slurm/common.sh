@@ -65,6 +65,11 @@ run_repeatable() {
     make_room() { kill -TERM "$1" 2> /dev/null || true; }
     say "on ${SLURM_JOB_NODELIST}: $*"
     run_until_warned "$@"
-    if [ "$status" != 0 ] && [ -n "$warned" ]; then requeue; fi
+    # 75: ended by a signal, its own choice; 143: by SIGTERM. Without a warning that was preemption (or scancel, see requeue).
+    case $status in
+        0) exit 0 ;;
+        75 | 143) requeue ;;
+    esac
+    [ -z "$warned" ] || requeue
     exit "$status"
 }

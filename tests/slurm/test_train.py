@@ -1,6 +1,8 @@
 """slurm/train.sbatch on a real Slurm of two nodes: time limit, preemption, cancellation, a dead node, failures, locks."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from tests.small import small_shard_set
 
 pytestmark = pytest.mark.slow
 
-STEPS = 150
+STEPS = 40
 SCRIPT = str(REPOSITORY / "slurm/train.sbatch")
-TWO_NODES = ("--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1")
+NO_GPU = ("--gpus-per-node=0", "--cpus-per-task=1")
+TWO_NODES = ("--nodes=2", *NO_GPU)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,8 @@ def config(work: Path) -> str:
     for key, value in {
         "data.shards": str(small_shard_set(work / "shards")),
         "training.max_steps": STEPS,
-        "checkpoint.every_steps": 50,
-        "validation.every_steps": 75,
+        "checkpoint.every_steps": 15,
+        "validation.every_steps": 20,
         "telemetry.log_every": 1,
     }.items():
         set_by_path(values, key, value)
@@ -39,7 +42,13 @@ def config(work: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, config: str) -> Path:
+def hopeless(cluster: Cluster, config: str) -> Job:
+    """Fails whenever it starts. Submitted first: it spends most of its time waiting to be tried again."""
+    return cluster.submit("--nodes=1", *NO_GPU, SCRIPT, config, "name=hopeless", "data.shards=nowhere")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, config: str, hopeless: Job) -> Path:
     """A run on two nodes from beginning to end."""
     cluster.submit(*TWO_NODES, SCRIPT, config, "name=undisturbed").completed()
     return cluster.work / "runs/undisturbed"
@@ -49,14 +58,35 @@ def attempts(run_dir: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run_dir / "attempts.jsonl").read_text().splitlines()]
 
 
+def ends(run_dir: Path) -> list[tuple[object, object]]:
+    return [(a["outcome"], a["verdict"]) for a in attempts(run_dir) if a["event"] == "end"]
+
+
+def status(run_dir: Path) -> dict[str, object]:
+    return json.loads((run_dir / "status.json").read_text())
+
+
 def trains(job: Job, run_dir: Path, step: int = 5) -> None:
     job.wait(lambda: logged_step(run_dir) >= step, f"at step {step}")
 
 
-def ends_like(run_dir: Path, undisturbed: Path) -> None:
+def differing(run_dir: Path, undisturbed: Path) -> list[str]:
     expected, actual = final_state(undisturbed, STEPS), final_state(run_dir, STEPS)
-    assert [name for name in expected if actual[name] != expected[name]] == []
-    assert json.loads((run_dir / "status.json").read_text())["status"] == "finished"
+    return [name for name in expected if actual[name] != expected[name]]
+
+
+def freeze(job: Job) -> int:
+    """Stop one rank: a step that takes as long as the test likes. Returns its process number."""
+    wanted = f"SLURM_JOB_ID={job.number}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if wanted in words and b"RANK=1" in words:
+            os.kill(int(folder.name), signal.SIGSTOP)
+            return int(folder.name)
+    raise AssertionError(f"no rank 1 of job {job.number}")
 
 
 def test_two_nodes(undisturbed: Path):
@@ -71,38 +101,86 @@ def test_two_nodes(undisturbed: Path):
 def test_time_limit_warns_saves_requeues_and_finishes_bit_identical(
     cluster: Cluster, config: str, undisturbed: Path
 ):
-    """Slurm looks at time limits every 30 s: with these options it signals 5 to 35 s after the start."""
+    """Slurm looks at time limits every 30 s: with these options it signals 5 to 35 s after the start, or as it can."""
     run_dir = cluster.work / "runs/limited"
-    options = (*TWO_NODES, "--time=1", "--signal=B:USR1@25")
-    job = cluster.submit(*options, SCRIPT, config, "name=limited")
+    job = cluster.submit(*TWO_NODES, "--time=1", "--signal=B:USR1@25", SCRIPT, config, "name=limited")
+    job.wait(lambda: logged_step(run_dir) >= 5 or job.restarts > 0, "at step 5")
+    if job.restarts == 0:
+        rank = freeze(job)
+        job.wait(lambda: "SIGUSR1" in job.log, "warned")
+        os.kill(rank, signal.SIGCONT)
     job.wait(lambda: job.restarts == 1, "requeued")
     cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=30")
     job.completed()
-    assert "SIGUSR1" in job.log and job.restarts == 1
-    first_end = attempts(run_dir)[1]
-    assert first_end["outcome"] == "stopped" and 0 < first_end["step"] < STEPS  # type: ignore[operator]
-    ends_like(run_dir, undisturbed)
+    assert ends(run_dir) == [("stopped", "requeue"), ("finished", "finished")]
+    first = attempts(run_dir)[1]
+    assert "SIGUSR1" in str(first["reason"]) and 0 < int(str(first["step"])) < STEPS
+    assert differing(run_dir, undisturbed) == []
 
 
 def test_preempted_by_a_higher_partition(cluster: Cluster, config: str, undisturbed: Path):
+    """Slurm sends SIGCONT and SIGTERM to the ranks, and waits for 20 s."""
     run_dir = cluster.work / "runs/preempted"
     job = cluster.submit(*TWO_NODES, SCRIPT, config, "name=preempted")
     trains(job, run_dir)
-    urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
+    freeze(job)
+    urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=true")
     urgent.completed()
     job.completed()
-    assert job.restarts == 1
-    assert attempts(run_dir)[1]["outcome"] == "stopped"
-    ends_like(run_dir, undisturbed)
+    assert ends(run_dir) == [("stopped", "requeue"), ("finished", "finished")]
+    assert 0 < int(str(attempts(run_dir)[1]["step"])) < STEPS
+    assert differing(run_dir, undisturbed) == []
 
 
-def test_cancelled_with_a_checkpoint_and_not_requeued(cluster: Cluster, config: str):
+def test_cancelled_with_a_checkpoint_and_not_requeued_while_another_job_is_kept_out(
+    cluster: Cluster, config: str
+):
     run_dir = cluster.work / "runs/cancelled"
-    job = cluster.submit(*TWO_NODES, SCRIPT, config, "name=cancelled")
+    job = cluster.submit(*TWO_NODES, SCRIPT, config, "name=cancelled", "training.max_steps=100000")
     trains(job, run_dir)
+    intruder = cluster.submit("--nodes=1", *NO_GPU, SCRIPT, config, "name=cancelled")
+    intruder.wait_for("FAILED")
+    assert (
+        f"belongs to job {job.number}, which is RUNNING" in intruder.log and "Traceback" not in intruder.log
+    )
     cluster.run("scancel", job.number)
     job.wait_for("CANCELLED")
-    job.wait(lambda: "EndTime" in job.facts() and cluster.run("squeue", "--noheader").strip() == "", "gone")
+    job.wait(lambda: cluster.run("squeue", "--noheader", "--jobs", job.number).strip() == "", "gone")
     assert job.restarts == 0
-    status = json.loads((run_dir / "status.json").read_text())
-    assert status["status"] == "stopped" and status["step"] == saved_step(run_dir) >= 5
+    assert status(run_dir)["status"] == "stopped" and status(run_dir)["step"] == saved_step(run_dir)
+    assert saved_step(run_dir) >= 5
+
+
+def test_person_asks_for_a_stop(cluster: Cluster, config: str):
+    """A STOP file, not from the job: it is not requeued."""
+    run_dir = cluster.work / "runs/asked"
+    run_dir.mkdir(parents=True)
+    (run_dir / "STOP").touch()
+    job = cluster.submit("--nodes=1", *NO_GPU, SCRIPT, config, "name=asked")
+    job.completed()
+    assert ends(run_dir) == [("asked", "stop")] and job.restarts == 0 and saved_step(run_dir) == 1
+
+
+def test_three_failures_at_the_same_step_end_the_job(cluster: Cluster, hopeless: Job):
+    run_dir = cluster.work / "runs/hopeless"
+    hopeless.wait_for("FAILED")
+    assert hopeless.restarts == 2
+    assert ends(run_dir) == [("failed", "requeue")] * 2 + [("failed", "give-up")]
+    assert "failed 3 times" in str(status(run_dir)["reason"]) and "nowhere" in str(status(run_dir)["reason"])
+
+
+def test_node_dies_and_the_rest_finishes(cluster: Cluster, config: str):
+    """Asked for one or two nodes, a job goes on with one when the other loses its power."""
+    run_dir = cluster.work / "runs/survivor"
+    job = cluster.submit("--nodes=1-2", *NO_GPU, SCRIPT, config, "name=survivor")
+    trains(job, run_dir)
+    assert job.facts()["NodeList"] == "node[1-2]"
+    cluster.tool("power-off", "2")
+    try:
+        job.wait(lambda: job.restarts >= 1, "requeued")
+        job.completed()
+        assert job.facts()["NodeList"] == "node1"
+        assert status(run_dir)["status"] == "finished" and logged_step(run_dir) == STEPS
+        assert json.loads((run_dir / "environment.json").read_text())["processes"] == 1
+    finally:
+        cluster.tool("power-on", "2")
