@@ -57,6 +57,15 @@ class Cluster:
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def wait_until_idle(self, timeout: float = TIMEOUT) -> None:
+        """Until both nodes are free: a job may ask for as many as there are."""
+        deadline = time.monotonic() + timeout
+        while (
+            state := self.run("sinfo", "--noheader", "--partition=low", "--format=%T %D").strip()
+        ) != "idle 2":
+            assert time.monotonic() < deadline, f"nodes are {state}\n{self.run('squeue')}"
+            time.sleep(0.1)
+
     def submit(self, *arguments: str) -> "Job":
         return Job(self, self.run("sbatch", "--parsable", *arguments).strip())
 

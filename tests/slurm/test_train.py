@@ -8,37 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from brasyn_dist.config import set_by_path
 from tests.conftest import REPOSITORY
-from tests.distributed.launch import SMALL, final_state, logged_step, saved_step
+from tests.distributed.launch import final_state, logged_step, saved_step
 from tests.slurm.cluster import Cluster, Job
-from tests.small import small_shard_set
+from tests.slurm.conftest import STEPS
 
 pytestmark = pytest.mark.slow
 
-STEPS = 40
 SCRIPT = str(REPOSITORY / "slurm/train.sbatch")
 NO_GPU = ("--gpus-per-node=0", "--cpus-per-task=1")
 TWO_NODES = ("--nodes=2", *NO_GPU)
-
-
-@pytest.fixture(scope="module")
-def config(work: Path) -> str:
-    """A configuration file, as users have one, relative to the folder of `sbatch`."""
-    values: dict[str, object] = {}
-    for item in SMALL:
-        key, _, text = item.partition("=")
-        set_by_path(values, key, yaml.safe_load(text))
-    for key, value in {
-        "data.shards": str(small_shard_set(work / "shards")),
-        "training.max_steps": STEPS,
-        "checkpoint.every_steps": 15,
-        "validation.every_steps": 20,
-        "telemetry.log_every": 1,
-    }.items():
-        set_by_path(values, key, value)
-    (work / "small.yaml").write_text(yaml.safe_dump(values))
-    return "small.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +151,7 @@ def test_three_failures_at_the_same_step_end_the_job(cluster: Cluster, hopeless:
 def test_node_dies_and_the_rest_finishes(cluster: Cluster, config: str):
     """Asked for one or two nodes, a job goes on with one when the other loses its power."""
     run_dir = cluster.work / "runs/survivor"
+    cluster.wait_until_idle()
     job = cluster.submit("--nodes=1-2", *NO_GPU, SCRIPT, config, "name=survivor")
     trains(job, run_dir)
     assert job.facts()["NodeList"] == "node[1-2]"
@@ -184,3 +164,4 @@ def test_node_dies_and_the_rest_finishes(cluster: Cluster, config: str):
         assert json.loads((run_dir / "environment.json").read_text())["processes"] == 1
     finally:
         cluster.tool("power-on", "2")
+        cluster.wait_until_idle()
