@@ -46,7 +46,7 @@ requeue() {
     local state
     state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T || true)
     if [ "$state" != RUNNING ]; then
-        say "not requeued, it is ${state:-gone}: submit it again to continue"
+        say "not requeued by itself, Slurm is ending it (${state:-gone}). After scancel: submit it again to continue"
         exit 0
     fi
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then

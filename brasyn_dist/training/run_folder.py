@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -82,8 +83,19 @@ def write_status(run_dir: Path, status: str, step: int, total_steps: int, reason
     write_json(run_dir / STATUS, {**values, "time": time.time()})
 
 
+@contextmanager
+def noting_failure(run_dir: Path, is_main: bool) -> Iterator[None]:
+    """Leave the reason of an exception in status.json (rank 0 does), and pass it on. Only for who has the lock."""
+    try:
+        yield
+    except Exception as error:
+        if is_main:
+            note_failure(run_dir, error)
+        raise
+
+
 def note_failure(run_dir: Path, error: BaseException) -> None:
-    """Leave the reason of a failure in status.json, with the steps that were written there before."""
+    """status.json: failed, with the steps that were written there before."""
     try:
         known = json.loads((run_dir / STATUS).read_text())
     except (OSError, ValueError):
