@@ -37,8 +37,8 @@ class Cluster:
             **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))},
             "LOCAL_SLURM_DIR": str(folder),
             "SLURM_CONF": str(folder / "slurm.conf"),
+            "GPUS": "2",
             "PYTHON": sys.executable,
-            "BRASYN_ROOT": str(REPOSITORY),
             # The nodes' files are this machine's: environments are handed on by sbatch as they are.
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }

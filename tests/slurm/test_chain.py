@@ -1,6 +1,7 @@
 """shard -> train -> infer (a job array) -> evaluate, each job waiting for the one before, submitted by one command."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def test_chain_from_cases_to_scores(cluster: Cluster, config: str):
     assert ends["shard"] <= starts["train"] and ends["train"] <= starts["infer"] < starts["evaluate"]
     assert Job(cluster, f"{numbers['infer']}_1").facts()["JobState"] == "COMPLETED"
     assert json.loads((work / "runs/chain/status.json").read_text())["status"] == "finished"
+    # Both tasks of the array have the same command; together they did each case once.
+    lines = [
+        m
+        for task in (0, 1)
+        for m in re.findall(
+            r"^\d+/\d+ (BraTS\S+): .* s \(", Job(cluster, f"{numbers['infer']}_{task}").log, flags=re.M
+        )
+    ]
+    assert sorted(lines) == sorted(case.name for case in complete.iterdir())
     volumes = sorted(p.name for p in (work / "completed").glob("*.nii.gz"))
     assert volumes == sorted(f"{case.name}-t1n.nii.gz" for case in complete.iterdir())
     summary = json.loads((work / "evaluation/summary.json").read_text())

@@ -16,14 +16,15 @@ from tests.slurm.conftest import STEPS
 pytestmark = pytest.mark.slow
 
 SCRIPT = str(REPOSITORY / "slurm/train.sbatch")
-NO_GPU = ("--gpus-per-node=0", "--cpus-per-task=1")
-TWO_NODES = ("--nodes=2", *NO_GPU)
+SMALL_SHARE = ("--cpus-per-task=1",)
+"""Two jobs have room on a node. The GPUs (one a node, by default) are promised by the cluster and do not exist."""
+TWO_NODES = ("--nodes=2", *SMALL_SHARE)
 
 
 @pytest.fixture(scope="module")
 def hopeless(cluster: Cluster, config: str) -> Job:
     """Fails whenever it starts. Submitted first: it spends most of its time waiting to be tried again."""
-    return cluster.submit("--nodes=1", *NO_GPU, SCRIPT, config, "name=hopeless", "data.shards=nowhere")
+    return cluster.submit("--nodes=1", *SMALL_SHARE, SCRIPT, config, "name=hopeless", "data.shards=nowhere")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,7 @@ def freeze(job: Job) -> int:
 def test_two_nodes(undisturbed: Path):
     environment = json.loads((undisturbed / "environment.json").read_text())
     assert environment["processes"] == 2 and environment["slurm"]["SLURM_JOB_NODELIST"] == "node[1-2]"
+    assert environment["slurm"]["SLURM_GPUS_ON_NODE"] == "1"
     first, last = attempts(undisturbed)
     assert first["slurm"]["SLURM_JOB_NODELIST"] == "node[1-2]" and first["git_commit"]  # type: ignore[index]
     assert (last["outcome"], last["verdict"], last["step"]) == ("finished", "finished", STEPS)
@@ -117,7 +119,7 @@ def test_cancelled_with_a_checkpoint_and_not_requeued_while_another_job_is_kept_
     run_dir = cluster.work / "runs/cancelled"
     job = cluster.submit(*TWO_NODES, SCRIPT, config, "name=cancelled", "training.max_steps=100000")
     trains(job, run_dir)
-    intruder = cluster.submit("--nodes=1", *NO_GPU, SCRIPT, config, "name=cancelled")
+    intruder = cluster.submit("--nodes=1", *SMALL_SHARE, SCRIPT, config, "name=cancelled")
     intruder.wait_for("FAILED")
     assert (
         f"belongs to job {job.number}, which is RUNNING" in intruder.log and "Traceback" not in intruder.log
@@ -135,7 +137,7 @@ def test_person_asks_for_a_stop(cluster: Cluster, config: str):
     run_dir = cluster.work / "runs/asked"
     run_dir.mkdir(parents=True)
     (run_dir / "STOP").touch()
-    job = cluster.submit("--nodes=1", *NO_GPU, SCRIPT, config, "name=asked")
+    job = cluster.submit("--nodes=1", *SMALL_SHARE, SCRIPT, config, "name=asked")
     job.completed()
     assert ends(run_dir) == [("asked", "stop")] and job.restarts == 0 and saved_step(run_dir) == 1
 
@@ -152,7 +154,7 @@ def test_node_dies_and_the_rest_finishes(cluster: Cluster, config: str):
     """Asked for one or two nodes, a job goes on with one when the other loses its power."""
     run_dir = cluster.work / "runs/survivor"
     cluster.wait_until_idle()
-    job = cluster.submit("--nodes=1-2", *NO_GPU, SCRIPT, config, "name=survivor")
+    job = cluster.submit("--nodes=1-2", *SMALL_SHARE, SCRIPT, config, "name=survivor")
     trains(job, run_dir)
     assert job.facts()["NodeList"] == "node[1-2]"
     cluster.tool("power-off", "2")
