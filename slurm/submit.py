@@ -64,8 +64,8 @@ def stages(options: argparse.Namespace) -> list[Stage]:
         where = ("--weights", str(config.run_dir), "--input", options.cases, "--output", options.completed)
         chain.append(Stage("infer", (*where, *more(options, "infer"))))
     if options.references:
-        where = ("--predictions", options.completed, "--references", options.references)
-        chain.append(Stage("evaluate", (*where, "--out", options.evaluation, *more(options, "evaluate"))))
+        what = ("--predictions", options.completed, "--references", options.references)
+        chain.append(Stage("evaluate", (*what, "--out", options.evaluation, *more(options, "evaluate"))))
     return chain
 
 

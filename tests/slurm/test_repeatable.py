@@ -47,6 +47,29 @@ def test_warned_preempted_or_deaf_it_is_requeued_and_goes_on(cluster: Cluster):
         assert ("has not ended within 3 s" in job.log) == (name == "deaf")
 
 
+def test_a_task_of_an_array_is_requeued_alone(cluster: Cluster):
+    """One of the tasks has the number of the array."""
+    mark, go = cluster.work / "array", cluster.work / "go"
+    name = f"{mark}.$SLURM_ARRAY_TASK_ID"
+    job = submit(
+        cluster,
+        "array",
+        f"[ -e {name} ] && exit 0; touch {name}; while [ ! -e {go} ]; do sleep 0.2; done",
+        "--array=0-1",
+    )
+    tasks = [Job(cluster, f"{job.number}_{number}") for number in (0, 1)]
+    for number, task in enumerate(tasks):
+        task.wait(Path(f"{mark}.{number}").exists, "begun")
+    (namesake,) = [task for task in tasks if task.facts()["JobId"] == job.number]
+    (other,) = [task for task in tasks if task is not namesake]
+    cluster.run("scancel", "--signal=USR1", "--batch", namesake.number)
+    namesake.wait(lambda: namesake.restarts == 1, "requeued")
+    go.touch()
+    namesake.completed()
+    other.completed()
+    assert other.restarts == 0 and namesake.restarts == 1
+
+
 def test_terminated_without_a_warning_it_is_requeued(cluster: Cluster):
     """Preemption: Slurm signals the step, not the batch script."""
     job = submit(cluster, "preempted", begun_twice(cluster, "preempted", "sleep 600"))

@@ -84,7 +84,7 @@ def test_time_limit_warns_saves_requeues_and_finishes_bit_identical(
 ):
     """Slurm looks at time limits every 30 s: with these options it signals 5 to 35 s after the start, or as it can."""
     run_dir = cluster.work / "runs/limited"
-    job = cluster.submit(*TWO_NODES, "--time=1", "--signal=B:USR1@25", SCRIPT, config, "name=limited")
+    job = cluster.submit(*TWO_NODES, "--time=2", "--signal=B:USR1@85", SCRIPT, config, "name=limited")
     job.wait(lambda: logged_step(run_dir) >= 5 or job.restarts > 0, "at step 5")
     if job.restarts == 0:
         rank = freeze(job)
