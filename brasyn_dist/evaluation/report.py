@@ -283,5 +283,5 @@ def _manifest_facts(path: Path) -> dict[str, str]:
     return {
         k: json.dumps(v) if isinstance(v, dict | list) else str(v)
         for k, v in values.items()
-        if k not in ("cases", "outputs", "results")
+        if k not in ("cases", "outputs", "results", "workers")
     }

@@ -6,4 +6,5 @@
       cases          cases  pipeline           volume                        volume, fusion    pipeline       + manifest.json
 
 `api` joins the parts: `infer_single` for four files, `infer_batch` for a folder of cases, which `python -m brasyn_dist.infer` calls.
+`fanout` shares a folder's cases between processes.
 """

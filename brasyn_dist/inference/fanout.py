@@ -16,6 +16,7 @@ from brasyn_dist.errors import DataError
 from brasyn_dist.fanout.place import Place
 from brasyn_dist.fanout.round import Round
 from brasyn_dist.fanout.share import share
+from brasyn_dist.files import remove_abandoned
 from brasyn_dist.inference.cases import CaseResult, Task, best_result, finished_result, given_up
 from brasyn_dist.inference.manifest import Manifest
 
@@ -91,6 +92,7 @@ def share_cases(
             case: best_result(map(CaseResult.from_dict, values)) for case, values in round.records.items()
         }
         manifest.workers |= round.notes
+        remove_abandoned(manifest.folder, {path.name for task in tasks for path in task.outputs.values()})
         manifest.save(finished=True)
 
     finished_here = share(
