@@ -340,9 +340,11 @@ class RuntimeConfig:
     encoder_execution: Literal["grouped", "separate"] | None = None
     """The four modality encoders as one grouped or as four dense convolution networks; same weights, same result."""
     threads: int | None = None
-    """Threads for tensor operations of each process on CPU; None: the cores shared out among the node's processes."""
+    """Threads for tensor operations of each process; None: on CPUs the cores shared out among the node's processes."""
     tf32: bool = True
+    """Let CUDA round the factors of float32 products to 10 bits: several times as fast; other devices take no notice."""
     cudnn_benchmark: bool = True
+    """Let cuDNN try its algorithms for every new shape and keep the fastest (shapes are fixed here)."""
     gradient_as_bucket_view: bool = True
     collective_timeout_minutes: float = 30.0
 

@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from brasyn_dist.config import RuntimeConfig
 from brasyn_dist.errors import ConfigError
 
+COMMUNICATION = {"NCCL_DEBUG": "WARN", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+"""Environment of communication on GPUs, unless it is set already: say what is wrong, and end a rank whose peers are gone."""
+
 
 @dataclass
 class Trainable:
@@ -41,6 +44,11 @@ class Trainable:
             self.module.requires_grad_(True)
 
 
+def processors() -> int:
+    """Those that this process may use: a batch job is often given a part of its node."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Distributed:
     """This process among the others. Raises ConfigError where the machine cannot do what the options ask."""
 
@@ -57,6 +65,9 @@ class Distributed:
         if runtime.precision == "fp16" and not cuda:
             raise ConfigError("runtime.precision=fp16 needs a CUDA device; use bf16 or no")
         self.runtime = runtime
+        if cuda:
+            for name, value in COMMUNICATION.items():
+                os.environ.setdefault(name, value)
         self.accelerator = Accelerator(
             cpu=not cuda,
             mixed_precision=runtime.precision,
@@ -102,6 +113,19 @@ class Distributed:
         """Processes on this node."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
+    @property
+    def communication(self) -> str:
+        """Backend, timeout and what the environment says about them, for people."""
+        if self.world == 1:
+            return "none, one process"
+        from torch import distributed as dist
+
+        prefixes = ("NCCL_", "TORCH_NCCL_", "GLOO_", "TP_SOCKET_IFNAME")
+        settings = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(prefixes)]
+        return ", ".join(
+            [dist.get_backend(), f"timeout {self.runtime.collective_timeout_minutes:g} min", *settings]
+        )
+
     def _host_group(self) -> Any:
         """A gloo group for host-side agreements: they must not wait for, nor be ordered with, work on the GPU."""
         if self.world == 1:
@@ -119,8 +143,8 @@ class Distributed:
             torch.backends.cuda.matmul.allow_tf32 = self.runtime.tf32
             torch.backends.cudnn.allow_tf32 = self.runtime.tf32
             torch.backends.cudnn.benchmark = self.runtime.cudnn_benchmark
-        else:
-            torch.set_num_threads(self.runtime.threads or max(1, (os.cpu_count() or 1) // self.local_world))
+        if self.device.type != "cuda" or self.runtime.threads:
+            torch.set_num_threads(self.runtime.threads or max(1, processors() // self.local_world))
 
     # ---- networks
 

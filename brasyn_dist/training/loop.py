@@ -262,6 +262,9 @@ class Trainer:
         self.telemetry.close(status)
         if self.trace is not None:
             self.trace.close()
+        # A launcher ends the others, after half a minute by force, once one rank has left with STOPPED: none may
+        # leave while rank 0 is still writing.
+        self.distributed.barrier()
         return code
 
 

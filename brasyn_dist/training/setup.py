@@ -28,7 +28,8 @@ def run(task: Task) -> int:
     distributed = Distributed(config.runtime)
     try:
         lock = lock_run(config.run_dir, distributed)
-        code = build_trainer(task, distributed).fit()
+        with run_folder.noting_failure(config.run_dir, distributed.is_main):
+            code = build_trainer(task, distributed).fit()
         if lock is not None:
             lock.release()
         return code
@@ -149,7 +150,17 @@ def build_validator(
 def device_name(distributed: Distributed) -> str:
     if distributed.device.type == "cuda":
         return torch.cuda.get_device_name(distributed.device)
-    return f"CPU, {torch.get_num_threads()} threads a process"
+    return "CPU"
+
+
+def device_settings(config: RunConfig, device: torch.device) -> str:
+    """What `Distributed` has set on this process' device, and threads."""
+    threads = f"{torch.get_num_threads()} threads for tensors, {config.data.threads} for data"
+    if device.type != "cuda":
+        return threads
+    on = {True: "on", False: "off"}
+    tf32, benchmark = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
+    return f"TF32 {on[tf32]}, cuDNN benchmark {on[benchmark]}, {threads}"
 
 
 def start_table(
@@ -172,7 +183,8 @@ def start_table(
         **task.facts(state, distributed),
         "execution": f"precision {config.runtime.precision}, compile {compile_mode(config, device)}, "
         f"{str(memory_format(config, device)).removeprefix('torch.')}, "
-        f"TF32 {'on' if device.type == 'cuda' and config.runtime.tf32 else 'off'}",
+        f"{device_settings(config, device)}",
+        "communication": distributed.communication,
         "validation": "off"
         if data.validation is None or not config.validation.every_steps
         else f"every {config.validation.every_steps} steps",
