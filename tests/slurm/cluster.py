@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY
 
 TOOL = REPOSITORY / "tools/local_slurm.sh"
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "nsenter")
-TIMEOUT = 240.0
+TIMEOUT = 600.0
 """Seconds for any one wait: several times what it takes on an idle machine of two cores."""
 
 

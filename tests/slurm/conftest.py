@@ -1,5 +1,6 @@
 """One Slurm for all tests of this folder; it leaves no process behind."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +20,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if (reason := why_not()) is not None:
         pytest.skip(reason)
     made = Cluster(tmp_path_factory.mktemp("cluster") / "slurm", tmp_path_factory.mktemp("work"))
+    # A CI that runs out of time sends SIGTERM: daemons must not stay behind then, either.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: pytest.exit("terminated", returncode=143))
     made.tool("start")
     try:
         yield made
     finally:
         made.tool("stop")
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="package")
