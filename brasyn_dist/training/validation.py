@@ -94,12 +94,17 @@ class Validator:
             batch.has_labels.to(device),
             float(self._normaliser.range_M[target]),
         )
+        # Pictures show what the volume pipeline would write: background where two of the given slices have it.
+        background_B1HW = ((inputs_BMHW == BACKGROUND_VALUE) & available_BM[:, :, None, None]).sum(
+            1, True
+        ) >= 2
+        shown_B1HW = torch.where(background_B1HW, BACKGROUND_VALUE, image_B1HW.float())
         images = [
             {
                 "inputs": inputs_BMHW[i].cpu().numpy(),
                 "available": available_BM[i].cpu().numpy(),
                 "target": truth_B1HW[i, 0].cpu().numpy(),
-                "synthetic": image_B1HW[i, 0].float().cpu().numpy(),
+                "synthetic": shown_B1HW[i, 0].cpu().numpy(),
                 "view": VIEWS[int(batch.view[i])],
                 "labels": labels_BHW[i].cpu().numpy() if batch.has_labels[i] else None,
             }
