@@ -120,8 +120,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from brasyn_dist.data.plan import targets_and_masks
     from brasyn_dist.data.statistics import PUBLISHED
     from brasyn_dist.distributed import Distributed
+    from brasyn_dist.training.gan import build_state
     from brasyn_dist.training.loop import peak_memory_gib
-    from brasyn_dist.training.setup import build_state
     from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
 
     name, batch_size, size = options.worker, options.batches[0], options.image_size
@@ -134,7 +134,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     distributed = Distributed(config.runtime)
     state = build_state(config, distributed)
     normaliser = Normaliser(PUBLISHED, distributed.device)
-    step = GanStep(config, distributed, state.generator, state.discriminator, normaliser)
+    networks = state.networks
+    step = GanStep(config, distributed, networks["generator"], networks["discriminator"], normaliser)
     batch = DeviceBatch.load(slices(batch_size, size), normaliser)
     variants = 4 // config.training.updates_per_batch
     masks = [targets_and_masks(0, 0, u, batch_size, "three") for u in range(variants)]
@@ -188,6 +189,7 @@ def slices(count: int, size: int) -> Any:
         labels=torch.from_numpy(np.broadcast_to(tumour, (count, size, size)).copy()),
         has_labels=torch.ones(count, dtype=torch.bool),
         view=torch.zeros(count, dtype=torch.int64),
+        tumour_type=torch.zeros(count, dtype=torch.int64),
         keys=[f"made-up/{i}" for i in range(count)],
         rows=slice(0, count),
     )

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES
+from brasyn_dist.brats import ED, ET, MODALITIES, NETC
 from brasyn_dist.files import atomic_path
 
 OUTLINE_COLOUR = (255, 196, 0)
+LABEL_COLOURS = {NETC: (230, 80, 60), ED: (70, 180, 90), ET: (60, 120, 230)}
 _CAPTION = 16
 """Height of a tile's caption, in pixels."""
 _GAP = 2
@@ -54,6 +55,27 @@ def slice_panel(
         tiles.append(captioned(_upright_rgb(tile, view), name))
     error = difference(synthetic_HW - target_HW, window[1] - window[0])
     tiles.append(captioned(_upright_rgb(error, view), "synthetic - target"))
+    return np.concatenate(tiles, axis=1)
+
+
+def label_panel(
+    slices_MHW: np.ndarray,
+    labels_HW: np.ndarray,
+    predicted_HW: np.ndarray,
+    window: tuple[float, float],
+    view: str = "axial",
+) -> np.ndarray:
+    """(height, width, 3) uint8: the four modalities, then t1c with reference labels and with predicted ones in colour."""
+    tiles = [
+        captioned(_upright_rgb(grey(image, window), view), name)
+        for image, name in zip(slices_MHW, MODALITIES)
+    ]
+    for labels, caption in ((labels_HW, "reference"), (predicted_HW, "predicted")):
+        tile = grey(slices_MHW[MODALITIES.index("t1c")], window)
+        for label, colour in LABEL_COLOURS.items():
+            inside = labels == label
+            tile[inside] = (tile[inside].astype(int) + np.array(colour)) // 2
+        tiles.append(captioned(_upright_rgb(tile, view), caption))
     return np.concatenate(tiles, axis=1)
 
 

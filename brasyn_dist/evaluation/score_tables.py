@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from brasyn_dist.brats import MODALITY_NAMES
+from brasyn_dist.brats import MODALITY_NAMES, REGIONS
+from brasyn_dist.evaluation import image, overlap
 from brasyn_dist.evaluation.cases import SYNTHETIC
-from brasyn_dist.evaluation.image import DESCRIPTIONS, better
-from brasyn_dist.evaluation.summary import ALL, HEADLINES, Mean, number
+from brasyn_dist.evaluation.image import better
+from brasyn_dist.evaluation.summary import ALL, HEADLINES, OVERLAP_HEADLINES, Mean, number
 from brasyn_dist.report.page import bullets, cards, escape, fold, scroll
 
 Summary = Mapping[str, Mapping[str, Mapping[str, Mean]]]
@@ -21,8 +22,7 @@ TITLES = {
     "voxel_nsd": "Voxel NSD",
     "hd95": "HD95",
 }
-IMAGE = tuple(DESCRIPTIONS)
-"""Scores of images; all others are scores of segmentations."""
+DESCRIPTIONS = {**image.DESCRIPTIONS, **overlap.DESCRIPTIONS}
 CARDS = ("mae/brain", "psnr/brain", "ssim/healthy", "ssim/tumour")
 _ALL_TARGETS = "All targets"
 
@@ -39,7 +39,7 @@ def title_of(name: str) -> str:
 
 
 def is_overlap(name: str) -> bool:
-    return split(name)[0] not in IMAGE
+    return split(name)[0] in overlap.DESCRIPTIONS
 
 
 def target_title(modality: str) -> str:
@@ -57,8 +57,8 @@ def standing(summary: Summary) -> str:
         return ""
     ours = summary[ALL][SYNTHETIC]
     entries = [(title_of(n), number(ours[n]), _beside(summary[ALL], n)) for n in CARDS if n in ours]
-    overlap = [n for n in ours if split(n)[0] == "dice" and split(n)[1] in ("ET", "TC", "WT")]
-    entries += [(title_of(n), number(ours[n]), "of the completed case") for n in overlap]
+    dice = [f"dice/{r}" for r in REGIONS if f"dice/{r}" in ours]
+    entries += [(title_of(n), number(ours[n]), "of the completed case") for n in dice]
     return cards(entries) + _where_beaten(summary)
 
 
@@ -99,15 +99,20 @@ def _where_beaten(summary: Summary) -> str:
 def tables(summary: Summary) -> str:
     """HTML: the headline scores, the scores of segmentations if there are any, and every score, folded."""
     names = score_names(summary)
-    overlap = [n for n in names if is_overlap(n)]
+    overlaps = [n for n in names if is_overlap(n)]
     parts = [
         score_table(summary, [n for n in HEADLINES if n in names and not is_overlap(n)], "Scores of images")
     ]
-    if overlap:
+    if overlaps:
         parts.append("<h3>Segmentations of the completed cases</h3>")
-        parts.append(score_table(summary, overlap, "Scores of segmentations"))
+        shown = [n for n in OVERLAP_HEADLINES if n in overlaps]
+        parts.append(score_table(summary, shown, "Scores of segmentations"))
+        everything = score_table(summary, overlaps, "Every score of segmentations")
+        parts.append(fold("Every score of segmentations", everything))
     parts.append(
-        fold("Every image score", score_table(summary, [n for n in names if n not in overlap], "Every score"))
+        fold(
+            "Every image score", score_table(summary, [n for n in names if n not in overlaps], "Every score")
+        )
     )
     parts.append(fold("What the scores are", explanation(names)))
     return "".join(parts)

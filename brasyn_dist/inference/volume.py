@@ -153,7 +153,7 @@ def synthesise_volume(
     present = modality_numbers(available)
     wanted, view_number = MODALITIES.index(target), VIEWS.index(view)
     with clock("prepare"):
-        normaliser = Normaliser(generator.statistics, device)
+        normaliser = Normaliser(generator.statistics, device, mode=generator.normalisation)
         brain_XYZ = brain_mask(images_MXYZ, available)
         volume_XYZ = torch.zeros(brain_XYZ.shape, device=device)
         # Views into the volumes: what is written to a slice is written to its volume.
@@ -162,12 +162,13 @@ def synthesise_volume(
         rows_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
     for rows_B in full_batches(rows_K, batch_size or default_batch_size(device)):
         with clock("prepare"):
-            x_BMHW = normaliser(F.pad(inputs_KMHW[rows_B], padding))
+            planes_BMHW = F.pad(inputs_KMHW[rows_B], padding)
+            x_BMHW = normaliser(planes_BMHW)
         with clock("network"), autocast(device, precision):
             image_B1HW = generator.synthesise(x_BMHW, present, wanted, view_number)
         with clock("finish"):
             cropped_BHW = F.pad(image_B1HW[:, 0].float(), [-n for n in padding])
-            outputs_KHW[rows_B] = normaliser.denormalise(cropped_BHW, wanted)
+            outputs_KHW[rows_B] = normaliser.denormalise(cropped_BHW, wanted, planes_BMHW, present)
     with clock("finish"):
         return torch.where(brain_XYZ, volume_XYZ, 0.0)
 

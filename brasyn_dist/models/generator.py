@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.config import GeneratorConfig
+from brasyn_dist.config import GeneratorConfig, NormalisationMode
 from brasyn_dist.data.normalise import mask_missing
 from brasyn_dist.models.fusion import Encoded, Fusion, Source, join_parts
 from brasyn_dist.models.infuser import ModalityInfuser
@@ -85,6 +85,8 @@ class Generator(nn.Module):
         """Statistics that the weights were trained with; set by `from_pretrained`."""
         self.views: tuple[str, ...] = ()
         """Views that the weights were trained on; set by `from_pretrained`."""
+        self.normalisation: NormalisationMode = "zscore"
+        """How slices were normalised in training; set by `from_pretrained`."""
         widths = tuple(config.base_channels * m for m in config.channel_multipliers)
         count, groups, convolutions = len(MODALITIES), config.norm_groups, config.convolutions_per_block
         self.early_encoder = Encoder(count, widths, groups, convolutions)

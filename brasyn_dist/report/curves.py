@@ -1,7 +1,7 @@
 """Curves of a run, from metrics.jsonl and performance.jsonl: one small chart for each number.
 
     train lines       --> loss terms; norms and rate       thin: smallest and largest of a bin of steps; thick: their mean
-    validation lines  --> each score, all targets and each target modality
+    validation lines  --> each score, overall and of each part (target, region)
     performance lines --> slices a second, share of time spent waiting for data
 
 Whatever numbers the lines have is drawn, so runs of other networks than the generator need nothing of their own.
@@ -22,6 +22,7 @@ BINS = 200
 """Largest number of points of a curve."""
 FACTS = ("step", "kind", "epoch", "rate", "time")
 NORM = "_norm"
+OVERALL = "overall"
 
 
 def training_curves(lines: Sequence[Line]) -> str:
@@ -38,17 +39,26 @@ def training_curves(lines: Sequence[Line]) -> str:
 
 
 def validation_curves(lines: Sequence[Line]) -> str:
-    """HTML of each validation score by optimiser step: all targets, and each target modality where there is one."""
+    """HTML of each validation score by optimiser step: over all, and each part (target, region) where there are parts."""
     validation = [line for line in lines if line["kind"] == "validation"]
     if not validation:
         return note("This run has no validation.")
-    names = [n for n in validation[-1] if "/" not in n and n not in FACTS]
-    groups = [g for g in MODALITIES if any(f"{g}/{n}" in validation[-1] for n in names)]
-    colours = {"all targets": "var(--ink)"} | {
-        MODALITY_NAMES[g]: f"var(--{s})" for g, s in zip(groups, SERIES)
-    }
-    figures = (validation_chart(validation, name, groups) for name in names)
-    return (legend(colours) if groups else "") + f'<div class="charts">{"".join(figures)}</div>'
+    names = score_names(validation[-1])
+    parts = list(dict.fromkeys(p for n in names for p in parts_of(validation[-1], n)))[: len(SERIES)]
+    colours = {OVERALL: "var(--ink)"} | {p: f"var(--{s})" for p, s in zip(parts, SERIES)}
+    figures = (validation_chart(validation, name, parts) for name in names)
+    return (legend(colours) if parts else "") + f'<div class="charts">{"".join(figures)}</div>'
+
+
+def score_names(line: Line) -> list[str]:
+    """Scores of a validation line that are over all parts."""
+    return [n for n in line if "/" not in n and n not in FACTS]
+
+
+def parts_of(line: Line, name: str) -> dict[str, str]:
+    """Keys of a score's parts by what people call them: `t1c/mae` of a generator, `dice/WT` of a segmenter."""
+    targets = {MODALITY_NAMES[m]: f"{m}/{name}" for m in MODALITIES if f"{m}/{name}" in line}
+    return targets | {key.removeprefix(f"{name}/"): key for key in line if key.startswith(f"{name}/")}
 
 
 def performance_curves(lines: Sequence[Line]) -> str:
@@ -90,15 +100,19 @@ def term_chart(lines: Sequence[Line], name: str) -> str:
     return chart(readable(name), series_text("By optimiser step", values.tolist()), draw, height=170)
 
 
-def validation_chart(lines: Sequence[Line], name: str, groups: Sequence[str]) -> str:
+def validation_chart(lines: Sequence[Line], name: str, parts: Sequence[str]) -> str:
+    """`parts` of the whole legend give each series its colour."""
+    series = [(p, key, SERIES[parts.index(p)]) for p, key in parts_of(lines[-1], name).items() if p in parts]
+
     def draw(axes: Any) -> None:
-        for group, series in zip(groups, SERIES):
-            axes.plot(*points_of(lines, f"{group}/{name}"), color=colour(series), marker="o", ms=2.5, lw=1.1)
+        for _, key, shade in series:
+            axes.plot(*points_of(lines, key), color=colour(shade), marker="o", ms=2.5, lw=1.1)
         axes.plot(*points_of(lines, name), color=colour("ink"), marker="o", ms=3.5, lw=2)
         finish(axes)
 
-    texts = [series_text("all targets", points_of(lines, name)[1].tolist())]
-    texts += [series_text(MODALITY_NAMES[g], points_of(lines, f"{g}/{name}")[1].tolist()) for g in groups]
+    texts = [
+        series_text(p, points_of(lines, key)[1].tolist()) for p, key, _ in [(OVERALL, name, ""), *series]
+    ]
     return chart(readable(name), "By optimiser step. " + "; ".join(texts), draw)
 
 

@@ -3,22 +3,29 @@
 import torch
 from torch import nn
 
-from brasyn_dist.config import Config
+from brasyn_dist.config import RunConfig
+from brasyn_dist.distributed import Distributed
 
 
-def memory_format(config: Config, device: torch.device) -> torch.memory_format:
+def memory_format(config: RunConfig, device: torch.device) -> torch.memory_format:
     """channels-last where it pays: on GPUs; on CPUs it slows the convolutions' backward down."""
     wanted = config.runtime.channels_last
     use = device.type == "cuda" if wanted is None else wanted
     return torch.channels_last if use else torch.contiguous_format
 
 
-def compile_mode(config: Config, device: torch.device) -> str:
+def compile_mode(config: RunConfig, device: torch.device) -> str:
     """torch.compile where it pays: on GPUs; on CPUs eager training is faster."""
     return config.runtime.compile or ("default" if device.type == "cuda" else "off")
 
 
-def compile_in_place(config: Config, device: torch.device, *networks: nn.Module) -> None:
+def place(config: RunConfig, distributed: Distributed, network: nn.Module) -> None:
+    """Move a network to this process' device, in the memory format chosen."""
+    device = distributed.device
+    network.to(device, memory_format=memory_format(config, device))  # type: ignore[call-overload]
+
+
+def compile_in_place(config: RunConfig, device: torch.device, *networks: nn.Module) -> None:
     """`Module.compile` keeps parameter names, hence checkpoints, as they are."""
     mode = compile_mode(config, device)
     if mode != "off":

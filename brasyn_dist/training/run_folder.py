@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import brasyn_dist
-from brasyn_dist.config import Config, to_dict, to_yaml
+from brasyn_dist.config import RunConfig, to_dict, to_yaml
 from brasyn_dist.errors import BrasynError, CheckpointError
 from brasyn_dist.files import atomic_write_text, write_json
 
@@ -62,10 +62,10 @@ def write_status(run_dir: Path, status: str, step: int, total_steps: int, reason
     )
 
 
-def record(run_dir: Path, config: Config, world: int, device: str) -> None:
-    """Save the merged configuration and what the run was started with."""
+def record(run_dir: Path, config: RunConfig, world: int, device: str, sources: dict[str, Any]) -> None:
+    """Save the merged configuration and what the run was started with; `sources` are weights of other runs."""
     atomic_write_text(run_dir / "config.yaml", to_yaml(config))
-    write_json(run_dir / "environment.json", environment(world, device))
+    write_json(run_dir / "environment.json", {**environment(world, device), "sources": sources})
 
 
 def environment(world: int, device: str) -> dict[str, Any]:
@@ -110,16 +110,15 @@ def git_commit() -> str | None:
     return head + ("+changes" if changed else "")
 
 
-def run_identity(config: Config, data_fingerprint: str) -> dict[str, Any]:
+def run_identity(config: RunConfig, data_fingerprint: str, models: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for a resume: data, order, batch geometry, models."""
-    values = to_dict(config)
     return {
         "data_fingerprint": data_fingerprint,
-        "order": values["order"],
+        "normalisation": config.data.normalisation,
+        "order": to_dict(config.order),
         "global_batch_size": config.training.global_batch_size,
         "updates_per_batch": config.training.updates_per_batch,
-        "generator": values["generator"],
-        "discriminator": values["discriminator"],
+        **models,
     }
 
 
@@ -137,14 +136,14 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any], folder: Path)
         )
 
 
-def changed_options(saved: dict[str, Any], config: Config) -> list[str]:
+def changed_options(saved: dict[str, Any], config: RunConfig) -> list[str]:
     """Options outside the identity that differ from those the checkpoint was made with, as `section.key: old -> new`."""
     current = to_dict(config)
-    sections = ("objective", "optimizer", "training", "runtime")
+    sections = ("objective", "tversky", "optimizer", "training", "runtime")
     return [
         f"{section}.{key}: {saved[section].get(key)} -> {value}"
         for section in sections
-        if section in saved
+        if section in saved and section in current
         for key, value in current[section].items()
         if saved[section].get(key) != value
     ]

@@ -6,7 +6,7 @@ Everything is read from the run's folder, so that it can be drawn again at any t
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from brasyn_dist.brats import MODALITIES, MODALITY_NAMES
-from brasyn_dist.config import Config, to_dict
+from brasyn_dist.config import Config, SegmenterRunConfig, to_dict
 from brasyn_dist.data.index import ShardIndex
 from brasyn_dist.data.summary import table_rows
 from brasyn_dist.errors import DataError
@@ -22,10 +22,13 @@ from brasyn_dist.evaluation.image import crop_to
 from brasyn_dist.evaluation.panels import panel_tiles
 from brasyn_dist.files import write_json
 from brasyn_dist.report.curves import (
+    OVERALL,
     Line,
+    parts_of,
     performance_curves,
     points_of,
     readable,
+    score_names,
     training_curves,
     validation_curves,
 )
@@ -40,8 +43,11 @@ DATA = "data.json"
 MARGIN = 4
 """Pixels around the brain, in pictures."""
 _PANEL = re.compile(r"^step-(\d+)-(.+)\.png$")
-_BEST = "mae"
-"""Validation score that is quoted first."""
+HEADLINES: tuple[tuple[str, str, Callable[..., Line]], ...] = (
+    ("mae", "Smallest", min),
+    ("dice", "Largest", max),
+)
+"""Validation scores that choose the best network, of a generator and of a segmenter."""
 
 
 def record_data(run_dir: Path, index: ShardIndex, training: int, held_out: int, fingerprint: str) -> None:
@@ -102,11 +108,13 @@ def opening(status: Mapping[str, Any], metrics: Sequence[Line], performance: Seq
     train = [line for line in metrics if line["kind"] == "train"]
     if train and "epoch" in train[-1]:
         entries.append(("Passes over the data", f"{train[-1]['epoch']:.3g}", "epochs"))
-    scored = [line for line in metrics if line["kind"] == "validation" and line.get(_BEST) is not None]
-    if scored:
-        best = min(scored, key=lambda line: line[_BEST])
-        more = f"at step {best['step']:,}; {scored[-1][_BEST]:.4f} at the last, {scored[-1]['step']:,}"
-        entries.append(("Smallest validation MAE", f"{best[_BEST]:.4f}", more))
+    scored = [line for line in metrics if line["kind"] == "validation"]
+    for name, word, choose in HEADLINES:
+        known = [line for line in scored if line.get(name) is not None]
+        if known:
+            best = choose(known, key=lambda line: line[name])
+            more = f"at step {best['step']:,}; {known[-1][name]:.4f} at the last, {known[-1]['step']:,}"
+            entries.append((f"{word} validation {readable(name)}", f"{best[name]:.4f}", escape(more)))
     _, speeds = points_of(performance, "slices_per_second")
     if len(speeds):
         entries.append(
@@ -116,18 +124,15 @@ def opening(status: Mapping[str, Any], metrics: Sequence[Line], performance: Seq
 
 
 def validation(metrics: Sequence[Line]) -> str:
-    """The last scores by target as a table, then their curves."""
+    """The last scores, overall and by part, as a table, then their curves."""
     lines = [line for line in metrics if line["kind"] == "validation"]
     if not lines:
         return note("This run has no validation.")
     last = lines[-1]
-    names = [n for n in last if "/" not in n and n not in ("step", "kind")]
-    rows = [["all targets", *(cell(last.get(n)) for n in names)]]
-    rows += [
-        [MODALITY_NAMES[m], *(cell(last.get(f"{m}/{n}")) for n in names)]
-        for m in MODALITIES
-        if any(f"{m}/{n}" in last for n in names)
-    ]
+    names = score_names(last)
+    parts = list(dict.fromkeys(p for n in names for p in parts_of(last, n)))
+    rows = [[OVERALL, *(cell(last.get(n)) for n in names)]]
+    rows += [[part, *(cell(last.get(parts_of(last, n).get(part, ""))) for n in names)] for part in parts]
     head = [f"at step {last['step']:,}", *map(readable, names)]
     return table(head, rows) + validation_curves(metrics)
 
@@ -145,7 +150,9 @@ def panels(folder: Path) -> list[Section]:
     chosen = {name: path for step, name, path in found if step == last}
     order = [n for n in MODALITIES if n in chosen] + [n for n in chosen if n not in MODALITIES]
     pictures = [f"<h3>{escape(MODALITY_NAMES.get(n, n))}</h3>{picture(chosen[n], n, last)}" for n in order]
-    lead = f"Held-out slices at step {last:,}. Blue: synthetic too dark; red: too bright; yellow: outline of the tumour."
+    lead = f"Held-out slices at step {last:,}."
+    if set(chosen) <= set(MODALITIES):
+        lead += " Blue: synthetic too dark; red: too bright; yellow: outline of the tumour."
     return [Section("Pictures", "".join(pictures), lead)]
 
 
@@ -205,7 +212,9 @@ def data(run_dir: Path) -> str:
 def configuration(run_dir: Path) -> str:
     """Options that differ from the defaults as a table, and all of them, folded."""
     text = (run_dir / "config.yaml").read_text()
-    changed = differences(yaml.safe_load(text) or {}, to_dict(Config()))
+    values = yaml.safe_load(text) or {}
+    kind = Config if "generator" in values else SegmenterRunConfig
+    changed = differences(values, to_dict(kind()))
     rows = [[key, f"{now}", f"{default}"] for key, now, default in changed]
     return (
         note("Options that differ from their defaults.")

@@ -22,7 +22,7 @@ def train(steps: int) -> list[dict]:
 
 def validation(steps: int) -> list[dict]:
     return [
-        {"step": s, "kind": "validation", "mae": 1.0 / s, "t1c/mae": 2.0 / s, "dice_wt": 0.5}
+        {"step": s, "kind": "validation", "mae": 1.0 / s, "t1c/mae": 2.0 / s, "dice": 0.5, "dice/WT": 0.25}
         for s in range(1, steps + 1)
     ]
 
@@ -38,8 +38,8 @@ def test_every_term_has_its_chart() -> None:
 def test_validation_by_target() -> None:
     page = Page(validation_curves(train(3) + validation(4)))
     labels = [s["aria-label"] for s in page.all("svg")]
-    assert len(labels) == 2 and labels[1].startswith("dice wt.")
-    assert "all targets: from 1 to 0.25" in labels[0] and "T1 contrast-enhanced: from 2 to 0.5" in labels[0]
+    assert len(labels) == 2 and labels[1].startswith("dice.") and "WT: from 0.25 to 0.25" in labels[1]
+    assert "overall: from 1 to 0.25" in labels[0] and "T1 contrast-enhanced: from 2 to 0.5" in labels[0]
     assert "T1 contrast-enhanced" in page.text() and "T2-FLAIR" not in page.text()
 
 
