@@ -325,6 +325,8 @@ class TelemetryConfig:
     wandb_project: str = "brasyn_dist"
     wandb_entity: str | None = None
     tensorboard: bool = False
+    report: bool = True
+    """Draw report.html in the run's folder when it is finished."""
     trace_batches: bool = False
     """Write every rank's samples, targets and masks of every step to trace-<world>-<rank>.jsonl, to compare runs."""
 

@@ -17,6 +17,8 @@ OUTLINE_COLOUR = (255, 196, 0)
 LABEL_COLOURS = {NETC: (230, 80, 60), ED: (70, 180, 90), ET: (60, 120, 230)}
 _CAPTION = 16
 """Height of a tile's caption, in pixels."""
+_GAP = 2
+"""Pixels between tiles."""
 
 
 def upright(slice_HW: np.ndarray, view: str = "axial") -> np.ndarray:
@@ -113,13 +115,32 @@ def captioned(tile_HW3: np.ndarray, text: str) -> np.ndarray:
     strip = Image.new("RGB", (tile_HW3.shape[1], _CAPTION))
     ImageDraw.Draw(strip).text((3, 2), text, fill=(235, 235, 235))
     tile = np.concatenate([np.asarray(strip), tile_HW3])
-    return np.pad(tile, ((0, 2), (0, 2), (0, 0)))
+    return np.pad(tile, ((0, _GAP), (0, _GAP), (0, 0)))
 
 
 def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Panels below each other; narrower ones are filled with black."""
     width = max(row.shape[1] for row in rows)
     return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
+
+
+def panel_tiles(rgb_HW3: np.ndarray) -> list[list[np.ndarray]]:
+    """The tiles of a picture that `grid` made of `slice_panel`s of square slices, row by row, without their captions.
+
+    Raises ValueError if the picture's size is not of that kind.
+    """
+    columns = len(MODALITIES) + 3
+    side = rgb_HW3.shape[1] // columns - _GAP
+    pitch = _CAPTION + side + _GAP
+    if side < 1 or rgb_HW3.shape[1] % columns or rgb_HW3.shape[0] % pitch:
+        raise ValueError(f"{rgb_HW3.shape[:2]}: no rows of {columns} square tiles")
+    return [
+        [
+            rgb_HW3[top + _CAPTION : top + _CAPTION + side, left : left + side]
+            for left in range(0, rgb_HW3.shape[1], side + _GAP)
+        ]
+        for top in range(0, rgb_HW3.shape[0], pitch)
+    ]
 
 
 def save_png(path: Path | str, rgb_HW3: np.ndarray) -> None:

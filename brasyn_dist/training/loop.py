@@ -260,12 +260,25 @@ class Trainer:
         text = f"{status} at step {self.state.step}/{self.total_steps}" + (f" ({reason})" if reason else "")
         self.telemetry.say(text + ("" if status == "finished" else "; the same command continues"))
         self.telemetry.close(status)
+        if status == "finished":
+            self._report()
         if self.trace is not None:
             self.trace.close()
         # A launcher ends the others, after half a minute by force, once one rank has left with STOPPED: none may
         # leave while rank 0 is still writing.
         self.distributed.barrier()
         return code
+
+    def _report(self) -> None:
+        """Draw report.html. The run is finished and everything saved: whatever fails here does not undo that."""
+        if not (self.distributed.is_main and self.config.telemetry.report):
+            return
+        try:
+            from brasyn_dist.training.run_report import write_run_report
+
+            print(f"report: {write_run_report(self.run_dir)}", flush=True)
+        except Exception as error:  # a full disk, a font that is missing
+            print(f"warning: report.html could not be drawn ({type(error).__name__}: {error})", flush=True)
 
 
 def trace_line(step: int, batch: SliceBatch, asked: list[list[object]]) -> dict[str, object]:

@@ -16,6 +16,7 @@ from brasyn_dist.training.checkpoint import Checkpoint, newest_intact, open_chec
 from brasyn_dist.training.data import TrainingData, open_data
 from brasyn_dist.training.execution import compile_mode, memory_format
 from brasyn_dist.training.loop import Trainer
+from brasyn_dist.training.run_report import record_data
 from brasyn_dist.training.schedule import total_steps
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.task import Task
@@ -64,6 +65,8 @@ def build_trainer(task: Task, distributed: Distributed) -> Trainer:
         distributed.scaler_state = checkpoint.state["loss_scale"]
     if distributed.is_main:
         run_folder.record(config.run_dir, config, distributed.world, device_name(distributed), task.sources())
+        held_out = len(data.validation or ())
+        record_data(config.run_dir, data.index, data.samples, held_out, data.training.fingerprint)
         run_folder.write_status(config.run_dir, "running", state.step, steps)
     telemetry = Telemetry(
         config.telemetry,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brasyn_dist.brats import MODALITIES, VIEWS
 from brasyn_dist.data.index import Selection
-from brasyn_dist.data.normalise import Normaliser, foreground, mask_missing
+from brasyn_dist.data.normalise import BACKGROUND_VALUE, Normaliser, foreground, mask_missing
 from brasyn_dist.data.stream import SliceBatch, read_samples
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.losses.ssim import region_mean, ssim_map
@@ -107,12 +107,15 @@ class Validator(SliceValidator):
             batch.has_labels.to(device),
             float(self._normaliser.range_M[target]),
         )
+        # Pictures show what the volume pipeline would write: background where two of the given slices have it.
+        votes_B1HW = (~foreground(inputs_BMHW) & available_BM[:, :, None, None]).sum(1, keepdim=True)
+        shown_B1HW = torch.where(votes_B1HW >= 2, BACKGROUND_VALUE, image_B1HW.float())
         images = [
             {
                 "inputs": inputs_BMHW[i].cpu().numpy(),
                 "available": available_BM[i].cpu().numpy(),
                 "target": truth_B1HW[i, 0].cpu().numpy(),
-                "synthetic": image_B1HW[i, 0].float().cpu().numpy(),
+                "synthetic": shown_B1HW[i, 0].cpu().numpy(),
                 "view": VIEWS[int(batch.view[i])],
                 "labels": labels_BHW[i].cpu().numpy() if batch.has_labels[i] else None,
             }

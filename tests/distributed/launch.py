@@ -25,6 +25,7 @@ SMALL = (
     "validation.batch_size=2",
     "validation.panels=1",
     "telemetry.log_every=2",
+    "telemetry.report=false",
     "runtime.threads=1",
 )
 """The real networks and code at 48 x 48 and an eighth of the width: seconds instead of hours."""
