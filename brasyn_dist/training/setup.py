@@ -13,6 +13,7 @@ from brasyn_dist.errors import BrasynError, CheckpointError
 from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.export import load_generator_weights
 from brasyn_dist.models.generator import build_generator, default_execution
+from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.telemetry import Telemetry
 from brasyn_dist.training import run_folder
@@ -89,6 +90,7 @@ def build_state(config: Config, distributed: Distributed) -> TrainState:
     generator = build_generator(config.generator, config.seed, execution)
     if config.checkpoint.init_from is not None:
         load_generator_weights(generator, Path(config.checkpoint.init_from))
+    set_recompute(generator, runtime.recompute)
     discriminator = build_discriminator(config.discriminator, config.seed)
     for network in (generator, discriminator):
         network.to(device, memory_format=memory_format(config, device))  # type: ignore[call-overload]
@@ -198,7 +200,8 @@ def start_table(
         "discriminator": f"{count_parameters(state.discriminator.module):,} parameters",
         "execution": f"precision {config.runtime.precision}, compile {compile_mode(config, device)}, "
         f"{str(memory_format(config, device)).removeprefix('torch.')}, "
-        f"TF32 {'on' if device.type == 'cuda' and config.runtime.tf32 else 'off'}",
+        f"TF32 {'on' if device.type == 'cuda' and config.runtime.tf32 else 'off'}, "
+        f"recompute {config.runtime.recompute}",
         "validation": "off"
         if data.validation is None or not config.validation.every_steps
         else f"every {config.validation.every_steps} steps",
