@@ -248,6 +248,10 @@ class RuntimeConfig:
     tf32: bool = True
     cudnn_benchmark: bool = True
     gradient_as_bucket_view: bool = True
+    static_graph: bool = False
+    """Tell DistributedDataParallel that every update has the same graph (true without micro-batches): it then looks once."""
+    gradient_exchange: Literal["fp32", "bf16"] = "fp32"
+    """Number format in which ranks exchange gradients; bf16 halves the bytes, keeps 8 bits, needs CUDA."""
     collective_timeout_minutes: float = 30.0
 
 
@@ -277,6 +281,10 @@ class Config:
             raise ConfigError(
                 f"generator.image_size {self.generator.image_size} and discriminator.image_size "
                 f"{self.discriminator.image_size} must be equal"
+            )
+        if self.runtime.static_graph and self.training.micro_batch_size is not None:
+            raise ConfigError(
+                "runtime.static_graph does not go with training.micro_batch_size: not every micro-batch exchanges gradients"
             )
         if len(self.data.views) > 1 and not self.generator.view_embedding:
             raise ConfigError(

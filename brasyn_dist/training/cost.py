@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from brasyn_dist.brats import MODALITIES
 from brasyn_dist.config import Config
 from brasyn_dist.data.index import ShardIndex
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.data.plan import targets_and_masks
 from brasyn_dist.data.statistics import PUBLISHED
+from brasyn_dist.data.stream import BatchMemory
 from brasyn_dist.distributed import Distributed, Trainable
 from brasyn_dist.models.discriminator import Discriminator
 from brasyn_dist.models.generator import Generator, default_execution
@@ -107,7 +107,8 @@ def count_update(config: Config, batch: int) -> Counted:
         step = GanStep(config, distributed, generator, discriminator, Normaliser(PUBLISHED))
         variants = 4 // config.training.updates_per_batch
         masks = [targets_and_masks(0, 0, u, batch, config.order.availability) for u in range(variants)]
-        slices = fake_slices(batch, config.generator.image_size)
+        memory_of_slices = BatchMemory(config.generator.image_size, "int16")
+        slices = DeviceBatch.load(memory_of_slices.batch(0, slice(0, batch)), step.normaliser)
         with FlopCounterMode(display=False) as operations:
             step(slices, masks, Rates(0.0, 0.0))
     counts = [sum(p.numel() for p in network.module.parameters()) for network in (generator, discriminator)]
@@ -129,15 +130,6 @@ def fake_networks(config: Config, distributed: Distributed) -> tuple[Trainable, 
     return (
         distributed.prepare(passes, unused, generator),
         distributed.prepare(discriminator, unused, discriminator),
-    )
-
-
-def fake_slices(batch: int, size: int) -> DeviceBatch:
-    return DeviceBatch(
-        real_BMHW=torch.empty(batch, len(MODALITIES), size, size),
-        tumour_BHW=torch.zeros(batch, size, size, dtype=torch.bool),
-        has_labels_B=torch.ones(batch, dtype=torch.bool),
-        view_B=torch.zeros(batch, dtype=torch.int64),
     )
 
 

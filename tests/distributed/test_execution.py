@@ -60,6 +60,10 @@ def test_compiled_channels_last_bf16_on_two_processes(work: Path, options: tuple
     compare(train(work, options, "compiled", *more, processes=2), eager, 0.08)
 
 
+def test_a_static_graph_changes_nothing(work: Path, options: tuple[str, ...], eager):
+    compare(train(work, options, "static", "runtime.static_graph=true", processes=2), eager, 2e-3)
+
+
 def test_micro_batches_and_plain_passes_give_the_same_losses(work: Path, options: tuple[str, ...], eager):
     more = ("training.micro_batch_size=3", "training.fast_passes=false", "runtime.encoder_execution=grouped")
     compare(train(work, options, "micro", *more), eager, 2e-3)

@@ -1,6 +1,5 @@
 """Small networks and a made-up batch for tests of one update, in this process, without Accelerate."""
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from brasyn_dist.config import Config, load_config
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.data.plan import BatchMasks, targets_and_masks
 from brasyn_dist.data.statistics import PUBLISHED
-from brasyn_dist.data.stream import SliceBatch
+from brasyn_dist.data.stream import BatchMemory, SliceBatch
 from brasyn_dist.training.alone import OneProcess
 from brasyn_dist.training.setup import build_state
 from brasyn_dist.training.state import TrainState
@@ -36,15 +35,12 @@ def made_up_slices(count: int = BATCH, size: int = SIZE) -> SliceBatch:
         planes[b, :, : 3 + b] = 0
         labels[b, size // 2 : size // 2 + 4 + b, 8:20] = 3 * (b % 2)
     planes[1], labels[1] = planes[0], labels[0]
-    return SliceBatch(
-        index=0,
-        planes=planes,
-        labels=labels,
-        has_labels=torch.arange(count) != 3,
-        view=torch.arange(count) % 3,
-        keys=[str(b) for b in range(count)],
-        rows=slice(0, count),
-    )
+    batch = BatchMemory(size, "int16").batch(0, slice(0, count))
+    batch.planes.copy_(planes)
+    batch.labels.copy_(labels)
+    batch.has_labels.copy_(torch.arange(count) != 3)
+    batch.view.copy_(torch.arange(count) % 3)
+    return batch
 
 
 class Update:
@@ -87,7 +83,3 @@ class Update:
 
         self.distributed.clip_and_step = note  # type: ignore[method-assign]
         return self(masks=masks), kept
-
-
-def replaced(config: Config, section: str, **values: Any) -> Config:
-    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
