@@ -17,6 +17,7 @@ from brasyn_dist.brats import IMAGE_SIZE, VIEWS
 from brasyn_dist.errors import ConfigError
 
 T = TypeVar("T")
+Recompute = Literal["nothing", "activations"]
 
 NormalisationMode = Literal["zscore", "slice"]
 
@@ -337,10 +338,14 @@ class RuntimeConfig:
 
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast; SSIM stays in float32. fp16 needs CUDA."""
-    compile: Literal["off", "default", "max-autotune"] | None = None
+    compile: Literal["off", "default", "max-autotune", "aot_eager"] | None = None
+    """torch.compile of both networks. `aot_eager` captures the graphs and generates no code: a quick check that they can be."""
     channels_last: bool | None = None
     encoder_execution: Literal["grouped", "separate"] | None = None
     """The four modality encoders as one grouped or as four dense convolution networks; same weights, same result."""
+    recompute: Recompute = "nothing"
+    """`activations`: the backward computes again what lies between two convolutions (norms, SiLU, padding, doubling) instead
+    of keeping it: 45 % less memory a slice, the same numbers to the last bit, no convolution is repeated."""
     threads: int | None = None
     """Threads for tensor operations of each process; None: on CPUs the cores shared out among the node's processes."""
     tf32: bool = True
@@ -348,6 +353,10 @@ class RuntimeConfig:
     cudnn_benchmark: bool = True
     """Let cuDNN try its algorithms for every new shape and keep the fastest (shapes are fixed here)."""
     gradient_as_bucket_view: bool = True
+    static_graph: bool = False
+    """Tell DistributedDataParallel that every update has the same graph (true without micro-batches): it then looks once."""
+    gradient_exchange: Literal["fp32", "bf16"] = "fp32"
+    """Number format in which ranks exchange gradients; bf16 halves the bytes, keeps 8 bits, needs CUDA."""
     collective_timeout_minutes: float = 30.0
 
 
@@ -397,6 +406,10 @@ class Config(RunConfig):
             raise ConfigError(
                 f"generator.image_size {self.generator.image_size} and discriminator.image_size "
                 f"{self.discriminator.image_size} must be equal"
+            )
+        if self.runtime.static_graph and self.training.micro_batch_size is not None:
+            raise ConfigError(
+                "runtime.static_graph does not go with training.micro_batch_size: not every micro-batch exchanges gradients"
             )
         if len(self.data.views) > 1 and not self.generator.view_embedding:
             raise ConfigError(

@@ -56,6 +56,7 @@ class Distributed:
         # accelerate costs seconds of imports, which `--help` and errors in the configuration need not wait for.
         from accelerate import Accelerator
         from accelerate.utils import (
+            DDPCommunicationHookType,
             DistributedDataParallelKwargs,
             InitProcessGroupKwargs,
             TorchDynamoPlugin,
@@ -64,6 +65,8 @@ class Distributed:
         cuda = torch.cuda.is_available()
         if runtime.precision == "fp16" and not cuda:
             raise ConfigError("runtime.precision=fp16 needs a CUDA device; use bf16 or no")
+        if runtime.gradient_exchange == "bf16" and not cuda:
+            raise ConfigError("runtime.gradient_exchange=bf16 needs NCCL, hence CUDA devices; use fp32")
         self.runtime = runtime
         if cuda:
             for name, value in COMMUNICATION.items():
@@ -76,7 +79,13 @@ class Distributed:
             dynamo_plugin=TorchDynamoPlugin(backend="no"),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(minutes=runtime.collective_timeout_minutes)),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=runtime.gradient_as_bucket_view),
+                DistributedDataParallelKwargs(
+                    gradient_as_bucket_view=runtime.gradient_as_bucket_view,
+                    static_graph=runtime.static_graph,
+                    comm_hook=DDPCommunicationHookType.BF16
+                    if runtime.gradient_exchange == "bf16"
+                    else DDPCommunicationHookType.NO,
+                ),
             ],
         )
         expected = int(os.environ.get("WORLD_SIZE", "1"))

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from brasyn_dist.config import Config, SegmenterRunConfig, from_dict, load_config, to_yaml
+from brasyn_dist.config import Config, RuntimeConfig, SegmenterRunConfig, from_dict, load_config, to_yaml
+from brasyn_dist.distributed import Distributed
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.inference.config import load_inference
 
@@ -47,6 +49,17 @@ def test_yaml_over_base_over_defaults_and_overrides_last(tmp_path: Path):
 def test_mistakes_are_named(override: str, words: str):
     with pytest.raises(ConfigError, match=words):
         load_config(None, [override])
+
+
+def test_a_static_graph_does_not_go_with_micro_batches():
+    with pytest.raises(ConfigError, match=r"static_graph does not go with training\.micro_batch_size"):
+        load_config(None, ["runtime.static_graph=true", "training.micro_batch_size=2"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_bf16_gradients_need_cuda():
+    with pytest.raises(ConfigError, match="gradient_exchange=bf16 needs NCCL"):
+        Distributed(RuntimeConfig(gradient_exchange="bf16"))
 
 
 def test_off_and_no_are_words_not_booleans():

@@ -1,5 +1,7 @@
 """How the networks are executed where the configuration leaves it open: by device, as measured (docs/performance.md)."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -26,8 +28,11 @@ def place(config: RunConfig, distributed: Distributed, network: nn.Module) -> No
 
 
 def compile_in_place(config: RunConfig, device: torch.device, *networks: nn.Module) -> None:
-    """`Module.compile` keeps parameter names, hence checkpoints, as they are."""
+    """`Module.compile` keeps parameter names, hence checkpoints, as they are. A graph break is an error, not a slow run."""
     mode = compile_mode(config, device)
+    options: dict[str, Any] = {"mode": mode} if mode == "max-autotune" else {}
+    if mode == "aot_eager":
+        options["backend"] = mode
     if mode != "off":
         for network in networks:
-            network.compile(dynamic=False, mode=None if mode == "default" else mode)
+            network.compile(dynamic=False, fullgraph=True, **options)

@@ -21,6 +21,7 @@ from brasyn_dist.models.export import (
     weights_file,
 )
 from brasyn_dist.models.generator import Generator, build_generator, default_execution
+from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.training.average import average_of
@@ -129,6 +130,7 @@ def build_state(config: Config, distributed: Distributed) -> TrainState:
     generator = build_generator(config.generator, config.seed, execution)
     if config.checkpoint.init_from is not None:
         load_generator_weights(generator, Path(config.checkpoint.init_from))
+    set_recompute(generator, runtime.recompute)
     discriminator = build_discriminator(config.discriminator, config.seed)
     for network in (generator, discriminator):
         place(config, distributed, network)

@@ -186,7 +186,7 @@ def start_table(
         **task.facts(state, distributed),
         "execution": f"precision {config.runtime.precision}, compile {compile_mode(config, device)}, "
         f"{str(memory_format(config, device)).removeprefix('torch.')}, "
-        f"{device_settings(config, device)}",
+        f"{device_settings(config, device)}, recompute {config.runtime.recompute}",
         "communication": distributed.communication,
         "validation": "off"
         if data.validation is None or not config.validation.every_steps
