@@ -1,5 +1,6 @@
 """From a configuration to a trainer: data, networks, the checkpoint to continue from, telemetry."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ from brasyn_dist.training.validation import Validator
 def run(config: Config) -> int:
     """Train, or continue training, until the end or a request to stop. Returns the exit status (training/stop.py)."""
     distributed = Distributed(config.runtime)
+    config = replace(config, runtime=distributed.runtime)
     try:
+        training = config.training
+        distributed.check(training.global_batch_size, training.micro_batch_size, training.ema_decay > 0)
         lock = lock_run(config.run_dir, distributed)
         code = build_trainer(config, distributed).fit()
         if lock is not None:
@@ -191,11 +195,11 @@ def start_table(
     facts = {
         "run": f"{config.run_dir}"
         + (f", continues at step {state.step}" if checkpoint else ", from the start"),
-        "processes": f"{distributed.world} x {device_name(distributed)}",
+        "processes": f"{distributed.world} x {device_name(distributed)}, {distributed.strategy}",
         "data": f"{data.samples} slices for training, {len(data.validation or ())} held out ({', '.join(config.data.views)})",
         "length": f"{steps} steps, {training.updates_per_batch} a global batch of {training.global_batch_size} slices",
-        "generator": f"{count_parameters(state.generator.module):,} parameters, encoders {execution}",
-        "discriminator": f"{count_parameters(state.discriminator.module):,} parameters",
+        "generator": f"{state.generator.parameter_count:,} parameters, encoders {execution}",
+        "discriminator": f"{state.discriminator.parameter_count:,} parameters",
         "execution": f"precision {config.runtime.precision}, compile {compile_mode(config, device)}, "
         f"{str(memory_format(config, device)).removeprefix('torch.')}, "
         f"TF32 {'on' if device.type == 'cuda' and config.runtime.tf32 else 'off'}",
@@ -204,7 +208,3 @@ def start_table(
         else f"every {config.validation.every_steps} steps",
     }
     return [f"{name:<14}{value}" for name, value in facts.items()]
-
-
-def count_parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())

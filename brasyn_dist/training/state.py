@@ -9,7 +9,7 @@ No random state: everything random is a function of (seed, step). No scheduler: 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,10 @@ class TrainState:
         return cast(Generator, self.average or self.generator.module)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Named tensors by file name, as `save_checkpoint` takes them."""
+        """Named tensors by file name, as `save_checkpoint` takes them, in full on rank 0; ranks call this together."""
         groups: dict[str, Mapping[str, Tensor]] = {
-            "generator": self.generator.module.state_dict(),
-            "discriminator": self.discriminator.module.state_dict(),
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
             "generator_adam": adam_tensors(self.generator),
             "discriminator_adam": adam_tensors(self.discriminator),
         }
@@ -51,8 +51,8 @@ class TrainState:
     def load(self, checkpoint: Checkpoint) -> None:
         """Take everything from `checkpoint`; its identity has been checked."""
         device = next(self.generator.module.parameters()).device
-        load_weights(self.generator.module, checkpoint, "generator")
-        load_weights(self.discriminator.module, checkpoint, "discriminator")
+        load_weights(self.generator, checkpoint, "generator")
+        load_weights(self.discriminator, checkpoint, "discriminator")
         load_adam(self.generator, checkpoint.tensors("generator_adam", str(device)))
         load_adam(self.discriminator, checkpoint.tensors("discriminator_adam", str(device)))
         if self.average is not None:
@@ -62,7 +62,7 @@ class TrainState:
         self.best = dict(checkpoint.state.get("best", {}))
 
 
-def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+def load_weights(module: nn.Module | Trainable, checkpoint: Checkpoint, name: str) -> None:
     try:
         module.load_state_dict(checkpoint.tensors(name))
     except RuntimeError as error:
@@ -75,21 +75,20 @@ def adam_tensors(network: Trainable) -> dict[str, Tensor]:
     """Adam's state as `<parameter>.<entry>`; empty before the first step."""
     return {
         f"{name}.{entry}": torch.as_tensor(value)
-        for name, parameter in network.module.named_parameters()
-        for entry, value in network.optimizer.state.get(parameter, {}).items()
+        for name, entries in network.adam_state().items()
+        for entry, value in entries.items()
     }
 
 
 def load_adam(network: Trainable, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `adam_tensors`. Adam's `step` stays where the optimiser wants it, moments go to their parameter."""
-    state: dict[int, dict[str, Any]] = {}
-    for number, (name, _) in enumerate(network.module.named_parameters()):
-        entries = {
-            entry: tensors[f"{name}.{entry}"].clone()
-            for entry in ("step", "exp_avg", "exp_avg_sq")
-            if f"{name}.{entry}" in tensors
+    """Inverse of `adam_tensors`."""
+    network.load_adam_state(
+        {
+            name: {
+                entry: tensors[f"{name}.{entry}"].clone()
+                for entry in ("step", "exp_avg", "exp_avg_sq")
+                if f"{name}.{entry}" in tensors
+            }
+            for name, _ in network.module.named_parameters()
         }
-        if entries:
-            state[number] = entries
-    groups = network.optimizer.state_dict()["param_groups"]
-    network.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    )

@@ -31,7 +31,7 @@ SMALL = (
 
 
 def command(overrides: tuple[str, ...], processes: int = 2, launcher: str = "torchrun") -> list[str]:
-    """Command line of a run under `torchrun`, `accelerate` or plain `python`."""
+    """Command line of a run under `torchrun`, `accelerate` (or one of its configuration files, *.yaml) or plain `python`."""
     module = ["-m", "brasyn_dist.train", *SMALL, *overrides]
     if launcher == "python":
         return [sys.executable, *module]
@@ -39,8 +39,9 @@ def command(overrides: tuple[str, ...], processes: int = 2, launcher: str = "tor
         return [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *module,
         ]  # fmt: skip
+    config = REPOSITORY / ("launch/cpu.yaml" if launcher == "accelerate" else launcher)
     return [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY / "launch/cpu.yaml"),
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
         "--num_processes", str(processes), "--main_process_port", "0", *module,
     ]  # fmt: skip
 
