@@ -51,7 +51,7 @@ def options(work: Path) -> tuple[str, ...]:
 def train(work: Path, options: tuple[str, ...], name: str, launcher: str, processes: int = 2) -> Path:
     """Run, or continue, to the last step. Returns the run folder."""
     log = work / f"{name}.log"
-    status = run(command((*options, f"name={name}"), processes, launcher), log)
+    status = run(command((*options, f"name={name}"), processes, launcher), log, timeout=900)
     assert status == 0, log.read_text()[-6000:]
     strategy = "DistributedDataParallel" if "zero" not in launcher else f"ZeRO {launcher[-6]}"
     assert strategy in log.read_text()
