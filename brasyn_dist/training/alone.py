@@ -29,7 +29,7 @@ class OneProcess(Distributed):
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module) -> Trainable:
         if self.runtime.precision != "no":
             module.forward = self._autocast(module.forward)
-        return Trainable(state, module, optimizer, optimizer)
+        return Trainable(state, module, optimizer, optimizer, None)
 
     def _autocast(self, forward: Any) -> Any:
         """As Accelerate does it: results in float32 again."""

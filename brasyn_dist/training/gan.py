@@ -1,13 +1,13 @@
 """Training a generator: with its discriminator, and with a frozen segmenter where the objective has the Tversky term."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from brasyn_dist.config import Config, to_dict
+from brasyn_dist.config import Config, RuntimeConfig, to_dict
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.errors import ConfigError
@@ -28,7 +28,7 @@ from brasyn_dist.training.average import average_of
 from brasyn_dist.training.data import TrainingData, check_tumour_types
 from brasyn_dist.training.execution import compile_in_place, place
 from brasyn_dist.training.schedule import scaled_rate
-from brasyn_dist.training.setup import adam, count_parameters
+from brasyn_dist.training.setup import adam
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.step import GanStep
 from brasyn_dist.training.validation import Validator
@@ -55,6 +55,9 @@ class GanTask:
         """Hash of its weights: they are in no checkpoint, but a resumed run must have the same."""
         path = self.config.objective.segmenter
         return None if self.segmenter is None else sha256_of(weights_file(Path(str(path)), SEGMENTER))
+
+    def with_runtime(self, runtime: RuntimeConfig) -> "GanTask":
+        return GanTask(replace(self.config, runtime=runtime))
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -115,8 +118,8 @@ class GanTask:
     def facts(self, state: TrainState, distributed: Distributed) -> dict[str, str]:
         execution = self.config.runtime.encoder_execution or default_execution(distributed.device)
         lines = {
-            "generator": f"{count_parameters(state.generator.module):,} parameters, encoders {execution}",
-            "discriminator": f"{count_parameters(state.discriminator.module):,} parameters",
+            "generator": f"{state.generator.parameter_count:,} parameters, encoders {execution}",
+            "discriminator": f"{state.discriminator.parameter_count:,} parameters",
         }
         if self.segmenter is not None:
             lines["segmenter"] = f"frozen, {self.config.objective.segmenter}, {self.segmenter_sha256}"

@@ -129,7 +129,8 @@ class Trainer:
         state.step += 1
         if state.average is not None:
             decay = ema_decay(state.step, config.training.ema_decay)
-            update_average(state.average, state.main.module, decay)
+            with state.main.gathered():
+                update_average(state.average, state.main.module, decay)
         self.clock.steps += 1
         self.monitor.add(
             {
@@ -225,9 +226,10 @@ class Trainer:
         if self.saved_step == self.state.step:
             return
         begun = time.monotonic()
+        tensors = self.state.tensors()
         if self.saver is not None:
             self.telemetry.flush()
-            self.saver.save(self.state.step, self.state.tensors(), self._saved_facts())
+            self.saver.save(self.state.step, tensors, self._saved_facts())
         self.saved_step, self.last_save = self.state.step, time.monotonic()
         self.clock.save += self.last_save - begun
 

@@ -4,7 +4,7 @@ Loop, stream, checkpoints, resume, stop and telemetry are those of the generator
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brasyn_dist.brats import LABEL_NAMES, REGIONS, VIEWS
-from brasyn_dist.config import SegmenterRunConfig, to_dict
+from brasyn_dist.config import RuntimeConfig, SegmenterRunConfig, to_dict
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.data.stream import SliceBatch
 from brasyn_dist.distributed import Distributed, Trainable
@@ -24,7 +24,7 @@ from brasyn_dist.training.average import average_of
 from brasyn_dist.training.data import TrainingData, check_tumour_types, choose_training
 from brasyn_dist.training.execution import compile_in_place, place
 from brasyn_dist.training.schedule import scaled_rate
-from brasyn_dist.training.setup import adam, count_parameters
+from brasyn_dist.training.setup import adam
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.step import Loader, add_sums, chunks
 from brasyn_dist.training.validation import SliceValidator
@@ -150,6 +150,9 @@ class SegmenterTask:
 
     validator = SegmenterValidator
 
+    def with_runtime(self, runtime: RuntimeConfig) -> "SegmenterTask":
+        return SegmenterTask(replace(self.config, runtime=runtime))
+
     def identity(self) -> dict[str, Any]:
         return {"segmenter": to_dict(self.config.segmenter)}
 
@@ -187,7 +190,7 @@ class SegmenterTask:
         )
 
     def facts(self, state: TrainState, distributed: Distributed) -> dict[str, str]:
-        count = count_parameters(state.networks["segmenter"].module)
+        count = state.networks["segmenter"].parameter_count
         return {"segmenter": f"{count:,} parameters, {len(self.config.segmenter.widths)} stages"}
 
 
@@ -212,7 +215,7 @@ def cost(config: SegmenterRunConfig) -> str:
         "data": f"{len(training)} training slices ({', '.join(data.views)}) with at least "
         f"{data.min_tumour_fraction:.1%} tumour, {data.shards}",
         "steps": f"{steps} global batches of {batch} slices, {steps * batch / len(training):.2f} epochs",
-        "segmenter": f"{count_parameters(segmenter):,} parameters",
+        "segmenter": f"{sum(p.numel() for p in segmenter.parameters()):,} parameters",
         "operations": f"{counter.get_total_flops() / 1e9:.0f} GFLOP a slice, forward and backward",
     }
     return "\n".join(f"{name:<16}{value}" for name, value in lines.items())

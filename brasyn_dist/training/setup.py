@@ -25,9 +25,12 @@ from brasyn_dist.training.validation import SliceValidator
 
 def run(task: Task) -> int:
     """Train, or continue training, until the end or a request to stop. Returns the exit status (training/stop.py)."""
+    distributed = Distributed(task.config.runtime)
+    task = task.with_runtime(distributed.runtime)
     config = task.config
-    distributed = Distributed(config.runtime)
     try:
+        training = config.training
+        distributed.check(training.global_batch_size, training.micro_batch_size, training.ema_decay > 0)
         lock = lock_run(config.run_dir, distributed)
         with run_folder.noting_failure(config.run_dir, distributed.is_main):
             code = build_trainer(task, distributed).fit()
@@ -180,7 +183,7 @@ def start_table(
     facts = {
         "run": f"{config.run_dir}"
         + (f", continues at step {state.step}" if checkpoint else ", from the start"),
-        "processes": f"{distributed.world} x {device_name(distributed)}",
+        "processes": f"{distributed.world} x {device_name(distributed)}, {distributed.strategy}",
         "data": f"{data.samples} slices for training, {len(data.validation or ())} held out ({', '.join(config.data.views)})",
         "length": f"{steps} steps, {training.updates_per_batch} a global batch of {training.global_batch_size} slices",
         **task.facts(state, distributed),
@@ -193,7 +196,3 @@ def start_table(
         else f"every {config.validation.every_steps} steps",
     }
     return [f"{name:<14}{value}" for name, value in facts.items()]
-
-
-def count_parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())

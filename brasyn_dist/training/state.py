@@ -11,7 +11,6 @@ No random state: everything random is a function of (seed, step). No scheduler: 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +49,9 @@ class TrainState:
         return self.average or self.main.module
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Named tensors by file name, as `save_checkpoint` takes them."""
+        """Named tensors by file name, as `save_checkpoint` takes them, in full on rank 0; ranks call this together."""
         groups: dict[str, Mapping[str, Tensor]] = {
-            **{name: network.module.state_dict() for name, network in self.networks.items()},
+            **{name: network.state_dict() for name, network in self.networks.items()},
             **{f"{name}_adam": adam_tensors(network) for name, network in self.networks.items()},
         }
         if self.average is not None:
@@ -63,7 +62,7 @@ class TrainState:
         """Take everything from `checkpoint`; its identity has been checked."""
         for name, network in self.networks.items():
             device = next(network.module.parameters()).device
-            load_weights(network.module, checkpoint, name)
+            load_weights(network, checkpoint, name)
             load_adam(network, checkpoint.tensors(f"{name}_adam", str(device)))
         if self.average is not None:
             has_average = (checkpoint.folder / "average.safetensors").exists()
@@ -72,7 +71,7 @@ class TrainState:
         self.best = dict(checkpoint.state.get("best", {}))
 
 
-def load_weights(module: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+def load_weights(module: nn.Module | Trainable, checkpoint: Checkpoint, name: str) -> None:
     try:
         module.load_state_dict(checkpoint.tensors(name))
     except RuntimeError as error:
@@ -85,21 +84,20 @@ def adam_tensors(network: Trainable) -> dict[str, Tensor]:
     """Adam's state as `<parameter>.<entry>`; empty before the first step."""
     return {
         f"{name}.{entry}": torch.as_tensor(value)
-        for name, parameter in network.module.named_parameters()
-        for entry, value in network.optimizer.state.get(parameter, {}).items()
+        for name, entries in network.adam_state().items()
+        for entry, value in entries.items()
     }
 
 
 def load_adam(network: Trainable, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `adam_tensors`. Adam's `step` stays where the optimiser wants it, moments go to their parameter."""
-    state: dict[int, dict[str, Any]] = {}
-    for number, (name, _) in enumerate(network.module.named_parameters()):
-        entries = {
-            entry: tensors[f"{name}.{entry}"].clone()
-            for entry in ("step", "exp_avg", "exp_avg_sq")
-            if f"{name}.{entry}" in tensors
+    """Inverse of `adam_tensors`."""
+    network.load_adam_state(
+        {
+            name: {
+                entry: tensors[f"{name}.{entry}"].clone()
+                for entry in ("step", "exp_avg", "exp_avg_sq")
+                if f"{name}.{entry}" in tensors
+            }
+            for name, _ in network.module.named_parameters()
         }
-        if entries:
-            state[number] = entries
-    groups = network.optimizer.state_dict()["param_groups"]
-    network.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    )

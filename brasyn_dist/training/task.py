@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from brasyn_dist.config import RunConfig
+from brasyn_dist.config import RunConfig, RuntimeConfig
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.training.data import TrainingData
@@ -25,6 +25,9 @@ class Task(Protocol):
 
     @property
     def config(self) -> RunConfig: ...
+
+    def with_runtime(self, runtime: RuntimeConfig) -> "Task":
+        """The same with the options that are in force."""
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume, beside data, order and batch geometry."""

@@ -59,8 +59,9 @@ def command(
         return [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *module,
         ]  # fmt: skip
+    config = REPOSITORY / ("launch/cpu.yaml" if launcher == "accelerate" else launcher)
     return [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY / "launch/cpu.yaml"),
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
         "--num_processes", str(processes), "--main_process_port", "0", *module,
     ]  # fmt: skip
 
