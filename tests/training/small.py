@@ -34,7 +34,7 @@ def made_up_slices(count: int = BATCH, size: int = SIZE) -> SliceBatch:
     for b in range(count):
         planes[b, :, : 3 + b] = 0
         labels[b, size // 2 : size // 2 + 4 + b, 8:20] = 3 * (b % 2)
-    planes[1], labels[1] = planes[0], labels[0]
+    planes[1:2], labels[1:2] = planes[:1].clone(), labels[:1].clone()
     batch = BatchMemory(size, "int16").batch(0, slice(0, count))
     batch.planes.copy_(planes)
     batch.labels.copy_(labels)
