@@ -120,7 +120,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from brasyn_dist.data.plan import targets_and_masks
     from brasyn_dist.data.statistics import PUBLISHED
     from brasyn_dist.distributed import Distributed
-    from brasyn_dist.training.loop import peak_memory_gib
+    from brasyn_dist.training.observer import peak_memory_gib
     from brasyn_dist.training.setup import build_state
     from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
 

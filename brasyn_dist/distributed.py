@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from brasyn_dist.config import RuntimeConfig
 from brasyn_dist.errors import ConfigError
+from brasyn_dist.phases import PhaseClock, timed_all_reduce
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Distributed:
                 "`accelerate launch --multi_gpu --num_processes N` with ACCELERATE_USE_CPU=true, or `torchrun`"
             )
         self._control = self._host_group()
+        self.clock = PhaseClock(self.device)
         self._set_device_options()
 
     @property
@@ -126,9 +128,12 @@ class Distributed:
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module) -> Trainable:
         """Move `module` to the device and make it trainable on all ranks; `state` is what `Trainable.module` names."""
+        wrapped = self.accelerator.prepare_model(module)
+        if self.runtime.time_communication and isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            wrapped.register_comm_hook(self.clock, timed_all_reduce)
         return Trainable(
             state,
-            self.accelerator.prepare_model(module),
+            wrapped,
             optimizer,
             self.accelerator.prepare_optimizer(optimizer),
         )
@@ -141,6 +146,7 @@ class Distributed:
 
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
+        self.clock.exchanged()
 
     def clip_and_step(self, network: Trainable, max_norm: float, rate: float) -> Tensor:
         """Unscale, clip to `max_norm` (0: not), step at `rate`, clear gradients. Returns the norm before clipping, ()."""
@@ -217,3 +223,20 @@ class Distributed:
 
     def close(self) -> None:
         self.accelerator.end_training()
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether an error of a collective says that another process is gone, stuck or cannot be reached."""
+    from torch import distributed as dist
+
+    signs = (
+        "Timed out",
+        "timed out",
+        "timeout",
+        "Connection",
+        "Broken pipe",
+        "Socket",
+        "closed by peer",
+        "gloo/transport",
+    )
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)

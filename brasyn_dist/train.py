@@ -11,7 +11,7 @@ from pathlib import Path
 
 from brasyn_dist.config import load_config
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.processes import run_and_leave
+from brasyn_dist.processes import run_and_leave, starting_up
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(report(config))
             return 0
-        from brasyn_dist.training.setup import run
+        with starting_up():
+            from brasyn_dist.training.setup import run
 
         return run(config)
     except BrasynError as error:

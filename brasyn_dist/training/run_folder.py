@@ -1,6 +1,7 @@
 """A run's folder: configuration, environment, status, and the lock that keeps a second job out.
 
-runs/<name>/{config.yaml, environment.json, status.json, metrics.jsonl, performance.jsonl, checkpoints/, panels/, export/}
+runs/<name>/{config.yaml, environment.json, status.json, metrics.jsonl, performance.jsonl, logs/, checkpoints/, panels/,
+export/}
 """
 
 import fcntl

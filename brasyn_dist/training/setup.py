@@ -14,12 +14,14 @@ from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.export import load_generator_weights
 from brasyn_dist.models.generator import build_generator, default_execution
 from brasyn_dist.models.passes import SynthesisPasses
+from brasyn_dist.processes import starting_up
 from brasyn_dist.telemetry import Telemetry
 from brasyn_dist.training import run_folder
 from brasyn_dist.training.average import average_of
 from brasyn_dist.training.checkpoint import Checkpoint, newest_intact, open_checkpoint, step_folders
 from brasyn_dist.training.data import TrainingData, open_data
 from brasyn_dist.training.execution import compile_in_place, compile_mode, memory_format
+from brasyn_dist.training.explain import explaining
 from brasyn_dist.training.loop import Trainer
 from brasyn_dist.training.schedule import scaled_rate, total_steps
 from brasyn_dist.training.state import TrainState
@@ -29,10 +31,14 @@ from brasyn_dist.training.validation import Validator
 
 def run(config: Config) -> int:
     """Train, or continue training, until the end or a request to stop. Returns the exit status (training/stop.py)."""
-    distributed = Distributed(config.runtime)
+    with starting_up():
+        distributed = Distributed(config.runtime)
     try:
         lock = lock_run(config.run_dir, distributed)
-        code = build_trainer(config, distributed).fit()
+        with explaining(config.run_dir, distributed):
+            with starting_up():
+                trainer = build_trainer(config, distributed)
+            code = trainer.fit()
         if lock is not None:
             lock.release()
         return code
@@ -48,7 +54,7 @@ def lock_run(run_dir: Path, distributed: Distributed) -> run_folder.RunLock | No
             run_dir.mkdir(parents=True, exist_ok=True)
             lock = run_folder.RunLock(run_dir)
         except (BrasynError, OSError) as problem:
-            error = BrasynError(f"{run_dir}: {problem}")
+            error = BrasynError(f"{run_dir} cannot be used: {problem}")
     distributed.main_first(error=error)
     return lock
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Protocol
 
 from brasyn_dist.processes import kill_tree
 
@@ -28,6 +29,15 @@ SMALL = (
     "runtime.threads=1",
 )
 """The real networks and code at 48 x 48 and an eighth of the width: seconds instead of hours."""
+
+
+class Running(Protocol):
+    """A started run: a `subprocess.Popen` of a launcher, or a `WarmRun`."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
 
 
 def command(overrides: tuple[str, ...], processes: int = 2, launcher: str = "torchrun") -> list[str]:
@@ -62,7 +72,7 @@ def run(arguments: list[str], log: Path, timeout: float = 300) -> int:
         raise AssertionError(f"still running after {timeout} s:\n{log.read_text()[-4000:]}") from None
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Running) -> None:
     """SIGKILL the launcher and every worker, at once."""
     kill_tree(process.pid)
     process.wait()
@@ -86,7 +96,7 @@ def saved_step(run_dir: Path) -> int:
     return max((int(p.parent.name.removeprefix("step-")) for p in marks), default=0)
 
 
-def wait_until(process: subprocess.Popen[bytes], condition: object, log: Path, timeout: float = 120) -> bool:
+def wait_until(process: Running, condition: object, log: Path, timeout: float = 120) -> bool:
     """Poll `condition()` every 2 ms until it holds (True) or the process has ended (False)."""
     assert callable(condition)
     deadline = time.monotonic() + timeout
