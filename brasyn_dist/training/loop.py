@@ -83,7 +83,9 @@ class Trainer:
             overflow_is_normal=config.runtime.precision == "fp16",
         )
         self.trace = (
-            JsonLines(self.run_dir / f"trace-{distributed.world}-{distributed.rank}.jsonl", state.step)
+            JsonLines(
+                self.run_dir / f"trace-{distributed.world}-{distributed.rank}.jsonl", state.step, at_once=True
+            )
             if config.telemetry.trace_batches
             else None
         )

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from brasyn_dist.processes import kill_tree
@@ -55,9 +57,11 @@ def command(overrides: tuple[str, ...], processes: int = 2, launcher: str = "tor
     ]  # fmt: skip
 
 
-def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start; output goes to `log`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+def start(
+    arguments: list[str], log: Path, more: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
+    """Start, with `more` in the environment; output goes to `log`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
     with log.open("ab") as file:
         return subprocess.Popen(arguments, stdout=file, stderr=file, env=environment, cwd=log.parent)
 

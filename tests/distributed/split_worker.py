@@ -1,6 +1,6 @@
 """Runs one GanStep update in float64 as one of several ranks, with plain gradient descent, and saves the weights after it.
 
-torchrun ... -m tests.distributed.split_worker MICRO UPDATES_PER_BATCH OUT.safetensors
+torchrun ... -m tests.distributed.split_worker MICRO UPDATES_PER_BATCH OUT.safetensors [SHARE ...]
 """
 
 import sys
@@ -44,6 +44,7 @@ def global_batch() -> SliceBatch:
 
 def main() -> int:
     micro, updates, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    shares = [float(share) for share in sys.argv[4:]]
     config = load_config(
         None,
         [
@@ -63,7 +64,7 @@ def main() -> int:
     normaliser = Normaliser(PUBLISHED, distributed.device, torch.float64)
     step = GanStep(config, distributed, networks[0], networks[1], normaliser)
     whole = DeviceBatch.load(global_batch(), normaliser)
-    rows = rank_rows(BATCH, distributed.rank, distributed.world)
+    rows = rank_rows(BATCH, distributed.rank, distributed.world, shares)
     masks = [targets_and_masks(5, 0, u, BATCH, "any")[rows] for u in range(4 // updates)]
     step(whole.rows(rows.start, rows.stop), masks, Rates(1.0, 1.0))
     if distributed.is_main:
