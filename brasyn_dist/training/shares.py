@@ -37,8 +37,13 @@ class RankShares:
         self._batch_size = batch_size
         self._distributed = distributed
         self._measure = runtime.measure_rank_shares and distributed.world > 1
-        known = read_shares(self._file) if distributed.is_main and self._measure else {}
-        self._record: dict[str, Any] | None = distributed.broadcast(known.get(str(distributed.world)))
+        known, error = {}, None
+        if distributed.is_main and self._measure:
+            try:
+                known = read_shares(self._file)
+            except CheckpointError as problem:
+                error = problem
+        self._record: dict[str, Any] | None = distributed.main_first(known.get(str(distributed.world)), error)
         self._batches = 0
         self._begun = 0.0
 
@@ -50,7 +55,8 @@ class RankShares:
         return rank_rows(self._batch_size, self._distributed.rank, self._distributed.world, shares)
 
     def batch_done(self, batch: int, computed_seconds: Callable[[], float]) -> bool:
-        """Count a finished global batch; every rank calls this. Whether the next batch has other rows than this one.
+        """Count a finished global batch; every rank calls this. Whether shares change after it (all ranks agree on that,
+        also those whose own rows stay).
 
         `computed_seconds` gives the time that this rank has spent computing so far, without waits for others.
         """
@@ -62,7 +68,7 @@ class RankShares:
                 rows = self.rows(batch)
                 speed = (rows.stop - rows.start) / max(computed_seconds() - self._begun, 1e-9)
                 self._decide(batch + 1, speed)
-        return self.rows(batch) != self.rows(batch + 1)
+        return self._record is not None and self._record["from_batch"] == batch + 1
 
     def _decide(self, from_batch: int, speed: float) -> None:
         speeds = self._distributed.gather(speed)
