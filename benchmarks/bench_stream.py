@@ -1,11 +1,12 @@
 """Reading slices: ours against webdataset's own loader and a DataLoader over .npy files, in one run.
 
-    python benchmarks/bench_stream.py --out results/ [--shards FOLDER] [--slices 960] [--rounds 3] [--threads 1 2]
+    python benchmarks/bench_stream.py --out results/ [--shards FOLDER] [--slices 960] [--rounds 3] [--threads 1 2 4 8] [--cold]
 
 The same slices (of `--shards`, or of phantom cases made on the spot) are written in every form; each loader yields all of
 them, shuffled, as batches of (32, 4, 240, 240) int16 planes and (32, 240, 240) uint8 labels. Every measurement is a
-process of its own, rounds interleave the loaders, files are warm. CPU-seconds are those of the process and its children:
-what a loader takes away from everything else on the node. Writes stream.json, stream.png.
+process of its own, rounds interleave the loaders, files are warm; with `--cold` each loader also reads once what the system
+has been told to forget. CPU-seconds are those of the process and its children: what a loader takes away from everything
+else on the node. Codecs are timed by themselves. Writes stream.json, stream.png.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, 2, os.cpu_count() or 1}))
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--cold", action="store_true", help="also with files that are not in memory")
     parser.add_argument("--work", type=Path, help="keep the files of the comparison here; default: removed")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -54,7 +56,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         prepare(work, options.shards, options.slices)
-        result = summarise(run_all(work, options), machine())
+        result = summarise(run_all(work, options), machine()) | {"codecs": codec_rates(work)}
     (options.out / "stream.json").write_text(json.dumps(result, indent=2) + "\n")
     print(table(result))
     plot(result, options.out / "stream.png")
@@ -239,12 +241,15 @@ def variants(options: argparse.Namespace) -> list[dict[str, Any]]:
         for codec in ("npy", "npy.zst")
         for n in options.threads
     ]
+    found += [{**v, "cold": True} for v in found] if options.cold else []
     return [{"name": name_of(v), **v} for v in found]
 
 
 def name_of(variant: dict[str, Any]) -> str:
     form = f"{variant['codec']} {'files' if variant['loader'] == 'DataLoader' else 'tars'}"
-    return f"{variant['loader']}, {form}, {variant['parallel']} {'threads' if variant['loader'] == 'ours' else 'workers'}"
+    kind = "threads" if variant["loader"] == "ours" else "workers"
+    cold = ", cold" if variant.get("cold") else ""
+    return f"{variant['loader']}, {form}, {variant['parallel']} {kind}{cold}"
 
 
 # ---- measuring
@@ -272,19 +277,66 @@ def measure(variant: dict[str, Any], work: Path) -> dict[str, Any]:
     """One loader in this process: a first pass warms files and imports and checks the content, a second is timed."""
     import torch
 
+    global EPOCHS
     torch.set_num_threads(1)
+    cold = variant.get("cold", False)
+    EPOCHS = 1 if cold else EPOCHS  # a second time, the files would be warm
     loader = LOADERS[variant["loader"]]
     content = sum(
         int(planes.long().sum()) + int(labels.long().sum())
         for planes, labels in loader(work, variant["codec"], variant["parallel"])
     )
+    if cold:
+        forget(work)
     before, started = cpu_seconds(), time.perf_counter()
     count = sum(len(planes) for planes, _ in loader(work, variant["codec"], variant["parallel"]))
     wall, cpu = time.perf_counter() - started, cpu_seconds() - before
     size = bytes_per_slice(work, variant)
     return {
-        "slices": count, "content": content, "seconds": wall, "cpu_seconds": cpu, "bytes_per_slice": size
+        "slices": count, "epochs": EPOCHS, "content": content, "seconds": wall, "cpu_seconds": cpu, "bytes_per_slice": size
     }  # fmt: skip
+
+
+def forget(work: Path) -> None:
+    """Drop all files of the comparison from the system's memory; what is not yet written is written before."""
+    for path in work.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def codec_rates(work: Path, count: int = 64) -> dict[str, dict[str, float]]:
+    """For each codec bytes a slice, and slices encoded and decoded in a CPU second; `.npz` is NumPy's own."""
+    from functools import partial
+
+    from brasyn_dist.data.codec import CODECS, SliceDecoder, encode_slice
+
+    planes = [np.load(path) for path in sorted((work / "files").glob("*.npy"))[:count]]
+    ways: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+        codec: (partial(encode_slice, codec=codec), SliceDecoder(codec)) for codec in CODECS
+    }
+    ways["npz (deflate)"] = (to_npz, lambda data: np.load(io_of(data))["a"])
+    rates = {}
+    for name, (encode, decode) in ways.items():
+        begun = time.process_time()
+        payloads = [encode(p) for p in planes]
+        encoded = time.process_time()
+        for payload in payloads:
+            decode(payload)
+        rates[name] = {
+            "bytes_per_slice": statistics.mean(map(len, payloads)),
+            "encoded_per_cpu_second": len(planes) / (encoded - begun),
+            "decoded_per_cpu_second": len(planes) / (time.process_time() - encoded),
+        }
+    return rates
+
+
+def to_npz(planes: np.ndarray) -> bytes:
+    buffer = io_of(b"")
+    np.savez_compressed(buffer, a=planes)
+    return buffer.getvalue()
 
 
 def bytes_per_slice(work: Path, variant: dict[str, Any]) -> float:
@@ -323,7 +375,7 @@ def machine() -> dict[str, Any]:
 
 def summarise(rows: list[dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
     """Medians over the rounds. Raises if a loader did not yield the same slices as the others."""
-    contents = {(row["slices"], row["content"]) for row in rows}
+    contents = {(row["slices"] // row["epochs"], row["content"] // row["epochs"]) for row in rows}
     if len(contents) != 1:
         raise RuntimeError(f"the loaders did not yield the same slices: {contents}")
     summary = {}
@@ -352,7 +404,13 @@ def table(result: dict[str, Any]) -> str:
             f"{name:42}{row['slices_per_second']:10.0f}{row['slices_per_cpu_second']:11.0f}"
             f"{f'{low:.0f}-{high:.0f}':>14}{row['bytes_per_slice']:13.0f}{ratio:8.1f}"
         )
-    return "\n".join([*lines, f"ratio: slices per CPU-second, relative to {REFERENCE}"])
+    lines.append(f"ratio: slices per CPU-second, relative to {REFERENCE}")
+    lines.append(f"{'codec':42}{'encodes/CPU-s':>14}{'decodes/CPU-s':>14}{'bytes':>10}")
+    for name, row in result["codecs"].items():
+        lines.append(
+            f"{name:42}{row['encoded_per_cpu_second']:14.0f}{row['decoded_per_cpu_second']:14.0f}{row['bytes_per_slice']:10.0f}"
+        )
+    return "\n".join(lines)
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

@@ -1,59 +1,63 @@
 """The training step: slices a second, memory, and how far it is from what the device could do.
 
-    python benchmarks/bench_train.py --out results/ [--width 64] [--batches 8] [--variants plain fast ...] [--repeats 3]
+    python benchmarks/bench_train.py --out results/ [--batches 8 | --ladder] [--readings 4 1] [--variants plain fast ...]
 
-Each variant runs in a process of its own, on the real `GanStep` with both networks, fed with slices made on the spot. The
-table's speed-ups are ratios to `plain` at the same batch size, measured in the same run. Writes train.json, train.png.
+Each row is a process of its own: the real `GanStep` with both networks, fed with slices made on the spot. `plain` is the
+same mathematics without any optimisation; the others add one each, or all. Readings: 4 updates a batch, or 1 for all four
+targets (then a quarter of the slices at a time, so that as many synthetic ones are alive). Speed-ups are ratios to `plain` with
+4 updates at the same batch size, in the same run: of wall seconds, and of CPU seconds where the machine is shared. `--ladder`
+doubles the batch until memory is used up. `--segmenter RUN` adds the Tversky term to every row that can have it.
+Writes train.json, train.md, train.png.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+SEPARATE, GROUPED = "runtime.encoder_execution=separate", "runtime.encoder_execution=grouped"
+PLAIN = [
+    "training.fast_passes=false",
+    SEPARATE,
+    "runtime.compile=off",
+    "runtime.channels_last=false",
+    "runtime.tf32=false",
+]
 VARIANTS: dict[str, tuple[str, list[str]]] = {
-    "plain": (
-        "per-pass encoding, eager, contiguous, fp32",
-        ["training.fast_passes=false", "runtime.encoder_execution=separate"],
-    ),
-    "fast": ("each slice encoded once for both passes", ["runtime.encoder_execution=separate"]),
-    "grouped": (
-        "plain, the four encoders as one grouped network",
-        ["training.fast_passes=false", "runtime.encoder_execution=grouped"],
-    ),
-    "channels-last": (
-        "plain in channels-last layout",
-        ["training.fast_passes=false", "runtime.encoder_execution=separate", "runtime.channels_last=true"],
-    ),
-    "compile": (
-        "plain with torch.compile",
-        ["training.fast_passes=false", "runtime.encoder_execution=separate", "runtime.compile=default"],
-    ),
-    "bf16": (
-        "plain under bf16 autocast",
-        ["training.fast_passes=false", "runtime.encoder_execution=separate", "runtime.precision=bf16"],
-    ),
-    "one-update": (
-        "fast, all four targets in one update",
-        ["runtime.encoder_execution=separate", "training.updates_per_batch=1"],
-    ),
-    "default": ("what the trainer chooses on this device (exact)", []),
+    "plain": ("per-pass encoding, eager, contiguous, fp32", PLAIN),
+    "fast": ("each slice encoded once for both passes", [*PLAIN, "training.fast_passes=true"]),
+    "grouped": ("the four modality encoders as one grouped network", [*PLAIN, GROUPED]),
+    "channels-last": ("channels-last layout", [*PLAIN, "runtime.channels_last=true"]),
+    "compile": ("torch.compile", [*PLAIN, "runtime.compile=default"]),
+    "tf32": ("TF32 in convolutions and matrix products (CUDA)", [*PLAIN, "runtime.tf32=true"]),
+    "bf16": ("bf16 autocast", [*PLAIN, "runtime.precision=bf16"]),
+    "recompute": ("activations computed again in the backward", [*PLAIN, "runtime.recompute=activations"]),
+    "default": ("what the trainer chooses on this device", []),
+    "fast-grouped": ("default, grouped", [GROUPED]),
+    "bf16-eager": ("default in bf16, not compiled", ["runtime.precision=bf16", "runtime.compile=off"]),
     "together": (
-        "bf16, compiled, channels-last, fast, one update a batch",
+        "bf16, compiled, channels-last, fast",
+        ["runtime.precision=bf16", "runtime.compile=default", "runtime.channels_last=true"],
+    ),
+    "together-recompute": (
+        "the same, activations computed again",
         [
-            "runtime.precision=bf16",
-            "runtime.compile=default",
-            "runtime.channels_last=true",
-            "training.updates_per_batch=1",
+            "runtime.precision=bf16", "runtime.compile=default", "runtime.channels_last=true",
+            "runtime.recompute=activations",
         ],
     ),
-}
-CPU_VARIANTS = ("plain", "fast", "grouped", "one-update", "default")
+}  # fmt: skip
+CPU_VARIANTS = ("plain", "fast", "grouped", "recompute", "default")
 """The others are known to cost time on CPUs and would take hours at full width; name them to run them."""
+TERMS = {"tversky": 5.0}
+"""Terms of the objective that need a segmenter, with their weights."""
 
 
 def main() -> int:
@@ -64,11 +68,21 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=64, help="base channels of both networks")
     parser.add_argument("--image-size", type=int, default=240)
     parser.add_argument("--batches", type=int, nargs="+", default=[8], help="slices of a global batch")
+    parser.add_argument(
+        "--ladder", action="store_true", help="double the last batch size until memory is full"
+    )
+    parser.add_argument(
+        "--readings", type=int, nargs="+", choices=(4, 1), default=[4, 1], help="updates a batch"
+    )
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of tensor operations on CPU")
     parser.add_argument(
-        "--count", action="store_true", help="also count operations and bytes (one more update)"
+        "--segmenter", help="run folder of a segmenter: measure with the Tversky term as well"
+    )
+    parser.add_argument(
+        "--count", action="store_true", help="also count operations and bytes (two more updates)"
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -78,31 +92,108 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = run_all(options)
     (options.out / "train.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (options.out / "train.md").write_text(markdown(rows) + "\n")
     print(table(rows))
     plot(rows, options.out / "train.png")
     return 0
 
 
 def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One process for each variant and batch size; one that runs out of memory is reported as such."""
+    """One process for each row; one that runs out of memory is reported as such, and ends its ladder."""
     import torch
 
     names = options.variants or (VARIANTS if torch.cuda.is_available() else CPU_VARIANTS)
     rows = []
-    for batch in options.batches:
-        for name in names:
-            command = [sys.executable, __file__, "--worker", name, "--width", str(options.width)]
-            command += ["--batches", str(batch), "--repeats", str(options.repeats)]
-            command += ["--warmup", str(options.warmup), "--image-size", str(options.image_size)]
-            command += ["--count"] if options.count else []
-            print(f"{name}, batch of {batch} ...", file=sys.stderr, flush=True)
-            done = subprocess.run(command, capture_output=True, text=True, env=environment())
-            if done.returncode == 0:
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
-            else:
-                reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
-                rows.append({"variant": name, "batch": batch, "failed": reason[:200]})
+    for name in names:
+        for reading in options.readings:
+            for segmenter in [None, *([options.segmenter] if has_tversky(options) else [])]:
+                rows += climb(options, name, reading, segmenter)
+    return sorted(rows, key=lambda r: (r["batch"], r["updates_per_batch"] != 4, r["tversky"]))
+
+
+def has_tversky(options: argparse.Namespace) -> bool:
+    """Whether a segmenter is given. Raises SystemExit if this version's objective has no such term."""
+    from brasyn_dist.config import ObjectiveConfig
+
+    known = {field.name for field in dataclasses.fields(ObjectiveConfig)}
+    if options.segmenter and not known >= {*TERMS, "segmenter"}:
+        raise SystemExit("--segmenter: the objective of this version has no term that needs one")
+    return bool(options.segmenter)
+
+
+def climb(
+    options: argparse.Namespace, name: str, reading: int, segmenter: str | None
+) -> list[dict[str, Any]]:
+    """One variant at all batch sizes, as long as they fit."""
+    rows: list[dict[str, Any]] = []
+    batches = list(options.batches)
+    while batches:
+        batch = batches.pop(0)
+        row = {"variant": name, "batch": batch, "updates_per_batch": reading, "tversky": bool(segmenter)}
+        print(f"{name}, batch of {batch}, {reading} updates ...", file=sys.stderr, flush=True)
+        rows.append(row | run_worker(options, row, segmenter))
+        if "failed" in rows[-1]:
+            break
+        if options.ladder and not batches:
+            batches.append(2 * batch)
     return rows
+
+
+def run_worker(options: argparse.Namespace, row: dict[str, Any], segmenter: str | None) -> dict[str, Any]:
+    overrides = [*VARIANTS[row["variant"]][1], f"training.updates_per_batch={row['updates_per_batch']}"]
+    if segmenter is not None:
+        overrides += [f"objective.{k}={v}" for k, v in TERMS.items()] + [f"objective.segmenter={segmenter}"]
+    command = [sys.executable, __file__, "--worker", json.dumps(overrides), "--width", str(options.width)]
+    command += ["--batches", str(row["batch"]), "--repeats", str(options.repeats)]
+    command += ["--warmup", str(options.warmup), "--image-size", str(options.image_size)]
+    command += ["--threads", str(options.threads), *(["--count"] if options.count else [])]
+    predicted, available = predict(options, overrides, row["batch"]), available_bytes()
+    facts = {"predicted_gib": predicted / 2**30}
+    # A CPU's memory is everybody's: the system would kill others before it refused us.
+    if available is not None and predicted > 0.9 * available:
+        return {
+            **facts,
+            "failed": f"not run: needs {predicted / 2**30:.1f} GiB, {available / 2**30:.1f} are free",
+        }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    if done.returncode == 0:
+        return {**facts, **json.loads(done.stdout.splitlines()[-1])}
+    reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
+    return {**facts, "failed": "out of memory" if "OutOfMemory" in done.stderr else reason[:200]}
+
+
+def predict(options: argparse.Namespace, overrides: list[str], batch: int) -> float:
+    """Bytes, as `--dry-run` counts them (eagerly: compiled code keeps less)."""
+    from brasyn_dist.training.cost import measure as measure_cost
+
+    config = configure(options, [o for o in overrides if not o.startswith("objective.")], batch)
+    return measure_cost(config).peak_bytes(config.training.micro_batch_size or batch)
+
+
+def available_bytes() -> int | None:
+    """Free memory of the machine, if updates run on its CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def configure(options: argparse.Namespace, overrides: list[str], batch: int) -> Any:
+    from brasyn_dist.config import load_config
+
+    # All four targets in one loss make four synthetic slices of each real one.
+    micro = max(1, batch // 4) if "training.updates_per_batch=1" in overrides else batch
+    return load_config(
+        None,
+        [
+            f"generator.base_channels={options.width}", f"discriminator.base_channels={options.width}",
+            f"generator.image_size={options.image_size}", f"discriminator.image_size={options.image_size}",
+            f"training.global_batch_size={batch}", f"training.micro_batch_size={micro}",
+            f"runtime.threads={options.threads}", *overrides,
+        ],
+    )  # fmt: skip
 
 
 def environment() -> dict[str, str]:
@@ -111,63 +202,75 @@ def environment() -> dict[str, str]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Time one variant in this process."""
+    """Time one row in this process."""
     import torch
 
-    from benchmarks.counters import ceilings, count, seconds
-    from brasyn_dist.config import load_config
-    from brasyn_dist.data.normalise import Normaliser
-    from brasyn_dist.data.plan import targets_and_masks
-    from brasyn_dist.data.statistics import PUBLISHED
-    from brasyn_dist.distributed import Distributed
+    from benchmarks.counters import ceilings, count, synchronise
     from brasyn_dist.training.observer import peak_memory_gib
-    from brasyn_dist.training.setup import build_state
-    from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
 
-    name, batch_size, size = options.worker, options.batches[0], options.image_size
-    overrides = [
-        f"generator.base_channels={options.width}", f"discriminator.base_channels={options.width}",
-        f"generator.image_size={size}", f"discriminator.image_size={size}",
-        f"training.global_batch_size={batch_size}", *VARIANTS[name][1],
-    ]  # fmt: skip
-    config = load_config(None, overrides)
-    distributed = Distributed(config.runtime)
-    state = build_state(config, distributed)
-    normaliser = Normaliser(PUBLISHED, distributed.device)
-    step = GanStep(config, distributed, state.generator, state.discriminator, normaliser)
-    batch = DeviceBatch.load(slices(batch_size, size), normaliser)
-    variants = 4 // config.training.updates_per_batch
-    masks = [targets_and_masks(0, 0, u, batch_size, "three") for u in range(variants)]
-
-    def update() -> None:
-        step(batch, masks, Rates(1e-5, 1e-6))
-
-    times = seconds(update, distributed.device, options.repeats, options.warmup)
+    batch_size = options.batches[0]
+    config = configure(options, json.loads(options.worker), batch_size)
+    update, device = prepare_update(config)
+    # On CPUs a single slice warms up; compiled code must see the shapes that are timed.
+    for _ in range(options.warmup):
+        update(batch_size if device.type == "cuda" else 1)
+    wall, cpu = [], []
+    for _ in range(options.repeats):
+        synchronise(device)
+        begun, begun_cpu = time.perf_counter(), time.process_time()
+        update(batch_size)
+        synchronise(device)
+        wall.append(time.perf_counter() - begun)
+        cpu.append(time.process_time() - begun_cpu)
+    cuda = device.type == "cuda"
     row: dict[str, Any] = {
-        "variant": name,
-        "batch": batch_size,
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "seconds_per_update": times,
-        "seconds_per_batch": statistics.median(times) * config.training.updates_per_batch,
+        "seconds_per_update": wall,
+        "cpu_seconds_per_update": cpu,
+        "seconds_per_batch": statistics.median(wall) * config.training.updates_per_batch,
+        "cpu_seconds_per_batch": statistics.median(cpu) * config.training.updates_per_batch,
         "peak_memory_gib": peak_memory_gib(),
     }
     if options.count:
-        operations, moved = count(update)
+        # Time is the processor's own: CPU seconds where updates run on it.
+        own = statistics.median(wall if cuda else cpu)
+        operations, moved = count(lambda: update(batch_size))
         dtype = torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32
-        peak_operations, peak_bytes = ceilings(distributed.device, dtype)
-        best = max(operations / peak_operations, moved / peak_bytes)
+        peak_operations, peak_bytes = ceilings(device, dtype)
         row |= {
             "operations": operations,
             "unfused_bytes": moved,
             "ceiling_operations_per_second": peak_operations,
             "ceiling_bytes_per_second": peak_bytes,
-            "fraction_of_operations_ceiling": operations / peak_operations / statistics.median(times),
-            "fraction_of_larger_bound": best / statistics.median(times),
+            "fraction_of_operations_ceiling": operations / peak_operations / own,
+            "fraction_of_larger_bound": max(operations / peak_operations, moved / peak_bytes) / own,
         }
     return row
+
+
+def prepare_update(config: Any) -> tuple[Callable[[int], None], Any]:
+    """A function that runs one update on the first so many slices of a batch, and the device it runs on."""
+    from brasyn_dist.data.normalise import Normaliser
+    from brasyn_dist.data.plan import targets_and_masks
+    from brasyn_dist.data.statistics import PUBLISHED
+    from brasyn_dist.distributed import Distributed
+    from brasyn_dist.training.gan import GanTask
+    from brasyn_dist.training.step import DeviceBatch, Rates
+
+    distributed, task = Distributed(config.runtime), GanTask(config)
+    state = task.build_state(distributed)
+    normaliser = Normaliser(PUBLISHED, distributed.device)
+    step = task.build_step(distributed, state, normaliser)
+    size = config.training.global_batch_size
+    batch = DeviceBatch.load(slices(size, config.generator.image_size), normaliser)
+    variants = 4 // config.training.updates_per_batch
+    masks = [targets_and_masks(0, 0, u, size, "three") for u in range(variants)]
+
+    def update(rows: int) -> None:
+        step(batch.rows(0, rows), [m[:rows] for m in masks], Rates(1e-5, 1e-6))
+
+    return update, distributed.device
 
 
 def slices(count: int, size: int) -> Any:
@@ -175,43 +278,81 @@ def slices(count: int, size: int) -> Any:
     import numpy as np
     import torch
 
-    from brasyn_dist.data.stream import SliceBatch
+    from brasyn_dist.data.stream import BatchMemory
 
     random_numbers = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size] / size - 0.5
     brain = (x**2 / 0.09 + y**2 / 0.14) < 1
     planes = random_numbers.integers(100, 3000, (count, 4, size, size)).astype(np.int16) * brain
     tumour = ((x - 0.1) ** 2 + y**2 < 0.01).astype(np.uint8)
-    return SliceBatch(
-        index=0,
-        planes=torch.from_numpy(planes.astype(np.int16)),
-        labels=torch.from_numpy(np.broadcast_to(tumour, (count, size, size)).copy()),
-        has_labels=torch.ones(count, dtype=torch.bool),
-        view=torch.zeros(count, dtype=torch.int64),
-        keys=[f"made-up/{i}" for i in range(count)],
-        rows=slice(0, count),
-    )
+    batch = BatchMemory(size, "int16").batch(0, slice(0, count))
+    batch.planes.copy_(torch.from_numpy(planes))
+    batch.labels.copy_(torch.from_numpy(tumour))
+    batch.has_labels.fill_(True)
+    batch.view.fill_(0)
+    batch.tumour_type.fill_(0)
+    return batch
+
+
+COLUMNS = (
+    "variant",
+    "updates",
+    "batch",
+    "s/batch",
+    "slices/s",
+    "speed-up",
+    "in CPU s",
+    "GiB",
+    "predicted",
+    "of ceilings",
+)
+
+
+def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Text of each row; speed-ups are per global batch (all four targets), against `plain` at the same batch size."""
+    plain = {
+        r["batch"]: r
+        for r in rows
+        if (r["variant"], r["updates_per_batch"], r["tversky"]) == ("plain", 4, False) and "failed" not in r
+    }
+    lines = []
+    for r in rows:
+        name = r["variant"] + (" + tversky" if r["tversky"] else "")
+        start = [name, str(r["updates_per_batch"]), str(r["batch"])]
+        if "failed" in r:
+            lines.append([*start, r["failed"], *[""] * 4, f"{r['predicted_gib']:.2f}", ""])
+            continue
+        reference = plain.get(r["batch"])
+        ratios = [
+            f"{reference[key] / r[key]:.2f}" if reference else "-"
+            for key in ("seconds_per_batch", "cpu_seconds_per_batch")
+        ]
+        share = f"{r['fraction_of_operations_ceiling']:.0%} ops, {r['fraction_of_larger_bound']:.0%} larger"
+        lines.append(
+            [
+                *start, f"{r['seconds_per_batch']:.3f}", f"{r['batch'] / r['seconds_per_batch']:.2f}", *ratios,
+                f"{r['peak_memory_gib']:.2f}", f"{r['predicted_gib']:.2f}", share if "operations" in r else "-",
+            ]
+        )  # fmt: skip
+    return lines
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Text table; speed-up is per global batch (all four targets), against `plain` at the same batch size."""
-    plain = {
-        r["batch"]: r["seconds_per_batch"] for r in rows if r["variant"] == "plain" and "failed" not in r
-    }
-    lines = [
-        f"{'variant':<14}{'batch':>6}{'s/batch':>10}{'slices/s':>10}{'speed-up':>10}{'GiB':>8}{'of ops ceiling':>16}"
-    ]
-    for r in rows:
-        if "failed" in r:
-            lines.append(f"{r['variant']:<14}{r['batch']:>6}  failed: {r['failed']}")
-            continue
-        ratio = plain[r["batch"]] / r["seconds_per_batch"] if r["batch"] in plain else float("nan")
-        share = f"{r['fraction_of_operations_ceiling']:.0%}" if "operations" in r else "-"
-        lines.append(
-            f"{r['variant']:<14}{r['batch']:>6}{r['seconds_per_batch']:>10.3f}"
-            f"{r['batch'] / r['seconds_per_batch']:>10.2f}{ratio:>10.2f}{r['peak_memory_gib']:>8.2f}{share:>16}"
-        )
-    return "\n".join(lines)
+    lines = [list(COLUMNS), *cells(rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths)))
+        for line in lines
+    )
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table for docs/performance.md, with where it was measured."""
+    where = next((f"{r['device']}, torch {r['torch']}" for r in rows if "failed" not in r), "nothing ran")
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS), *cells(rows)]
+    return "\n".join(
+        [f"{where}, {time.strftime('%Y-%m-%d')}", "", *("| " + " | ".join(line) + " |" for line in lines)]
+    )
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -221,9 +362,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     done = [r for r in rows if "failed" not in r]
-    figure, axis = pyplot.subplots(figsize=(8, 0.5 * len(done) + 1.2), layout="constrained")
-    labels = [f"{r['variant']} (batch {r['batch']})" for r in done]
-    axis.barh(labels[::-1], [r["batch"] / r["seconds_per_batch"] for r in done][::-1], color="#3b6ea5")
+    figure, axis = pyplot.subplots(figsize=(8, 0.3 * len(done) + 1.2), layout="constrained")
+    labels = [
+        f"{r['variant']}{' + tversky' if r['tversky'] else ''}, {r['updates_per_batch']} updates, batch {r['batch']}"
+        for r in done
+    ]
+    colours = ["#3b6ea5" if r["updates_per_batch"] == 4 else "#d98c3f" for r in done]
+    axis.barh(labels[::-1], [r["batch"] / r["seconds_per_batch"] for r in done][::-1], color=colours[::-1])
     axis.set_xlabel(f"slices a second, all four targets, both networks ({done[0]['device'] if done else ''})")
     figure.savefig(path, dpi=120)
 

@@ -1,7 +1,7 @@
 """What BraTS says: modality order, labels, regions, views, case and file names. The only place that knows.
 
 Editions differ in names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), in the label of enhancing tumour (3 since 2023,
-4 before) and in file endings. Everything past this module speaks the canonical form: modality order `MODALITIES`,
+4 before) and in file endings; predictions may number the labels in yet another order. Everything past this module speaks the canonical form: modality order `MODALITIES`,
 labels `NETC`, `ED`, `ET`.
 """
 
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,11 @@ VIEWS = ("axial", "sagittal", "coronal")
 VIEW_AXES = {"axial": 2, "sagittal": 0, "coronal": 1}
 """Array axis along which a view's slices lie, volumes being (x, y, z) in LPS order."""
 
+TUMOUR_TYPES = ("GLI", "MET")
+"""Gliomas and metastases. Index is the value that a segmenter's one-hot takes."""
+UNKNOWN_TYPE = -1
+"""Any other tumour, or not known: a one-hot of zeros."""
+
 VOLUME_SHAPE = (240, 240, 155)
 IMAGE_SIZE = 240
 """Side of the square slice that the networks see, in pixels of 1 mm."""
@@ -32,6 +38,17 @@ IMAGE_SIZE = 240
 BACKGROUND, NETC, ED, ET = 0, 1, 2, 3
 LABEL_NAMES = {NETC: "necrotic / non-enhancing core", ED: "oedema", ET: "enhancing tumour"}
 REGIONS = {"ET": (ET,), "TC": (NETC, ET), "WT": (NETC, ED, ET)}
+
+LabelOrder = Literal["brats", "nnunet"]
+LABEL_ORDERS: dict[LabelOrder, dict[int, int]] = {
+    "brats": {0: BACKGROUND, 1: NETC, 2: ED, 3: ET, 4: ET},
+    "nnunet": {0: BACKGROUND, 1: ED, 2: NETC, 3: ET},
+}
+"""Stored value -> canonical label. `brats`: what BraTS publishes, 3 (2023 and later) and 4 (to 2021) never in one file.
+
+`nnunet`: what networks trained in nnU-Net's BraTS conversion predict. Its values are those of 2023's order, so no file shows
+which of the two it is in: whoever reads predictions has to say.
+"""
 
 # Suffix of a file's stem -> canonical modality. Longer ones first: `_t1ce` must not be read as `_t1`.
 _SUFFIXES = {
@@ -110,19 +127,42 @@ def find_cases(root: Path, cohort: str | None = None) -> list[Case]:
     return cases
 
 
-def canonical_labels(labels: np.ndarray, where: object = "segmentation") -> np.ndarray:
-    """Labels of any BraTS edition as uint8 in 2023's order (1 NETC, 2 ED, 3 ET); 4 was ET up to 2021.
+def canonical_labels(
+    labels: np.ndarray, where: object = "segmentation", order: LabelOrder = "brats"
+) -> np.ndarray:
+    """Labels as uint8 in the canonical order (1 NETC, 2 ED, 3 ET), from the order that the file is in (LABEL_ORDERS).
 
-    Files with both 3 and 4, or any other value, raise DataError: their meaning cannot be known.
+    Within `brats`, the editions are told apart by their values. Values that the order does not have, or 3 and 4 together,
+    raise DataError naming `where`: their meaning cannot be known.
     """
+    if order not in LABEL_ORDERS:
+        raise DataError(f"{where}: unknown label order {order!r}; choose from {', '.join(LABEL_ORDERS)}")
     values = {float(v) for v in np.unique(labels)}
-    unknown = values - {0.0, 1.0, 2.0, 3.0, 4.0}
-    if unknown or {3.0, 4.0} <= values:
-        raise DataError(
-            f"{where}: unknown labels {sorted(values)}; expected 0, 1, 2 and either 3 (2023 and later) or 4 (to 2021)"
+    meanings = LABEL_ORDERS[order]
+    if values - set(meanings) or {3.0, 4.0} <= values:
+        expected = (
+            "0, 1, 2, 3" if order == "nnunet" else "0, 1, 2 and either 3 (2023 and later) or 4 (to 2021)"
         )
-    labels = labels.astype(np.uint8)
-    return np.where(labels == 4, np.uint8(ET), labels)
+        raise DataError(f"{where}: unknown labels {sorted(values)} in order {order}; expected {expected}")
+    table = np.array([meanings[value] for value in sorted(meanings)], dtype=np.uint8)
+    return table[labels.astype(np.uint8)]
+
+
+def tumour_type(cohort: str, case: str) -> int:
+    """Number of the tumour type in TUMOUR_TYPES, as the case's name tells it (`BraTS-MET-...`), or else its cohort's.
+
+    Editions up to 2021 (`BraTS2021_...`, `BraTS20_...`) have gliomas only. UNKNOWN_TYPE if neither name tells.
+    """
+    for name in (case, cohort):
+        words = re.split(r"[^A-Z]+", name.upper())
+        for number, kind in enumerate(TUMOUR_TYPES):
+            if kind in words:
+                return number
+    return (
+        TUMOUR_TYPES.index("GLI")
+        if re.match(r"brats(1[5-9]|20|201\d|202[01])_", case, re.I)
+        else UNKNOWN_TYPE
+    )
 
 
 def region_mask(labels: np.ndarray, region: str) -> np.ndarray:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remove_abandoned(folder: Path, names: Collection[str]) -> None:
+    """Remove temporary files for `names` that killed processes left. For when nobody is at work in the folder any more."""
+    for path in folder.glob(".tmp-*"):
+        if path.name.split("-", 2)[-1] in names:
+            path.unlink(missing_ok=True)
 
 
 def atomic_write_bytes(path: Path | str, data: bytes) -> None:

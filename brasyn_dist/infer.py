@@ -3,7 +3,11 @@
 Finds the missing modalities of every case folder in --input, makes each from those that are there, and writes
 <case>-<modality>.nii.gz with the geometry, orientation and number type of the inputs, and manifest.json. Run it again to go
 on after an interruption: finished volumes are verified and kept.
-Exit status: 0 all done, 1 something failed (everything else is done), 2 wrong usage.
+
+Processes that are given the same command share the cases, each takes the next when it is free: `--workers 4`, `torchrun`,
+`accelerate launch`, `srun`, the tasks of a job array, or two terminals. What a killed one had begun, another does.
+Exit status: 0 all done, 1 something failed (everything else is done), 2 wrong usage, 75 stopped by a signal. Of a launcher's
+processes the first of each node lists what failed and has its status.
 """
 
 import argparse
@@ -13,6 +17,9 @@ from pathlib import Path
 
 from brasyn_dist.brats import MODALITIES, VIEWS
 from brasyn_dist.errors import BrasynError
+from brasyn_dist.fanout.helpers import helpers
+from brasyn_dist.fanout.place import Place, place_of
+from brasyn_dist.processes import STOPPED, ending_on_signals
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,9 +31,10 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--weights",
-        type=Path,
+        nargs="+",
         required=True,
-        help="run folder, or folder with config.json and model.safetensors",
+        metavar="W",
+        help="run or export folder; several as FOLDER:VIEW; or a YAML file of members",
     )
     add("--input", type=Path, required=True, help="folder of case folders")
     add("--output", type=Path, required=True, help="folder to write to")
@@ -34,9 +42,12 @@ def parser() -> argparse.ArgumentParser:
         "--views",
         nargs="+",
         choices=VIEWS,
-        help="run over these, take the mean (default: all it was trained on)",
+        help="run over these (default: all that a model was trained on)",
     )
-    add("--any-view", action="store_true", help="allow views that the model was not trained on")
+    add("--any-view", action="store_true", help="allow views that a model was not trained on")
+    add(
+        "--fusion", type=Path, help="file of brasyn_dist.fit_fusion (default: the mean over models and views)"
+    )
     add(
         "--modality",
         nargs="+",
@@ -47,6 +58,13 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, help="slices at a time (default: 16 on GPUs, 4 on CPUs)")
     add("--precision", choices=("no", "bf16", "fp16"), default="no", help="autocast")
     add("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    add("--workers", type=int, default=1, help="processes to share the cases, each with its own GPU")
+    add(
+        "--lease",
+        type=float,
+        metavar="SECONDS",
+        help="without a sign of life for so long, a process' cases are given to others (default: 60)",
+    )
     add("--overwrite", action="store_true", help="make finished volumes anew")
     add("--round", action="store_true", help="round intensities that are not whole numbers")
     return parser
@@ -54,29 +72,41 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    if options.batch_size is not None and options.batch_size < 1:
-        parser().error("--batch-size must be at least 1")
+    for name in ("batch_size", "workers"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser().error(f"--{name.replace('_', '-')} must be at least 1")
     try:
-        # torch and the rest of the imports take seconds, which `--help` and wrong usage need not wait for.
-        from brasyn_dist.inference.api import infer_batch
-
-        results = infer_batch(
-            options.input,
-            options.output,
-            weights=options.weights,
-            views=options.views,
-            any_view=options.any_view,
-            modalities=options.modality,
-            batch_size=options.batch_size,
-            precision=options.precision,
-            device=options.device,
-            overwrite=options.overwrite,
-            round_values=options.round,
-            say=lambda text: print(text, flush=True),
-        )
+        with ending_on_signals(STOPPED), helpers(options.workers, place_of(), infer, options) as place:
+            return infer(options, place)
     except BrasynError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+
+
+def infer(options: argparse.Namespace, place: Place) -> int:
+    """One process' part of the work; the exit status."""
+    # torch and the rest of the imports take seconds, which `--help` and wrong usage need not wait for.
+    from brasyn_dist.inference.api import infer_batch
+
+    results = infer_batch(
+        options.input,
+        options.output,
+        weights=options.weights,
+        views=options.views,
+        any_view=options.any_view,
+        fusion=options.fusion,
+        modalities=options.modality,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        device=options.device,
+        overwrite=options.overwrite,
+        round_values=options.round,
+        place=place,
+        lease=options.lease,
+        say=lambda text: print(text, flush=True),
+    )
+    if place.local_rank > 0:
+        return 0  # the first process of the node speaks for all; a launcher would end it when another fails before
     failed = [result for result in results if result.status == "failed"]
     for result in failed:
         print(f"failed: {result.case}: {result.reason}", file=sys.stderr, flush=True)

@@ -12,8 +12,11 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
+STOPPED = 75
+"""Exit status of work that was asked to stop and that the same command continues (EX_TEMPFAIL); launchers report it as 1."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -55,6 +58,30 @@ def starting_up() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@contextlib.contextmanager
+def ending_on_signals(status: int) -> Iterator[None]:
+    """Within, SIGTERM and SIGUSR1 end the main thread's work by SystemExit(`status`): what it holds is given back properly.
+
+    A launcher that is killed leaves its workers behind: they end then, too. In other threads nothing is changed.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+        raise SystemExit(status)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if "LOCAL_RANK" in os.environ:
+        signal_when_parent_dies(signal.SIGTERM)
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_and_leave(main: Callable[[], int]) -> NoReturn:

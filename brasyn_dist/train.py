@@ -6,18 +6,43 @@ Exit status: 0 finished, 75 stopped on request (the same command continues), 1 f
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from brasyn_dist.config import load_config
+from brasyn_dist.config import Config, T, load_config
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.processes import run_and_leave, starting_up
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    # torch and the rest of the imports take seconds, which `--help` and wrong options need not wait for.
+    def train(config: Config) -> int:
+        with starting_up():
+            from brasyn_dist.training.gan import GanTask
+            from brasyn_dist.training.setup import run
+
+        return run(GanTask(config))
+
+    def cost(config: Config) -> str:
+        from brasyn_dist.training.cost import report
+
+        return report(config)
+
+    return command_line(arguments, "train", __doc__, Config, train, cost)
+
+
+def command_line(
+    arguments: Sequence[str] | None,
+    module: str,
+    description: str,
+    kind: type[T],
+    train: Callable[[T], int],
+    cost: Callable[[T], str],
+) -> int:
+    """Read the options of a training command into a configuration of `kind`; train, or say what it would cost."""
     parser = argparse.ArgumentParser(
-        prog="python -m brasyn_dist.train",
-        description=__doc__,
+        prog=f"python -m brasyn_dist.{module}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="YAML file (configs/); defaults otherwise")
@@ -25,16 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
     try:
-        config = load_config(options.config, options.overrides)
+        config = load_config(options.config, options.overrides, kind)
         if options.dry_run:
-            from brasyn_dist.training.cost import report
-
-            print(report(config))
+            print(cost(config))
             return 0
-        with starting_up():
-            from brasyn_dist.training.setup import run
-
-        return run(config)
+        return train(config)
     except BrasynError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

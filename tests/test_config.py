@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from brasyn_dist.config import Config, from_dict, load_config, to_yaml
+from brasyn_dist.config import Config, RuntimeConfig, SegmenterRunConfig, from_dict, load_config, to_yaml
+from brasyn_dist.distributed import Distributed
 from brasyn_dist.errors import ConfigError
+from brasyn_dist.inference.config import load_inference
 
 
 def test_saved_configuration_reads_back_equal():
@@ -48,6 +51,17 @@ def test_mistakes_are_named(override: str, words: str):
         load_config(None, [override])
 
 
+def test_a_static_graph_does_not_go_with_micro_batches():
+    with pytest.raises(ConfigError, match=r"static_graph does not go with training\.micro_batch_size"):
+        load_config(None, ["runtime.static_graph=true", "training.micro_batch_size=2"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_bf16_gradients_need_cuda():
+    with pytest.raises(ConfigError, match="gradient_exchange=bf16 needs NCCL"):
+        Distributed(RuntimeConfig(gradient_exchange="bf16"))
+
+
 def test_off_and_no_are_words_not_booleans():
     config = load_config(None, ["telemetry.wandb=off", "runtime.precision=no", "runtime.compile=off"])
     assert (config.telemetry.wandb, config.runtime.precision, config.runtime.compile) == ("off", "no", "off")
@@ -61,8 +75,27 @@ def test_missing_file_and_bad_yaml_are_named(tmp_path: Path):
         load_config(tmp_path / "bad.yaml")
 
 
+INFERENCE = ("r9.yaml", "r10.yaml")
+"""Configurations of brasyn_dist.infer."""
+KINDS = {"segmenter.yaml": SegmenterRunConfig}
+
+
 @pytest.mark.parametrize(
     "path", sorted(Path(__file__).parents[1].joinpath("configs").glob("*.yaml")), ids=lambda p: p.name
 )
 def test_shipped_configurations_load(path: Path):
-    assert load_config(path).name
+    if path.name in INFERENCE:
+        assert load_inference(path).members
+    else:
+        assert load_config(path, (), KINDS.get(path.name, Config)).name
+
+
+def test_options_of_the_other_kind_of_run_are_refused():
+    with pytest.raises(ConfigError, match=r"unknown option training\.updates_per_batch"):
+        load_config(None, ["training.updates_per_batch=1"], SegmenterRunConfig)
+    with pytest.raises(ConfigError, match=r"unknown option order\.availability"):
+        load_config(None, ["order.availability=any"], SegmenterRunConfig)
+    with pytest.raises(ConfigError, match="encoder_execution"):
+        load_config(None, ["runtime.encoder_execution=grouped"], SegmenterRunConfig)
+    with pytest.raises(ConfigError, match="unknown option segmenter"):
+        load_config(None, ["segmenter.image_size=48"])

@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     add("--samples-per-shard", type=int, default=1000, metavar="N")
     add("--minimum-foreground", type=int, default=MINIMUM_FOREGROUND, metavar="N",
         help="pixels that every modality of a slice must have (default %(default)s)")  # fmt: skip
+    add("--headroom", type=float, default=1.0, metavar="F",
+        help="computed statistics clip at F x the 99.5th percentile; above 1 for small cohorts, which may lack scans as "
+        "bright as those to come (default %(default)s)")  # fmt: skip
     add(
         "--rebuild-index",
         type=Path,
@@ -92,6 +95,7 @@ def shard(options: argparse.Namespace) -> None:
             samples_per_shard=options.samples_per_shard,
             codec=options.codec,
             round_values=options.round,
+            headroom=options.headroom,
         ),
         statistics=given_statistics(options.statistics),
         workers=options.workers,

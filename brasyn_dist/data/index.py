@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from brasyn_dist.brats import IMAGE_SIZE, VIEWS
+from brasyn_dist.brats import IMAGE_SIZE, VIEWS, tumour_type
 from brasyn_dist.data.header import SetHeader
 from brasyn_dist.data.shards import (
     COLUMNS,
@@ -202,6 +202,12 @@ class Selection:
     def shard(self) -> np.ndarray:
         """(len,) int64 number of the shard that holds each sample: what SampleOrder wants."""
         return self.column("shard")
+
+    @functools.cached_property
+    def tumour_type(self) -> np.ndarray:
+        """(len,) int64 number of each sample's tumour type, as its cohort and case are named: see brats.tumour_type."""
+        of_case = [tumour_type(case.cohort, case.name) for case in self.index.header.cases]
+        return np.array(of_case, dtype=np.int64)[self.column("case")]
 
     def key(self, sample: int) -> str:
         return self.index.key(int(self.rows[sample]))

@@ -148,7 +148,9 @@ def _header(
         views=options.views,
         shard_counts={},
         cases=tuple(_entry(case, found.training) for case in found.cases),
-        statistics=(statistics or found.findings.histogram.statistics(found.training)).to_dict(),
+        statistics=(
+            statistics or found.findings.histogram.statistics(found.training, options.headroom)
+        ).to_dict(),
         skipped=[p.to_dict() for p in problems],
         options=identity,
     )

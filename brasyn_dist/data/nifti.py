@@ -23,7 +23,7 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
-from brasyn_dist.brats import MODALITIES, Case, canonical_labels
+from brasyn_dist.brats import MODALITIES, Case, LabelOrder, canonical_labels
 from brasyn_dist.errors import DataError
 from brasyn_dist.files import atomic_path
 
@@ -71,11 +71,14 @@ def read_volume(path: Path | str, round_values: bool = False) -> Volume:
     return _canonical(_integers(values, path, round_values), image, path)
 
 
-def read_labels(path: Path | str) -> Volume:
-    """Read a segmentation of any edition; `array` is uint8 in canonical labels. Raises DataError also for unknown labels."""
+def read_labels(path: Path | str, order: LabelOrder = "brats") -> Volume:
+    """Read a segmentation in the given order of labels; `array` is uint8 in canonical labels.
+
+    Raises DataError also for unknown labels.
+    """
     path = Path(path)
     image, values = _load(path)
-    return _canonical(canonical_labels(values, path), image, path)
+    return _canonical(canonical_labels(values, path, order), image, path)
 
 
 def _load(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:

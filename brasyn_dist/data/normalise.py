@@ -1,18 +1,28 @@
 """Normalisation on the device: stored integers to what the networks see, and back (method, section 2).
 
-integers --> clamp at 0 --> clip at the data set's maximum --> z-score with the data set's mean and std
-             background (0) and missing modalities are -1
+    zscore   integers --> clamp at 0 --> clip at the data set's maximum --> z-score with the data set's mean and std
+    slice    integers --> clamp at 0 --> each slice linearly to [-1, 1], 0 to -1 and its maximum to 1
+
+Background (0) and missing modalities are -1 in both.
+
+`slice` is HF-GAN's own, kept as a baseline. It has no inverse for a missing slice, whose maximum nobody knows: `denormalise`
+estimates it from the available slices (`slice_maxima`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from brasyn_dist.config import NormalisationMode
 from brasyn_dist.data.statistics import Statistics
 
 BACKGROUND_VALUE = -1.0
 """Normalised value of background and of missing modalities; below all foreground with the published statistics (-0.84)."""
+
+SLICE_RANGE = 2.0
+"""Width of [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,7 @@ class Normaliser:
     statistics: Statistics
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    mode: NormalisationMode = "zscore"
     mean_M: Tensor = field(init=False, repr=False)
     std_M: Tensor = field(init=False, repr=False)
     clip_M: Tensor = field(init=False, repr=False)
@@ -33,22 +44,66 @@ class Normaliser:
 
     @property
     def range_M(self) -> Tensor:
-        """(4,) Width of the intensity range after normalisation, clip maximum / std: SSIM's and PSNR's data range."""
-        return self.clip_M / self.std_M
+        """(4,) Width of the intensity range after normalisation: SSIM's and PSNR's data range."""
+        return (
+            self.clip_M / self.std_M if self.mode == "zscore" else torch.full_like(self.clip_M, SLICE_RANGE)
+        )
 
-    def __call__(self, planes_BMHW: Tensor) -> Tensor:
-        """Integers (B, 4, H, W) to z-scores of `dtype`, background (0 and below) to BACKGROUND_VALUE."""
+    @property
+    def window(self) -> tuple[float, float]:
+        """Normalised intensities to show from black to white, in every picture the same."""
+        return (BACKGROUND_VALUE, 4.0 if self.mode == "zscore" else 1.0)
+
+    def __call__(self, planes_BMHW: Tensor, factor_BM: Tensor | None = None) -> Tensor:
+        """Integers (B, 4, H, W) to `dtype`, background (0 and below) to BACKGROUND_VALUE.
+
+        `factor_BM` (B, 4), above 0, multiplies the intensities first.
+        """
         planes = planes_BMHW.to(self.dtype)
+        if factor_BM is not None:
+            planes = planes * factor_BM[:, :, None, None].to(self.dtype)
+        if self.mode == "slice":
+            # Where all is background the quotient is 0 / 1; `where` also makes background exactly -1.
+            scores = SLICE_RANGE * planes / maxima(planes)[..., None, None] - 1
+            return torch.where(planes > 0, scores, BACKGROUND_VALUE)
         clipped = torch.minimum(planes, self.clip_M[:, None, None])
         scores = (clipped - self.mean_M[:, None, None]) / self.std_M[:, None, None]
         return torch.where(planes > 0, scores, BACKGROUND_VALUE)
 
-    def denormalise(self, image: Tensor, modality: int) -> Tensor:
+    def denormalise(
+        self,
+        image: Tensor,
+        modality: int,
+        planes_BMHW: Tensor | None = None,
+        available: Sequence[int] = (),
+    ) -> Tensor:
         """Intensities of one modality's normalised `image` (any shape, any float), clamped at 0; `dtype` as normalised.
 
-        Knows nothing of background: BACKGROUND_VALUE becomes some intensity like any other value.
+        Knows nothing of background: BACKGROUND_VALUE becomes some intensity like any other value. In mode `slice`, `image`
+        is (B, H, W), and `planes_BMHW` are the integers of the modalities in `available` that it was made from.
         """
-        return (image.to(self.dtype) * self.std_M[modality] + self.mean_M[modality]).clamp(min=0)
+        if self.mode == "zscore":
+            return (image.to(self.dtype) * self.std_M[modality] + self.mean_M[modality]).clamp(min=0)
+        if planes_BMHW is None:
+            raise ValueError(
+                "slices normalised one by one are denormalised with the slices they were made from"
+            )
+        maximum_B = self.slice_maxima(planes_BMHW, modality, available)
+        return ((image.to(self.dtype) + 1) / SLICE_RANGE * maximum_B[:, None, None]).clamp(min=0)
+
+    def slice_maxima(self, planes_BMHW: Tensor, modality: int, available: Sequence[int]) -> Tensor:
+        """(B,) estimated maximum of the `modality`'s slices: its clip maximum, scaled by how bright the available ones are.
+
+        Brightness is a slice's maximum by its modality's clip maximum, on the mean over those available.
+        """
+        chosen = list(available)
+        brightness_BM = maxima(planes_BMHW[:, chosen].to(self.dtype)) / self.clip_M[chosen]
+        return self.clip_M[modality] * brightness_BM.mean(1)
+
+
+def maxima(planes_BMHW: Tensor) -> Tensor:
+    """(B, M) largest intensity of each slice; 1 where all is background."""
+    return planes_BMHW.amax((2, 3)).clamp(min=1)
 
 
 def mask_missing(x_BMHW: Tensor, available_BM: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     FIRST_TARGETS = 3
     MASKS = 4
     WRITING = 5
+    AUGMENTATION = 6
 
 
 def random_words(seed: int, purpose: Purpose, count: int, a: int = 0, b: int = 0) -> np.ndarray:

@@ -23,6 +23,8 @@ class ShardOptions:
     samples_per_shard: int = 1000
     codec: str = DEFAULT_CODEC
     round_values: bool = False
+    headroom: float = 1.0
+    """Computed statistics clip at so many times the 99.5th percentile: room for brighter scans than a small cohort has."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.views) - set(VIEWS))
@@ -32,6 +34,8 @@ class ShardOptions:
             )
         if self.samples_per_shard < 1:
             raise DataError("samples per shard: must be at least 1")
+        if self.headroom < 1:
+            raise DataError(f"headroom {self.headroom}: must be at least 1")
         check_codec(self.codec)
 
     def training(self, cases: Sequence[Case]) -> set[str]:

@@ -137,21 +137,21 @@ class Histogram:
         mine[: len(counts)] += counts
         self.counts[modality] = mine
 
-    def statistics(self, cases: Iterable[str]) -> Statistics:
-        """Statistics of everything counted. Raises DataError if a modality has no foreground."""
+    def statistics(self, cases: Iterable[str], headroom: float = 1.0) -> Statistics:
+        """Statistics of everything counted, see `summarise`. Raises DataError if a modality has no foreground."""
         names = list(cases)
         summaries = {}
         for name, counts in zip(MODALITIES, self.counts):
             if not counts.sum():
                 raise DataError(f"no foreground in any training volume of {name}: all voxels are 0")
-            summaries[name] = summarise(counts)
+            summaries[name] = summarise(counts, headroom)
         return Statistics(summaries, len(names), case_list_hash(names))
 
 
-def summarise(counts: np.ndarray) -> ModalityStatistics:
-    """Exact statistics of the multiset in which integer v occurs counts[v] times."""
+def summarise(counts: np.ndarray, headroom: float = 1.0) -> ModalityStatistics:
+    """Exact statistics of the multiset in which integer v occurs counts[v] times, clipped at `headroom` x its percentile."""
     voxels = int(counts.sum())
-    clip_max = percentile(counts, PERCENTILE)
+    clip_max = headroom * percentile(counts, PERCENTILE)
     values = np.minimum(np.arange(len(counts), dtype=np.float64), clip_max)
     # Offsets from the mean: the plain sum of squares would cancel.
     mean = float(np.dot(values, counts) / voxels)

@@ -43,6 +43,8 @@ class SliceBatch:
     """(b,) bool: the case has a segmentation."""
     view: Tensor
     """(b,) int64: 0 axial, 1 sagittal, 2 coronal."""
+    tumour_type: Tensor
+    """(b,) int64: index into brats.TUMOUR_TYPES, or UNKNOWN_TYPE."""
     keys: list[str]
     """Sample keys."""
 
@@ -52,7 +54,9 @@ class SliceBatch:
     def fill(self, reader: SampleReader, selection: Selection, samples: np.ndarray, rows: range) -> None:
         """Read `samples` (b,) into those of the batch's rows that `rows` names."""
         planes, labels, has_labels = self.planes.numpy(), self.labels.numpy(), self.has_labels.numpy()
-        self.view.numpy()[rows.start : rows.stop] = selection.column("view", samples[rows.start : rows.stop])
+        taken = samples[rows.start : rows.stop]
+        self.view.numpy()[rows.start : rows.stop] = selection.column("view", taken)
+        self.tumour_type.numpy()[rows.start : rows.stop] = selection.tumour_type[taken]
         for row in rows:
             sample = int(samples[row])
             has_labels[row] = reader.read_into(sample, planes[row], labels[row])
@@ -80,6 +84,7 @@ class BatchMemory:
             self._large((count, len(MODALITIES), side, side), self._dtype),
             torch.empty((count, side, side), dtype=torch.uint8, pin_memory=self._pin_memory),
             torch.empty(count, dtype=torch.bool, pin_memory=self._pin_memory),
+            torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
             torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
             [""] * count,
         )

@@ -11,16 +11,8 @@ from brasyn_dist.data.index import ShardIndex
 def summary(index: ShardIndex) -> str:
     """Cases, slices by view, and bytes, for each cohort and split and in all; then the cases that were left out."""
     header = index.header
-    groups = sorted({(c.cohort, c.split) for c in header.cases})
-    group_of_case = np.array([groups.index((c.cohort, c.split)) for c in header.cases])
-    rows = [("cohort", "split", "cases", "unlabelled", *header.views, "MB")]
-    rows += [
-        (cohort, split, *_counts(index, group_of_case == number))
-        for number, (cohort, split) in enumerate(groups)
-    ]
-    rows.append(("all", "", *_counts(index, np.ones(len(header.cases), bool))))
     lines = [
-        *_aligned(rows),
+        *_aligned(table_rows(index)),
         f"{len(index)} slices in {len(index.shards)} shards, {header.codec}, {header.dtype}",
     ]
     lines += [
@@ -29,6 +21,20 @@ def summary(index: ShardIndex) -> str:
         for line in skipped["reason"].splitlines()
     ]
     return "\n".join(lines)
+
+
+def table_rows(index: ShardIndex) -> list[tuple[str, ...]]:
+    """The table's cells: names of the columns, a row for each cohort and split, a row for all."""
+    header = index.header
+    groups = sorted({(c.cohort, c.split) for c in header.cases})
+    group_of_case = np.array([groups.index((c.cohort, c.split)) for c in header.cases])
+    rows = [("cohort", "split", "cases", "unlabelled", *header.views, "MB")]
+    rows += [
+        (cohort, split, *_counts(index, group_of_case == number))
+        for number, (cohort, split) in enumerate(groups)
+    ]
+    rows.append(("all", "", *_counts(index, np.ones(len(header.cases), bool))))
+    return rows
 
 
 def _counts(index: ShardIndex, chosen_cases: np.ndarray) -> tuple[str, ...]:

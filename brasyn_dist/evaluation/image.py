@@ -128,7 +128,7 @@ def crop_to(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
 
 def better(name: str) -> int:
     """+1 where larger is better, -1 where smaller is."""
-    return -1 if name.startswith("mae") else 1
+    return -1 if name.startswith(("mae", "hd95")) else 1
 
 
 DESCRIPTIONS: Mapping[str, str] = {

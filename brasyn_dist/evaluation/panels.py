@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES
+from brasyn_dist.brats import ED, ET, MODALITIES, NETC
 from brasyn_dist.files import atomic_path
 
 OUTLINE_COLOUR = (255, 196, 0)
+LABEL_COLOURS = {NETC: (230, 80, 60), ED: (70, 180, 90), ET: (60, 120, 230)}
 _CAPTION = 16
 """Height of a tile's caption, in pixels."""
+_GAP = 2
+"""Pixels between tiles."""
 
 
 def upright(slice_HW: np.ndarray, view: str = "axial") -> np.ndarray:
@@ -55,6 +58,27 @@ def slice_panel(
     return np.concatenate(tiles, axis=1)
 
 
+def label_panel(
+    slices_MHW: np.ndarray,
+    labels_HW: np.ndarray,
+    predicted_HW: np.ndarray,
+    window: tuple[float, float],
+    view: str = "axial",
+) -> np.ndarray:
+    """(height, width, 3) uint8: the four modalities, then t1c with reference labels and with predicted ones in colour."""
+    tiles = [
+        captioned(_upright_rgb(grey(image, window), view), name)
+        for image, name in zip(slices_MHW, MODALITIES)
+    ]
+    for labels, caption in ((labels_HW, "reference"), (predicted_HW, "predicted")):
+        tile = grey(slices_MHW[MODALITIES.index("t1c")], window)
+        for label, colour in LABEL_COLOURS.items():
+            inside = labels == label
+            tile[inside] = (tile[inside].astype(int) + np.array(colour)) // 2
+        tiles.append(captioned(_upright_rgb(tile, view), caption))
+    return np.concatenate(tiles, axis=1)
+
+
 def _upright_rgb(tile_HW3: np.ndarray, view: str) -> np.ndarray:
     image = tile_HW3.transpose(1, 0, 2)
     return image if view == "axial" else image[::-1]
@@ -91,13 +115,32 @@ def captioned(tile_HW3: np.ndarray, text: str) -> np.ndarray:
     strip = Image.new("RGB", (tile_HW3.shape[1], _CAPTION))
     ImageDraw.Draw(strip).text((3, 2), text, fill=(235, 235, 235))
     tile = np.concatenate([np.asarray(strip), tile_HW3])
-    return np.pad(tile, ((0, 2), (0, 2), (0, 0)))
+    return np.pad(tile, ((0, _GAP), (0, _GAP), (0, 0)))
 
 
 def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Panels below each other; narrower ones are filled with black."""
     width = max(row.shape[1] for row in rows)
     return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
+
+
+def panel_tiles(rgb_HW3: np.ndarray) -> list[list[np.ndarray]]:
+    """The tiles of a picture that `grid` made of `slice_panel`s of square slices, row by row, without their captions.
+
+    Raises ValueError if the picture's size is not of that kind.
+    """
+    columns = len(MODALITIES) + 3
+    side = rgb_HW3.shape[1] // columns - _GAP
+    pitch = _CAPTION + side + _GAP
+    if side < 1 or rgb_HW3.shape[1] % columns or rgb_HW3.shape[0] % pitch:
+        raise ValueError(f"{rgb_HW3.shape[:2]}: no rows of {columns} square tiles")
+    return [
+        [
+            rgb_HW3[top + _CAPTION : top + _CAPTION + side, left : left + side]
+            for left in range(0, rgb_HW3.shape[1], side + _GAP)
+        ]
+        for top in range(0, rgb_HW3.shape[0], pitch)
+    ]
 
 
 def save_png(path: Path | str, rgb_HW3: np.ndarray) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 from brasyn_dist.brats import MODALITIES
 from brasyn_dist.evaluation.baselines import COPY, MEAN
 from brasyn_dist.evaluation.cases import SYNTHETIC, CaseResult
+from brasyn_dist.evaluation.regression import REGRESSION
 
 BEST_COPY = "best copy"
-METHODS = (SYNTHETIC, MEAN, BEST_COPY)
+METHODS = (SYNTHETIC, MEAN, BEST_COPY, REGRESSION)
 ALL = "all"
 HEADLINES = (
     "mae/brain",
@@ -31,7 +32,9 @@ HEADLINES = (
     "challenge_ssim/healthy",
     "challenge_ssim/tumour",
 )
-"""Scores of the printed table."""
+"""Image scores of the printed table."""
+OVERLAP_HEADLINES = tuple(f"{m}/{r}" for m in ("dice", "nsd", "hd95") for r in ("ET", "TC", "WT"))
+"""Scores of the second table, if there are segmentations."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,15 @@ class Mean:
 
 
 def rows_of(results: Iterable[CaseResult]) -> list[Row]:
-    """One row for each scored prediction and method, with the best copy in place of all copies."""
-    scored = [r for r in results if r.problem is None]
+    """One row for each scored prediction and method, with the best copy in place of all copies.
+
+    All rows have the same scores by name; what a method has no score for is None.
+    """
+    results = list(results)
+    names = list(dict.fromkeys(n for r in results for scores in r.scores.values() for n in scores))
     rows = [
-        Row(r.prediction.case, r.cohort, r.prediction.modality, method, dict(scores))
-        for r in scored
+        Row(r.prediction.case, r.cohort, r.prediction.modality, method, {n: scores.get(n) for n in names})
+        for r in results
         for method, scores in r.scores.items()
     ]
     chosen = {m: best_copy([r for r in rows if r.modality == m]) for m in MODALITIES}
@@ -114,6 +121,16 @@ def summary_json(summary: dict[str, dict[str, dict[str, Mean]]]) -> dict[str, An
     }
 
 
+def summary_of(values: dict[str, Any]) -> dict[str, dict[str, dict[str, Mean]]]:
+    """The inverse of `summary_json`."""
+    return {
+        modality: {
+            method: {name: Mean(**mean) for name, mean in means.items()} for method, means in methods.items()
+        }
+        for modality, methods in values.items()
+    }
+
+
 def rows_csv(rows: Sequence[Row]) -> str:
     """cases.csv: one line for each case, modality and method; unknown scores are empty."""
     names = list(rows[0].scores) if rows else []
@@ -144,13 +161,25 @@ def number(mean: Mean | None) -> str:
 
 
 def text_table(summary: dict[str, dict[str, dict[str, Mean]]]) -> str:
-    """The headline scores as text, methods below each other for each target modality."""
-    lines = [f"{'target':<8}{'method':<20}{'cases':>6}" + "".join(f"{h:>24}" for h in HEADLINES)]
-    for modality, methods in summary.items():
-        for method, means in methods.items():
-            cells = "".join(f"{number(means.get(h)):>24}" for h in HEADLINES)
-            lines.append(f"{modality:<8}{method:<20}{means['mae/brain'].cases:>6}{cells}")
+    """The headline scores as text, methods below each other for each target modality; overlaps in a table of their own."""
+    lines = _lines(summary, HEADLINES, "mae/brain", 24)
     lines.append(
         "± half of the 95 % confidence interval over cases. Challenge SSIM is dominated by background."
     )
+    if any(m.get(OVERLAP_HEADLINES[0]) for methods in summary.values() for m in methods.values()):
+        lines += ["", *_lines(summary, OVERLAP_HEADLINES, OVERLAP_HEADLINES[0], 17)]
+        lines.append("Of segmentations of the completed cases; regions, not single lesions; HD95 in mm.")
     return "\n".join(lines)
+
+
+def _lines(
+    summary: dict[str, dict[str, dict[str, Mean]]], names: Sequence[str], counted: str, width: int
+) -> list[str]:
+    """One table; methods without a mean of `counted` are left out."""
+    lines = [f"{'target':<8}{'method':<20}{'cases':>6}" + "".join(f"{n:>{width}}" for n in names)]
+    for modality, methods in summary.items():
+        for method, means in methods.items():
+            if counted in means:
+                cells = "".join(f"{number(means.get(n)):>{width}}" for n in names)
+                lines.append(f"{modality:<8}{method:<20}{means[counted].cases:>6}{cells}")
+    return lines

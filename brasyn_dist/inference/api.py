@@ -5,9 +5,9 @@ brasyn_dist.infer_single(t1c="a.nii.gz", t1n="b.nii.gz", t2w="c.nii.gz", output=
 brasyn_dist.infer_batch("cases/", "predictions/", weights="runs/r8")
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,12 @@ from brasyn_dist.brats import MODALITIES, Case, modality_of, prediction_name
 from brasyn_dist.data.cohorts import find_cohorts
 from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.errors import ConfigError, DataError
-from brasyn_dist.inference.cases import CaseResult, Task, finished_result, plan_tasks
+from brasyn_dist.fanout.place import Place, place_of
+from brasyn_dist.files import sha256_of
+from brasyn_dist.inference.cases import CaseResult, Task, plan_tasks
+from brasyn_dist.inference.config import Weights, load_inference
+from brasyn_dist.inference.fanout import Report, own_device, share_cases, share_processors
+from brasyn_dist.inference.fusion import Fusion, describe_members, load_fusion
 from brasyn_dist.inference.manifest import Manifest
 from brasyn_dist.inference.pipeline import Synthesise, process
 from brasyn_dist.inference.timing import STAGES, StageClock
@@ -30,13 +35,14 @@ PathLike = Path | str
 def infer_single(
     *,
     output: PathLike,
-    weights: PathLike,
+    weights: Weights,
     t1c: PathLike | None = None,
     t1n: PathLike | None = None,
     t2f: PathLike | None = None,
     t2w: PathLike | None = None,
     views: Sequence[str] | None = None,
     any_view: bool = False,
+    fusion: PathLike | None = None,
     batch_size: int | None = None,
     precision: Precision = "no",
     device: str | None = None,
@@ -52,11 +58,13 @@ def infer_single(
     files = {name: Path(path) for name, path in given.items() if path is not None}
     task = single_task(files, Path(output))
     where = choose_device(device, precision)
-    members = load_members(weights, where, views, any_view)
+    plan = load_inference(weights, views, any_view, fusion)
+    members = load_members(plan, where)
+    fuse = None if plan.fusion is None else load_fusion(plan.fusion, members, where)
     for path in task.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     results: list[CaseResult] = []
-    synthesise = synthesiser(members, batch_size, precision)
+    synthesise = synthesiser(members, batch_size, precision, fuse)
     process([task], synthesise, results.append, nothing_finished, where, round_values)
     if results[0].status == "failed":
         raise DataError(results[0].reason)
@@ -67,57 +75,68 @@ def infer_batch(
     input: PathLike,
     output: PathLike,
     *,
-    weights: PathLike,
+    weights: Weights,
     views: Sequence[str] | None = None,
     any_view: bool = False,
+    fusion: PathLike | None = None,
     modalities: Sequence[str] = (),
     batch_size: int | None = None,
     precision: Precision = "no",
     device: str | None = None,
     overwrite: bool = False,
     round_values: bool = False,
+    place: Place | None = None,
+    lease: float | None = None,
     say: Callable[[str], None] = print,
 ) -> list[CaseResult]:
     """Synthesise what is missing in every case folder below `input`, as `output`/`<case>-<modality>.nii.gz`, and manifest.json.
 
-    weights       run folder or export folder
-    views         run over these and take the mean; default: all that the model was trained on
-    any_view      allow views that the model was not trained on
+    weights       run folder or export folder; or several `FOLDER:VIEW`; or a YAML file of members (inference/config.py)
+    views         run over these; default: all that a model was trained on
+    any_view      allow views that a model was not trained on
+    fusion        file of brasyn_dist.fit_fusion; default: the mean over models and views
     modalities    make exactly these, as if they were missing everywhere (default: what is missing)
     batch_size    slices at a time; default by device
     precision     `no`, `bf16` or `fp16` (autocast)
     device        such as `cpu` or `cuda:1`; default: a GPU if there is one
     overwrite     make outputs anew that an earlier run has finished; otherwise they are verified and kept
     round_values  round intensities that are not whole numbers, instead of refusing them
+    place         which of a node's processes this is; default: what the launcher or Slurm says
+    lease         seconds without a sign of life after which another process' cases are taken over; default: a minute
     say           takes lines of progress
 
-    Returns one result a case, by name; a case that fails is one of them, with its reason, and the others go on.
+    Processes that are given the same share the cases, however they were started (brasyn_dist/fanout). Returns one result a
+    case, by name, whoever made it; a case that fails is one of them, with its reason, and the others go on.
     Raises ConfigError, CheckpointError or DataError where nothing can be done at all.
     """
     output = Path(output)
     cases, problems = find_cohorts([Path(input)])
     tasks, results = plan_tasks(cases, output, check_modalities(modalities))
     results += [CaseResult(problem.folder.name, "failed", reason=problem.reason) for problem in problems]
-    where = choose_device(device, precision)
-    members = load_members(weights, where, views, any_view)
-    manifest = open_manifest(output, members, where, batch_size, precision, overwrite)
-    finished = nothing_finished if overwrite else partial(finished_result, earlier=dict(manifest.results))
-    total, complete = len(tasks) + len(results), False
-    done: dict[str, CaseResult] = {}
+    place = place or place_of()
+    share_processors(place)
+    where = choose_device(device or own_device(place), precision)
+    plan = load_inference(weights, views, any_view, fusion)
+    members = load_members(plan, where)
+    fuse = None if plan.fusion is None else load_fusion(plan.fusion, members, where)
+    manifest = open_manifest(output, members, where, batch_size, precision, overwrite, plan.fusion)
+    synthesise = synthesiser(members, batch_size, precision, fuse)
 
-    def report(result: CaseResult) -> None:
-        done[result.case] = manifest.results[result.case] = result
-        say(f"{len(done)}/{total} {line(result)}")
-
-    for result in results:
-        report(result)
-    try:
-        synthesise = synthesiser(members, batch_size, precision)
+    def some(tasks: Iterable[Task], report: Report, finished: Callable[[Task], CaseResult | None]) -> None:
         process(tasks, synthesise, report, finished, where, round_values)
-        complete = True
-    finally:
-        manifest.save(complete)
-    return [done[name] for name in sorted(done)]
+
+    return share_cases(
+        tasks,
+        results,
+        some,
+        manifest,
+        settings={"batch_size": batch_size, "round_values": round_values},
+        overwrite=overwrite,
+        place=place,
+        lease=lease,
+        say=say,
+        line=line,
+    )
 
 
 def single_task(files: dict[str, Path], output: Path) -> Task:
@@ -142,8 +161,10 @@ def check_modalities(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def synthesiser(members: Sequence[Member], batch_size: int | None, precision: Precision) -> Synthesise:
-    """The pipeline's middle stage for these members."""
+def synthesiser(
+    members: Sequence[Member], batch_size: int | None, precision: Precision, fuse: Fusion | None = None
+) -> Synthesise:
+    """The pipeline's middle stage for these members and their fusion."""
 
     def synthesise(
         volumes: CaseVolumes, targets: tuple[str, ...], clock: StageClock
@@ -155,6 +176,7 @@ def synthesiser(members: Sequence[Member], batch_size: int | None, precision: Pr
             planes,
             volumes.modalities,
             targets,
+            fuse=fuse,
             batch_size=batch_size,
             precision=precision,
             clock=clock,
@@ -174,21 +196,20 @@ def open_manifest(
     batch_size: int | None,
     precision: Precision,
     overwrite: bool,
+    fusion: str | None = None,
 ) -> Manifest:
-    """The output folder, made if need be, and its manifest, written."""
+    """The output folder, made if need be, and its manifest."""
     output.mkdir(parents=True, exist_ok=True)
-    identity = {
-        "members": [{"view": m.view, "weights_sha256": m.weights_sha256} for m in members],
-        "precision": precision,
-    }
+    identity: dict[str, Any] = {"members": describe_members(members), "precision": precision}
+    if fusion is not None:
+        identity["fusion_sha256"] = sha256_of(fusion)
     details = {
         "weights": sorted({str(m.folder) for m in members}),
+        "fusion": fusion or "mean",
         "batch_size": batch_size or default_batch_size(device),
         **environment(1, str(device)),
     }
-    manifest = Manifest.open(output, identity, details, overwrite)
-    manifest.save(finished=False)
-    return manifest
+    return Manifest.open(output, identity, details, overwrite)
 
 
 def line(result: CaseResult) -> str:

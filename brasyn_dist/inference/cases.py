@@ -5,15 +5,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel
-
 from brasyn_dist.brats import MODALITIES, Case, prediction_name
-from brasyn_dist.data.nifti import read_volume
-from brasyn_dist.errors import DataError
 from brasyn_dist.files import sha256_of
 
 Status = Literal["done", "kept", "skipped", "failed"]
 """`done` now; `kept` from an earlier run; `skipped`: nothing is missing; `failed`: see the reason."""
+PREFERENCE: tuple[Status, ...] = ("done", "kept", "skipped", "failed")
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,8 @@ class CaseResult:
     seconds: dict[str, float] = field(default_factory=dict)
     """By stage; reading and writing overlap with other cases' synthesis."""
     reason: str = ""
+    worker: str = ""
+    """Process that made it: host, process number, random letters."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,27 +78,31 @@ def plan_tasks(
 def finished_result(task: Task, earlier: Mapping[str, CaseResult]) -> CaseResult | None:
     """The task's result if an earlier run has made all its outputs and they are intact; None if it is to be done.
 
-    Intact: the bytes that the manifest recorded, made from the same modalities. Outputs without a record (their run was
-    killed before it wrote one) must be readable and of the inputs' shape.
+    Intact: the bytes that were recorded, made from the same modalities. Outputs without a record are made anew: nobody knows
+    by which weights they are. (Records are on disk as soon as outputs are, so a killed run leaves at most one such case.)
     """
+    known = earlier.get(task.case.name)
+    if known is None or known.available != task.available:
+        return None
     if not all(path.is_file() for path in task.outputs.values()):
         return None
-    known = earlier.get(task.case.name)
-    if known is None or not known.sha256:
-        intact = all(is_readable(path, task.case.files[task.available[0]]) for path in task.outputs.values())
-        known = CaseResult(task.case.name, "kept")
-    else:
-        intact = known.available == task.available
-        intact = intact and all(known.sha256.get(m) == sha256_of(path) for m, path in task.outputs.items())
-    if not intact:
-        return None
     hashes = {m: sha256_of(path) for m, path in task.outputs.items()}
-    return CaseResult(task.case.name, "kept", task.available, task.targets, hashes, known.seconds)
+    if any(known.sha256.get(m) != value for m, value in hashes.items()):
+        return None
+    return CaseResult(
+        task.case.name, "kept", task.available, task.targets, hashes, known.seconds, known.worker
+    )
 
 
-def is_readable(output: Path, source: Path) -> bool:
-    """Whether `output` is a whole volume of the shape that `source`'s header gives."""
-    try:
-        return read_volume(output).image.shape == nibabel.load(source).shape  # type: ignore[attr-defined]
-    except (DataError, OSError, nibabel.filebasedimages.ImageFileError):
-        return False
+def best_result(results: Iterable[CaseResult]) -> CaseResult:
+    """One of several of the same case, where two processes did it: one that went well, of those the first."""
+    return min(results, key=lambda r: PREFERENCE.index(r.status))
+
+
+def given_up(task: Task, deaths: int) -> CaseResult:
+    """The result of a case that kills whoever takes it."""
+    reason = (
+        f"{task.case.folder}: {deaths} processes were killed or stopped while they were at it (out of memory?); "
+        "look at the case, or run again with more memory"
+    )
+    return CaseResult(task.case.name, "failed", task.available, task.targets, reason=reason)

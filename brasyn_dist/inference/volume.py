@@ -1,13 +1,13 @@
 """One case's volumes in, the missing ones out: the volume pipeline (method, section 7). Nothing is remembered between calls.
 
     integers (4, x, y, z) --slice, pad, normalise--> batches --generator--> slices --crop, denormalise, stack--> volume (x, y, z)
-                     \\--> where is brain? --------------------------------------- zero outside it ------------> mean over members
+                     \\--> where is brain? --------------------------------------- zero outside it ------------> fused over members
 
 Where at least two of the available modalities call a voxel background, the result is 0. So a slice in which that holds
 everywhere need not be run: leaving it out is exact.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,13 @@ BACKGROUND_VOTES = 2
 """So many available modalities must call a voxel background for it to be background (or all, if fewer are available)."""
 
 
+Fuse = Callable[[Tensor, Tensor, Sequence[str], str], Tensor]
+"""(volumes (V, x, y, z) of the members, images (4, x, y, z), available, target) -> volume (x, y, z), in the inputs' units."""
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A model and the view that it runs over. What is synthesised is the mean over members."""
+    """A model and the view that it runs over. What is synthesised is fused over members, by default their mean."""
 
     view: str
     generator: Generator
@@ -57,38 +61,70 @@ def synthesise_case(
     available: Sequence[str],
     targets: Sequence[str],
     *,
+    fuse: Fuse | None = None,
     batch_size: int | None = None,
     precision: Precision = "no",
     clock: StageClock | None = None,
 ) -> dict[str, np.ndarray]:
-    """Each target modality as an int32 volume (x, y, z), in the units of the inputs: mean over members, rounded.
+    """Each target modality as an int32 volume (x, y, z), in the units of the inputs: fused over members, rounded.
 
     `images_MXYZ` has all four modalities (x, y, z in LPS order); planes that are not `available` are not looked at.
+    `fuse` defaults to the mean. Whatever fuses, background is 0 and nothing is negative.
     Raises DataError where there is no brain, or where the network's output is not finite.
     """
     device = next(members[0].generator.parameters()).device
     clock = clock or StageClock(device)
     with clock("prepare"):
         images = torch.from_numpy(images_MXYZ).to(device)
-        if not brain_mask(images, available).any():
+        brain_XYZ = brain_mask(images, available)
+        if not brain_XYZ.any():
             raise DataError(f"no brain: {', '.join(available)} are background everywhere (all voxels are 0)")
     volumes = {}
     for target in targets:
-        total = torch.zeros(images.shape[1:], device=device)
-        for member in members:
-            total += synthesise_volume(
-                member.generator,
-                images,
-                available,
-                target,
-                member.view,
-                batch_size=batch_size,
-                precision=precision,
-                clock=clock,
-            )
+        views_VXYZ = member_volumes(
+            members, images, available, target, batch_size=batch_size, precision=precision, clock=clock
+        )
         with clock("finish"):
-            volumes[target] = to_integers(total / len(members), target)
+            fused_XYZ = (fuse or mean_of_members)(views_VXYZ, images, available, target)
+            volumes[target] = to_integers(torch.where(brain_XYZ, fused_XYZ.clamp(min=0), 0.0), target)
     return volumes
+
+
+def member_volumes(
+    members: Sequence[Member],
+    images_MXYZ: Tensor,
+    available: Sequence[str],
+    target: str,
+    *,
+    batch_size: int | None = None,
+    precision: Precision = "no",
+    clock: StageClock | None = None,
+) -> Tensor:
+    """(V, x, y, z) float32: what each member makes of the target modality, each with its own model and view."""
+    volumes = [
+        synthesise_volume(
+            member.generator,
+            images_MXYZ,
+            available,
+            target,
+            member.view,
+            batch_size=batch_size,
+            precision=precision,
+            clock=clock,
+        )
+        for member in members
+    ]
+    return torch.stack(volumes)
+
+
+def mean_of_members(
+    volumes_VXYZ: Tensor, images_MXYZ: Tensor, available: Sequence[str], target: str
+) -> Tensor:
+    """The mean, added up member by member: what the thesis does with views (method, section 7)."""
+    total_XYZ = torch.zeros_like(volumes_VXYZ[0])
+    for volume_XYZ in volumes_VXYZ:
+        total_XYZ += volume_XYZ
+    return total_XYZ / len(volumes_VXYZ)
 
 
 @torch.inference_mode()
@@ -117,7 +153,7 @@ def synthesise_volume(
     present = modality_numbers(available)
     wanted, view_number = MODALITIES.index(target), VIEWS.index(view)
     with clock("prepare"):
-        normaliser = Normaliser(generator.statistics, device)
+        normaliser = Normaliser(generator.statistics, device, mode=generator.normalisation)
         brain_XYZ = brain_mask(images_MXYZ, available)
         volume_XYZ = torch.zeros(brain_XYZ.shape, device=device)
         # Views into the volumes: what is written to a slice is written to its volume.
@@ -126,12 +162,13 @@ def synthesise_volume(
         rows_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
     for rows_B in full_batches(rows_K, batch_size or default_batch_size(device)):
         with clock("prepare"):
-            x_BMHW = normaliser(F.pad(inputs_KMHW[rows_B], padding))
+            planes_BMHW = F.pad(inputs_KMHW[rows_B], padding)
+            x_BMHW = normaliser(planes_BMHW)
         with clock("network"), autocast(device, precision):
             image_B1HW = generator.synthesise(x_BMHW, present, wanted, view_number)
         with clock("finish"):
             cropped_BHW = F.pad(image_B1HW[:, 0].float(), [-n for n in padding])
-            outputs_KHW[rows_B] = normaliser.denormalise(cropped_BHW, wanted)
+            outputs_KHW[rows_B] = normaliser.denormalise(cropped_BHW, wanted, planes_BMHW, present)
     with clock("finish"):
         return torch.where(brain_XYZ, volume_XYZ, 0.0)
 

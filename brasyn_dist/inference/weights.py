@@ -1,5 +1,6 @@
-"""From `--weights` to members: the model, on its device, and the views that it may run over."""
+"""From `--weights` to members: the models, on their device, and the views that they may run over."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,29 +8,41 @@ import torch
 
 from brasyn_dist.brats import VIEWS
 from brasyn_dist.errors import ConfigError
+from brasyn_dist.inference.config import InferenceConfig, Weights, load_inference
 from brasyn_dist.inference.volume import Member, Precision
 from brasyn_dist.models.export import CONFIG_FILE, export_folder, load_pretrained, read_config
 from brasyn_dist.models.generator import default_execution
 
 
 def load_members(
-    weights: Path | str, device: torch.device, views: Sequence[str] | None = None, any_view: bool = False
+    weights: Weights | InferenceConfig,
+    device: torch.device,
+    views: Sequence[str] | None = None,
+    any_view: bool = False,
 ) -> tuple[Member, ...]:
-    """One member for each view that `choose_views` gives, all of the model in a run or export folder.
+    """One member for each model that `weights` names (see inference/config.py) and each view that `choose_views` gives it.
 
-    Raises CheckpointError if there is no intact model, ConfigError for views that it was not trained on.
+    Sorted by view, then by hash, whatever the order asked for: sums depend on it. A model of several views is loaded once.
+    Raises CheckpointError if a model is not intact, ConfigError for views that it was not trained on, or the same twice.
     """
-    folder = export_folder(Path(weights))
-    config = read_config(folder / CONFIG_FILE)
-    chosen = choose_views(config["views"], views, any_view, folder)
-    generator = load_pretrained(folder, default_execution(device)).to(device)
-    return tuple(Member(view, generator, folder, config["weights_sha256"]) for view in chosen)
+    plan = weights if isinstance(weights, InferenceConfig) else load_inference(weights, views, any_view)
+    members: list[Member] = []
+    for entry in plan.members:
+        folder = export_folder(Path(entry.weights))
+        config = read_config(folder / CONFIG_FILE)
+        chosen = choose_views(config["views"], entry.views, plan.any_view, folder)
+        generator = load_pretrained(folder, default_execution(device)).to(device)
+        members += [Member(view, generator, folder, config["weights_sha256"]) for view in chosen]
+    for (view, digest), count in Counter((m.view, m.weights_sha256) for m in members).items():
+        if count > 1:
+            raise ConfigError(f"the {view} view of one model is given {count} times (weights {digest[:12]})")
+    return tuple(sorted(members, key=lambda m: (VIEWS.index(m.view), m.weights_sha256)))
 
 
 def choose_views(
     trained: Sequence[str], wanted: Sequence[str] | None, any_view: bool, folder: Path
 ) -> tuple[str, ...]:
-    """Views to run over, in the order of `VIEWS` whatever the order asked for: sums depend on it.
+    """Views to run over, in the order of `VIEWS`.
 
     By default those that the model was trained on. Others make worse images that look no different from good ones, so
     they take an explicit `any_view`. Models that do not tell their views (converted ones) run over any, by default axial.

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brasyn_dist.config import ObjectiveConfig
+from brasyn_dist.config import ObjectiveConfig, TverskyConfig
 from brasyn_dist.data.normalise import foreground
 from brasyn_dist.losses.ssim import at_least_float32, region_mean, ssim_map
+from brasyn_dist.losses.tversky import focal_tversky, labelled_only
 
 Terms = dict[str, Tensor]
 
@@ -35,12 +36,17 @@ def generator_terms(
     class_B4: Tensor | None,
     tumour_B1HW: Tensor,
     range_B: Tensor,
+    segmented_B4HW: Tensor | None = None,
+    labels_BHW: Tensor | None = None,
+    has_labels_B: Tensor | None = None,
+    tversky: TverskyConfig | None = None,
 ) -> Terms:
     """Unweighted terms of each sample; one whose weight is 0 is left out, and its inputs may be None.
 
     `image` is the synthetic and `real` the real slice of modality `target`, `cycle_*` the same for the cycle pass, `patch`
     and `class` the discriminator's logits for `image`, `tumour` where labels are not 0 (a slice without labels counts as
-    healthy), `range` the target modality's data range (Normaliser.range_M).
+    healthy), `range` the target modality's data range (Normaliser.range_M), `segmented` the frozen segmenter's logits for
+    the four slices with the synthetic one in place.
     """
     terms: Terms = {}
     if config.reconstruction:
@@ -61,6 +67,13 @@ def generator_terms(
         )
     if config.ssim:
         terms |= ssim_terms(config.ssim_regions, image_B1HW, real_B1HW, tumour_B1HW, range_B)
+    if config.tversky:
+        loss_B = focal_tversky(
+            tversky or TverskyConfig(),
+            required(segmented_B4HW, "segmented_B4HW"),
+            required(labels_BHW, "labels_BHW"),
+        )
+        terms["tversky"] = labelled_only(loss_B, required(has_labels_B, "has_labels_B"))
     return terms
 
 

@@ -1,65 +1,72 @@
-"""Weights in and out: a folder of two files that is all that synthesis needs.
+"""Weights in and out: a folder of two files that is all that synthesis (or segmentation) needs.
 
-    config.json           format, shape of the generator, statistics and views it was trained with, hash of the weights
+    config.json           format, shape of the network, statistics, normalisation and views it was trained with, hash of the weights
     model.safetensors     weights, float32, contiguous
 
+Generators and segmenters are stored alike; `format` tells which of them it is.
 The hash ties the two together: a save that was interrupted between them, or a damaged copy, is refused.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from brasyn_dist.config import GeneratorConfig, from_dict, to_dict
+from brasyn_dist.config import GeneratorConfig, NormalisationMode, SegmenterConfig, from_dict, to_dict
 from brasyn_dist.data.statistics import Statistics
 from brasyn_dist.errors import BrasynError, CheckpointError
 from brasyn_dist.files import atomic_path, sha256_of, write_json
 from brasyn_dist.models.generator import EncoderExecution, Generator
+from brasyn_dist.models.segmenter import Segmenter
 
-FORMAT = "brasyn_dist.generator"
+Network = TypeVar("Network", Generator, Segmenter)
+
+GENERATOR, SEGMENTER = "generator", "segmenter"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 EXPORT_FOLDER = "export"
 """Where a run folder keeps its export."""
-CHECKPOINT_WEIGHTS = ("average.safetensors", "generator.safetensors")
-"""A training checkpoint's files with generator weights, the better one first."""
+AVERAGE = "average.safetensors"
+"""A training checkpoint's file with the better weights; the others are in `<kind>.safetensors`."""
 
 
 def save_pretrained(
-    generator: Generator,
+    network: Generator | Segmenter,
     folder: Path | str,
     statistics: Statistics | None = None,
     views: Sequence[str] = (),
     step: int | None = None,
+    normalisation: NormalisationMode | None = None,
 ) -> None:
-    """Write the two files into `folder`, each whole or not at all; statistics and views default to the generator's own.
+    """Write the two files into `folder`, each whole or not at all; what is not given defaults to the network's own.
 
     Raises CheckpointError without statistics: weights are of no use without the normalisation they were trained with.
     """
-    statistics = statistics or generator.statistics
+    kind = GENERATOR if isinstance(network, Generator) else SEGMENTER
+    statistics = statistics or network.statistics
     if statistics is None:
         raise CheckpointError(
-            f"{folder}: a generator is exported with the statistics it was trained with; give them"
+            f"{folder}: a {kind} is exported with the statistics it was trained with; give them"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().float().cpu().contiguous() for k, v in generator.state_dict().items()}
+    tensors = {k: v.detach().float().cpu().contiguous() for k, v in network.state_dict().items()}
     with atomic_path(folder / WEIGHTS_FILE) as path:
         save_file(tensors, path, metadata={"format": "pt"})
         digest = sha256_of(path)
     values = {
-        "format": FORMAT,
+        "format": format_name(kind),
         "format_version": FORMAT_VERSION,
-        "generator": to_dict(generator.config),
+        kind: to_dict(network.config),
         "statistics": statistics.to_dict(),
-        "views": list(views or generator.views),
+        "normalisation": normalisation or network.normalisation,
+        "views": list(views or network.views),
         "step": step,
         "weights_sha256": digest,
     }
@@ -71,8 +78,24 @@ def load_pretrained(path: Path | str, encoder_execution: EncoderExecution = "sep
 
     Raises CheckpointError where files are missing, damaged, of another format or do not belong together.
     """
-    folder = export_folder(Path(path))
-    values = read_config(folder / CONFIG_FILE)
+    return read_export(
+        path,
+        GENERATOR,
+        lambda shape, where: Generator(from_dict(GeneratorConfig, shape, where), encoder_execution),
+    )
+
+
+def load_segmenter(path: Path | str) -> Segmenter:
+    """Segmenter in evaluation mode, on the CPU: see `load_pretrained`."""
+    return read_export(
+        path, SEGMENTER, lambda shape, where: Segmenter(from_dict(SegmenterConfig, shape, where))
+    )
+
+
+def read_export(path: Path | str, kind: str, build: Callable[[dict[str, Any], str], Network]) -> Network:
+    """The network that `build` makes of the shape in config.json (and of that file's name), with its weights."""
+    folder = export_folder(Path(path), kind)
+    values = read_config(folder / CONFIG_FILE, kind)
     tensors = load_tensors(folder / WEIGHTS_FILE)
     if sha256_of(folder / WEIGHTS_FILE) != values["weights_sha256"]:
         raise CheckpointError(
@@ -80,15 +103,15 @@ def load_pretrained(path: Path | str, encoder_execution: EncoderExecution = "sep
             "changed file); export or copy both again"
         )
     try:
-        config = from_dict(GeneratorConfig, values["generator"], where=str(folder / CONFIG_FILE))
         statistics = Statistics.from_dict(values["statistics"], folder / CONFIG_FILE)
+        with torch.device("meta"):
+            network = build(values[kind], str(folder / CONFIG_FILE))
     except BrasynError as error:
         raise CheckpointError(str(error)) from None
-    with torch.device("meta"):
-        generator = Generator(config, encoder_execution)
-    load_state(generator, tensors, folder / WEIGHTS_FILE)
-    generator.statistics, generator.views = statistics, tuple(values["views"])
-    return generator.eval()
+    load_state(network, tensors, folder / WEIGHTS_FILE)
+    network.statistics, network.views = statistics, tuple(values["views"])
+    network.normalisation = values["normalisation"]
+    return network.eval()
 
 
 def load_generator_weights(generator: Generator, path: Path | str) -> None:
@@ -96,41 +119,59 @@ def load_generator_weights(generator: Generator, path: Path | str) -> None:
 
     Raises CheckpointError where there are none or they do not fit.
     """
-    file = weights_file(Path(path))
-    load_state(generator, load_tensors(file), file)
+    load_weights_alone(generator, path, GENERATOR)
 
 
-def weights_file(path: Path) -> Path:
-    """The file with generator weights in a checkpoint, export or run folder."""
-    for name in CHECKPOINT_WEIGHTS:
+def load_segmenter_weights(segmenter: Segmenter, path: Path | str) -> None:
+    """Weights alone, into `segmenter`: see `load_generator_weights`."""
+    load_weights_alone(segmenter, path, SEGMENTER)
+
+
+def load_weights_alone(network: nn.Module, path: Path | str, kind: str) -> None:
+    file = weights_file(Path(path), kind)
+    load_state(network, load_tensors(file), file)
+
+
+def weights_file(path: Path, kind: str = GENERATOR) -> Path:
+    """The file with a generator's (or a segmenter's) weights in a checkpoint, export or run folder."""
+    for name in (AVERAGE, f"{kind}.safetensors"):
         if (path / name).is_file():
             return path / name
-    return export_folder(path) / WEIGHTS_FILE
+    return export_folder(path, kind) / WEIGHTS_FILE
 
 
-def export_folder(path: Path) -> Path:
+def format_name(kind: str) -> str:
+    return f"brasyn_dist.{kind}"
+
+
+def export_folder(path: Path, kind: str = GENERATOR) -> Path:
     """`path`, or its `export` folder if that is the one with a config.json."""
     for folder in (path, path / EXPORT_FOLDER):
         if (folder / CONFIG_FILE).is_file():
             return folder
     raise CheckpointError(
-        f"{path}: no exported generator ({CONFIG_FILE} and {WEIGHTS_FILE}) here or in {EXPORT_FOLDER}/; give the folder "
-        "of a finished run or of tools/convert_checkpoint.py"
+        f"{path}: no exported {kind} ({CONFIG_FILE} and {WEIGHTS_FILE}) here or in {EXPORT_FOLDER}/; give the folder "
+        "of a finished run" + (" or of tools/convert_checkpoint.py" if kind == GENERATOR else "")
     )
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, kind: str = GENERATOR) -> dict[str, Any]:
     """The mapping in a config.json of ours, its format checked."""
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); export again") from None
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION or values.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a generator of {FORMAT} version {FORMAT_VERSION}; export again")
-    missing = {"generator", "statistics", "views", "weights_sha256"} - set(values)
+    if version != FORMAT_VERSION or values.get("format") != format_name(kind):
+        raise CheckpointError(
+            f"{path}: not a {kind} of {format_name(kind)} version {FORMAT_VERSION}; export again"
+        )
+    missing = {kind, "statistics", "views", "weights_sha256"} - set(values)
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(sorted(missing))}; export again")
+    # Exports made before there was a choice do not tell.
+    if values.setdefault("normalisation", "zscore") not in get_args(NormalisationMode):
+        raise CheckpointError(f"{path}: unknown normalisation {values['normalisation']!r}; export again")
     return values
 
 
@@ -144,9 +185,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def load_state(generator: Generator, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put `tensors` into `generator`, keeping its device unless that is `meta`, in which case they become its own."""
+def load_state(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put `tensors` into `network`, keeping its device unless that is `meta`, in which case they become its own."""
     try:
-        generator.load_state_dict(tensors, assign=next(generator.parameters()).is_meta)
+        network.load_state_dict(tensors, assign=next(network.parameters()).is_meta)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the configured generator: {error}") from None
+        kind = type(network).__name__.lower()
+        raise CheckpointError(f"{path} does not fit the configured {kind}: {error}") from None

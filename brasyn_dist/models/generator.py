@@ -9,6 +9,7 @@
 """
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.config import GeneratorConfig
+from brasyn_dist.config import GeneratorConfig, NormalisationMode
 from brasyn_dist.data.normalise import mask_missing
 from brasyn_dist.models.fusion import Encoded, Fusion, Source, join_parts
 from brasyn_dist.models.infuser import ModalityInfuser
@@ -25,10 +26,12 @@ from brasyn_dist.models.layers import (
     ChannelGate,
     Convolution,
     Encoder,
+    Layer,
     Normalisation,
     Parts,
     ResidualBlock,
     Upsampling,
+    activated,
     seeded_initialisation,
 )
 
@@ -47,7 +50,7 @@ def default_execution(device: torch.device) -> EncoderExecution:
     return "separate"
 
 
-class Decoder(nn.Module):
+class Decoder(Layer):
     """From the bottleneck to the slice: four stages (concatenate skip, residual block, doubling), then the output layers."""
 
     def __init__(self, widths: tuple[int, ...], groups: int, convolutions: int) -> None:
@@ -61,14 +64,14 @@ class Decoder(nn.Module):
         self.final_norm = Normalisation(groups, widths[0])
         self.output = Convolution(widths[0], 1, 1)
 
-    def forward(self, x_BCHW: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, x_BCHW: Tensor, skips: list[Tensor]) -> Tensor:  # type: ignore[override]
         """`skips` from the largest image (stage 1) to the smallest; returns (B, 1, H, W)."""
         parts: Parts = (x_BCHW,)
         for block, upsampling, skip in zip(self.blocks, self.upsamplings, reversed(skips)):
             parts = upsampling(block((torch.cat([parts[0], skip], 1),)))
-        (hidden,) = self.final_norm(self.final_block(parts))
-        (image_B1HW,) = self.output((F.silu(hidden),))
-        return image_B1HW
+        (hidden,) = self.final_block(parts)
+        (norm,), (output,) = self.final_norm.networks(1), self.output.networks(1)
+        return self.run(partial(activated, norm, output), hidden)
 
 
 class Generator(nn.Module):
@@ -85,6 +88,8 @@ class Generator(nn.Module):
         """Statistics that the weights were trained with; set by `from_pretrained`."""
         self.views: tuple[str, ...] = ()
         """Views that the weights were trained on; set by `from_pretrained`."""
+        self.normalisation: NormalisationMode = "zscore"
+        """How slices were normalised in training; set by `from_pretrained`."""
         widths = tuple(config.base_channels * m for m in config.channel_multipliers)
         count, groups, convolutions = len(MODALITIES), config.norm_groups, config.convolutions_per_block
         self.early_encoder = Encoder(count, widths, groups, convolutions)

@@ -15,14 +15,21 @@ No layer has dropout. The newer published blocks have none either, and its rando
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from brasyn_dist.config import Recompute
 
 Parts = tuple[Tensor, ...]
+Network = Callable[[Tensor], Tensor]
+"""One of a layer's networks: part in, part out."""
 
 
 def split_parameter(parameter: Tensor, parts: int) -> Parts:
@@ -30,7 +37,45 @@ def split_parameter(parameter: Tensor, parts: int) -> Parts:
     return (parameter,) if parts == 1 else parameter.unflatten(0, (parts, -1)).unbind()
 
 
-class Convolution(nn.Conv2d):
+class Layer(nn.Module):
+    """`networks(n)` gives the layer as n functions, one for each part; calling the layer applies them.
+
+    With `recompute` a layer forgets what it makes on the way to a convolution, and the backward makes it again.
+    """
+
+    recompute: Recompute = "nothing"
+
+    def networks(self, count: int) -> list[Network]:
+        raise NotImplementedError
+
+    def forward(self, parts: Parts) -> Parts:
+        return tuple(network(x) for network, x in zip(self.networks(len(parts)), parts))
+
+    def run(self, network: Network, x: Tensor) -> Tensor:
+        """`network` of x; with `recompute`, autograd keeps x alone.
+
+        Recomputation stops as soon as all that was forgotten is back, and a convolution notes its input before it starts:
+        one that comes last in `network` is not repeated.
+        """
+        if self.recompute == "nothing" or not torch.is_grad_enabled():
+            return network(x)
+        # No layer draws random numbers; to keep their state would make a GPU wait for the host.
+        return checkpoint(network, x, use_reentrant=False, preserve_rng_state=False)
+
+
+def networks(layer: nn.Module, count: int) -> list[Network]:
+    assert isinstance(layer, Layer)
+    return layer.networks(count)
+
+
+def set_recompute(network: nn.Module, what: Recompute) -> None:
+    """Choose for all layers of `network`. Results and gradients are the same, bit for bit."""
+    for module in network.modules():
+        if isinstance(module, Layer):
+            module.recompute = what
+
+
+class Convolution(Layer, nn.Conv2d):  # type: ignore[misc]
     """Square convolution of `copies` networks, each from `inputs` to `outputs` channels."""
 
     def __init__(
@@ -38,32 +83,33 @@ class Convolution(nn.Conv2d):
     ) -> None:
         super().__init__(copies * inputs, copies * outputs, kernel, stride, padding, groups=copies)
 
-    def forward(self, parts: Parts) -> Parts:  # type: ignore[override]
-        count = len(parts)
+    def networks(self, count: int) -> list[Network]:
         assert self.bias is not None
+        options: dict[str, Any] = {
+            "stride": self.stride, "padding": self.padding, "groups": self.groups // count
+        }  # fmt: skip
         weights, biases = split_parameter(self.weight, count), split_parameter(self.bias, count)
-        return tuple(
-            F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups // count)
-            for x, weight, bias in zip(parts, weights, biases)
-        )
+        return [partial(F.conv2d, weight=w, bias=b, **options) for w, b in zip(weights, biases)]
 
 
-class Normalisation(nn.GroupNorm):
+class Normalisation(Layer, nn.GroupNorm):  # type: ignore[misc]
     """GroupNorm of `copies` networks, each with its own `groups`: statistics never mix samples or networks."""
 
     def __init__(self, groups: int, channels: int, copies: int = 1) -> None:
         super().__init__(copies * groups, copies * channels)
 
-    def forward(self, parts: Parts) -> Parts:  # type: ignore[override]
-        count = len(parts)
+    def networks(self, count: int) -> list[Network]:
+        options: dict[str, Any] = {"num_groups": self.num_groups // count, "eps": self.eps}
         weights, biases = split_parameter(self.weight, count), split_parameter(self.bias, count)
-        return tuple(
-            F.group_norm(x, self.num_groups // count, weight, bias, self.eps)
-            for x, weight, bias in zip(parts, weights, biases)
-        )
+        return [partial(F.group_norm, weight=w, bias=b, **options) for w, b in zip(weights, biases)]
 
 
-class ResidualBlock(nn.Module):
+def activated(norm: Network, convolution: Network, x: Tensor) -> Tensor:
+    """GroupNorm, SiLU, convolution."""
+    return convolution(F.silu(norm(x)))
+
+
+class ResidualBlock(Layer):
     """x + (GroupNorm, SiLU, 3x3 convolution) `convolutions` times; a 1x1 shortcut where the channel count changes."""
 
     def __init__(
@@ -77,23 +123,37 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut = Convolution(inputs, outputs, 1, copies=copies) if inputs != outputs else None
 
-    def forward(self, parts: Parts) -> Parts:
-        hidden = parts
-        for norm, convolution in zip(self.norms, self.convolutions):
-            hidden = convolution(tuple(F.silu(x) for x in norm(hidden)))
-        shortcut = parts if self.shortcut is None else self.shortcut(parts)
-        return tuple(x + y for x, y in zip(shortcut, hidden))
+    def networks(self, count: int) -> list[Network]:
+        pairs = [
+            list(map(partial, [activated] * count, networks(norm, count), networks(convolution, count)))
+            for norm, convolution in zip(self.norms, self.convolutions)
+        ]
+        shortcuts = [identity] * count if self.shortcut is None else self.shortcut.networks(count)
+        return [partial(self._network, layers, shortcut) for layers, shortcut in zip(zip(*pairs), shortcuts)]
+
+    def _network(self, layers: Sequence[Network], shortcut: Network, x: Tensor) -> Tensor:
+        hidden = x
+        for layer in layers:
+            hidden = self.run(layer, hidden)
+        return shortcut(x) + hidden
 
 
-class Downsampling(nn.Module):
+class Downsampling(Layer):
     """3x3 convolution with stride 2 after zero-padding one pixel right and bottom: halves both sides."""
 
     def __init__(self, channels: int, copies: int = 1) -> None:
         super().__init__()
         self.convolution = Convolution(channels, channels, 3, stride=2, copies=copies)
 
-    def forward(self, parts: Parts) -> Parts:
-        return self.convolution(tuple(F.pad(x, (0, 1, 0, 1)) for x in parts))
+    def networks(self, count: int) -> list[Network]:
+        return [
+            partial(self.run, partial(padded, convolution))
+            for convolution in self.convolution.networks(count)
+        ]
+
+
+def padded(convolution: Network, x: Tensor) -> Tensor:
+    return convolution(F.pad(x, (0, 1, 0, 1)))
 
 
 class Encoder(nn.Module):
@@ -120,6 +180,10 @@ class Encoder(nn.Module):
         return features[1:]
 
 
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
 class ChannelGate(nn.Module):
     """Channel attention: sigmoid(1x1 convolution(SiLU(1x1 convolution(mean over pixels)))), one value a channel."""
 
@@ -134,15 +198,22 @@ class ChannelGate(nn.Module):
         return tuple(torch.sigmoid(x) for x in self.excite(tuple(F.silu(x) for x in hidden)))
 
 
-class Upsampling(nn.Module):
+class Upsampling(Layer):
     """Nearest-neighbour doubling of both sides, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.convolution = Convolution(channels, channels, 3, padding=1)
 
-    def forward(self, parts: Parts) -> Parts:
-        return self.convolution(tuple(F.interpolate(x, scale_factor=2, mode="nearest") for x in parts))
+    def networks(self, count: int) -> list[Network]:
+        return [
+            partial(self.run, partial(doubled, convolution))
+            for convolution in self.convolution.networks(count)
+        ]
+
+
+def doubled(convolution: Network, x: Tensor) -> Tensor:
+    return convolution(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 @contextmanager

@@ -169,7 +169,11 @@ def take_rows(real_KMHW: Tensor, view_K: Tensor | None, row_B: Tensor) -> tuple[
 
 def cycle_inputs(real_BMHW: Tensor, image_B1HW: Tensor, plan: PassTensors) -> Tensor:
     """Inputs of the cycle pass: the synthetic slice in its place, what is not available then masked. Gradients pass."""
+    return mask_missing(completed_slices(real_BMHW, image_B1HW, plan.target_B), plan.cycle_available_BM)
+
+
+def completed_slices(real_BMHW: Tensor, image_B1HW: Tensor, target_B: Tensor) -> Tensor:
+    """All four slices, the synthetic one in its target's place. Gradients pass to it."""
     modalities = torch.arange(real_BMHW.shape[1], device=real_BMHW.device)
-    is_target_BM = modalities == plan.target_B[:, None]
-    filled_BMHW = torch.where(is_target_BM[:, :, None, None], image_B1HW.to(real_BMHW.dtype), real_BMHW)
-    return mask_missing(filled_BMHW, plan.cycle_available_BM)
+    is_target_BM = modalities == target_B[:, None]
+    return torch.where(is_target_BM[:, :, None, None], image_B1HW.to(real_BMHW.dtype), real_BMHW)

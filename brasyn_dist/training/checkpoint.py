@@ -8,18 +8,23 @@ A folder without its manifest, or whose files differ from it, is passed over lou
 safetensors and everything else is JSON: nothing is unpickled.
 """
 
+from __future__ import (
+    annotations,
+)  # torch is imported by those who hold tensors; looking at folders shall be quick
+
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from brasyn_dist.errors import CheckpointError
 from brasyn_dist.files import fsync, sha256_of, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 STATE = "state.json"

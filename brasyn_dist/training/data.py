@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
-from brasyn_dist.config import Config
+import numpy as np
+
+from brasyn_dist.brats import TUMOUR_TYPES, UNKNOWN_TYPE
+from brasyn_dist.config import DataConfig, RunConfig
 from brasyn_dist.data.index import Selection, ShardIndex
-from brasyn_dist.data.plan import BatchMasks, SampleOrder, rank_rows, targets_and_masks
+from brasyn_dist.data.plan import SampleOrder, rank_rows
 from brasyn_dist.data.statistics import Statistics
 from brasyn_dist.data.stream import SliceStream
 from brasyn_dist.distributed import Distributed
@@ -15,7 +18,7 @@ from brasyn_dist.errors import DataError
 class TrainingData:
     """This rank's view of the training slices, and the held-out ones."""
 
-    config: Config
+    config: RunConfig
     index: ShardIndex
     training: Selection
     validation: Selection | None
@@ -42,27 +45,19 @@ class TrainingData:
             threads=data.threads,
             prefetch=data.prefetch,
             pin_memory=self.pin_memory,
-            image_size=self.config.generator.image_size,
+            image_size=self.config.image_size,
         )
-
-    def masks(self, batch: int, update: int, rows: slice) -> BatchMasks:
-        """Targets and availability of `rows` of global batch `batch` in its update (or variant) `update`."""
-        order = self.config.order
-        masks = targets_and_masks(
-            order.seed, batch, update, self.config.training.global_batch_size, order.availability
-        )
-        return masks[rows]
 
     def rank_keys(self, batch: int) -> list[str]:
         """Sample keys of this rank's part of a global batch."""
         return [self.training.key(int(i)) for i in self.order.batch(batch)[self.rows]]
 
 
-def open_data(config: Config, distributed: Distributed) -> TrainingData:
+def open_data(config: RunConfig, distributed: Distributed) -> TrainingData:
     """Open the shard set (fetching its index where it is remote) and select the run's slices."""
     data = config.data
     index = ShardIndex.load(data.shards, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
-    training = index.select("train", views=data.views, cohorts=data.cohorts, quarantine=data.quarantine)
+    training = choose_training(index, data)
     order = SampleOrder(
         config.order.seed, training.shard, config.training.global_batch_size, config.order.block_shards
     )
@@ -80,13 +75,31 @@ def open_data(config: Config, distributed: Distributed) -> TrainingData:
     )
 
 
-def held_out(index: ShardIndex, config: Config) -> Selection | None:
+def choose_training(index: ShardIndex, data: DataConfig) -> Selection:
+    """The slices that a run trains on."""
+    return index.select("train", data.views, data.cohorts, data.quarantine, data.min_tumour_fraction)
+
+
+def held_out(index: ShardIndex, config: RunConfig) -> Selection | None:
     """Validation slices of the run's views and cohorts, or of its views alone: held-out patients may be a cohort apart."""
     if not index.header.shard_counts.get("val"):
         return None
     for cohorts in (config.data.cohorts, ()):
         try:
-            return index.select("val", views=config.data.views, cohorts=cohorts)
+            return index.select(
+                "val", config.data.views, cohorts, min_tumour_fraction=config.data.min_tumour_fraction
+            )
         except DataError:
             continue
     return None
+
+
+def check_tumour_types(selection: Selection) -> None:
+    """Raise DataError if a segmenter could not be told the tumour type of some of the slices."""
+    unknown = np.unique(selection.column("case")[selection.tumour_type == UNKNOWN_TYPE])
+    if len(unknown):
+        case = selection.index.header.cases[unknown[0]]
+        raise DataError(
+            f"{len(unknown)} cases, such as {case.name} of cohort {case.cohort}, do not tell their tumour type "
+            f"({' or '.join(TUMOUR_TYPES)}); shard them from a folder named after it (such as train_gli), or choose data.cohorts"
+        )

@@ -1,23 +1,22 @@
 """The training loop: loop, step and periodic work are three things.
 
 for each global batch k of the stream          position = optimiser step; batch k = step // updates_per_batch
-    for each update of it                      GanStep: generator phase, discriminator phase
+    for each update of it                      Step: the only one who knows what is trained (training/step.py)
         average, monitor                       nothing waits for the device
         log / validate / save / stop           when due; ranks agree once a step
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from brasyn_dist.brats import MODALITIES
-from brasyn_dist.config import Config, to_dict
-from brasyn_dist.data.plan import BatchMasks
+from torch import nn
+
+from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.data.stream import SliceBatch
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.evaluation.panels import save_png
-from brasyn_dist.models.export import save_pretrained
 from brasyn_dist.telemetry import JsonLines, Telemetry
 from brasyn_dist.training import run_folder, stop
 from brasyn_dist.training.average import update_average
@@ -29,8 +28,8 @@ from brasyn_dist.training.saver import BackgroundSaver
 from brasyn_dist.training.schedule import ema_decay, rate_factor, scaled_rate
 from brasyn_dist.training.shares import RankShares
 from brasyn_dist.training.state import TrainState
-from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
-from brasyn_dist.training.validation import Validator
+from brasyn_dist.training.step import Step
+from brasyn_dist.training.validation import SliceValidator
 
 
 @dataclass
@@ -55,12 +54,13 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
+        config: RunConfig,
         distributed: Distributed,
         data: TrainingData,
         state: TrainState,
-        step: GanStep,
-        validator: Validator | None,
+        step: Step,
+        validator: SliceValidator | None,
+        export: Callable[[nn.Module, int], None],
         telemetry: Telemetry,
         identity: dict[str, object],
         total_steps: int,
@@ -71,14 +71,14 @@ class Trainer:
         self.state = state
         self.update = step
         self.validator = validator
+        self.export = export
         self.telemetry = telemetry
         self.identity = identity
         self.total_steps = total_steps
         self.run_dir = config.run_dir
-        self.variants = len(MODALITIES) // config.training.updates_per_batch
         self.monitor = Monitor(
             distributed,
-            config.training.global_batch_size * self.variants,
+            config.training.global_batch_size * step.variants,
             keys=lambda step: self.data.rank_keys((step - 1) // config.training.updates_per_batch),
             overflow_is_normal=config.runtime.precision == "fp16",
         )
@@ -137,19 +137,17 @@ class Trainer:
     def _train(self, batch: SliceBatch, update: int) -> None:
         config, state = self.config, self.state
         self.observer.beat(f"update to step {state.step + 1}")
-        if batch is not getattr(self, "_loaded", (None, None))[0]:
-            self._loaded = (batch, DeviceBatch.load(batch, self.update.normaliser))
-        masks = [self.data.masks(batch.index, update + v, batch.rows) for v in range(self.variants)]
         if self.trace is not None:
-            self.trace.write(trace_line(state.step + 1, batch, masks))
+            self.trace.write(trace_line(state.step + 1, batch, self.update.trace(batch, update)))
         rate = scaled_rate(config.optimizer, config.training.global_batch_size) * rate_factor(
             state.step, self.total_steps, config.optimizer.warmup_steps
         )
-        sums = self.update(self._loaded[1], masks, Rates(rate, rate * config.optimizer.discriminator_ratio))
+        sums = self.update.update(batch, update, rate)
         state.step += 1
         if state.average is not None:
             decay = ema_decay(state.step, config.training.ema_decay)
-            update_average(state.average, state.generator.module, decay)
+            with state.main.gathered():
+                update_average(state.average, state.main.module, decay)
         self.clock.steps += 1
         self.monitor.add(
             {
@@ -217,12 +215,11 @@ class Trainer:
                 **timings,
             }
         )
+        caption, term = self.update.headline
         self.telemetry.progress(
             self.state.step,
             {
-                "L1": f"{lines[-1]['reconstruction']:.4f}"
-                if lines[-1].get("reconstruction") is not None
-                else "-",
+                caption: f"{lines[-1][term]:.4f}" if lines[-1].get(term) is not None else "-",
                 "slices/s": f"{slices / busy:.2f}",
                 "data wait": f"{self.clock.wait / busy:.1%}",
             },
@@ -241,9 +238,10 @@ class Trainer:
             save_png(self.run_dir / run_folder.PANELS / f"step-{self.state.step:08d}-{name}.png", picture)
             self.telemetry.image(self.state.step, f"panels/{name}", picture)
         self.telemetry.say(f"validation at step {self.state.step}: " + describe(scores))
-        improved = scores["mae"] < self.state.best.get("value", float("inf"))
+        value = self.validator.badness(scores)
+        improved = value < self.state.best.get("value", float("inf"))
         if improved:
-            self.state.best = {"step": self.state.step, "value": scores["mae"]}
+            self.state.best = {"step": self.state.step, "value": value}
             self._export()
         self.clock.validate += time.monotonic() - begun
         return improved
@@ -251,13 +249,7 @@ class Trainer:
     def _export(self) -> None:
         """Write the network that users load: the average, with the statistics it was trained with."""
         if self.distributed.is_main:
-            save_pretrained(
-                self.state.network,
-                self.run_dir / run_folder.EXPORT,
-                statistics=self.data.statistics,
-                views=self.config.data.views,
-                step=self.state.step,
-            )
+            self.export(self.state.network, self.state.step)
 
     def _save(self) -> None:
         """Checkpoint the current step, once; what has been logged so far is on disk before."""
@@ -267,9 +259,10 @@ class Trainer:
         begun = time.monotonic()
         self.observer.beat(f"checkpoint of step {self.state.step}")
         self.observer.write_summary()
+        tensors = self.state.tensors()
         if self.saver is not None:
             self.telemetry.flush()
-            self.saver.save(self.state.step, self.state.tensors(), self._saved_facts())
+            self.saver.save(self.state.step, tensors, self._saved_facts())
         self.saved_step, self.last_save = self.state.step, time.monotonic()
         self.clock.save += self.last_save - begun
 
@@ -302,17 +295,30 @@ class Trainer:
         text = f"{status} at step {self.state.step}/{self.total_steps}" + (f" ({reason})" if reason else "")
         self.telemetry.say(text + ("" if status == "finished" else "; the same command continues"))
         self.telemetry.close(status)
+        if status == "finished":
+            self._report()
         if self.trace is not None:
             self.trace.close()
+        # A launcher ends the others, after half a minute by force, once one rank has left with STOPPED: none may
+        # leave while rank 0 is still writing.
+        self.distributed.barrier()
         return code
 
+    def _report(self) -> None:
+        """Draw report.html. The run is finished and everything saved: whatever fails here does not undo that."""
+        if not (self.distributed.is_main and self.config.telemetry.report):
+            return
+        try:
+            from brasyn_dist.training.run_report import write_run_report
 
-def trace_line(step: int, batch: SliceBatch, masks: Sequence[BatchMasks]) -> dict[str, object]:
-    """What this rank trained on in one update: for each sample its key and, for each variant, targets and masks."""
-    samples = [
-        [key, *[[int(m.target[i]), m.available[i].tolist(), int(m.cycle_target[i])] for m in masks]]
-        for i, key in enumerate(batch.keys)
-    ]
+            print(f"report: {write_run_report(self.run_dir)}", flush=True)
+        except Exception as error:  # a full disk, a font that is missing
+            print(f"warning: report.html could not be drawn ({type(error).__name__}: {error})", flush=True)
+
+
+def trace_line(step: int, batch: SliceBatch, asked: list[list[object]]) -> dict[str, object]:
+    """What this rank trained on in one update: for each sample its key and what was asked of it."""
+    samples = [[key, *what] for key, what in zip(batch.keys, asked, strict=True)]
     return {"step": step, "first_row": batch.rows.start, "samples": samples}
 
 

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 import torch
 
-from brasyn_dist.config import Config
+from brasyn_dist.config import RunConfig
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.files import write_json
 from brasyn_dist.phases import COMMUNICATION
@@ -40,7 +40,7 @@ Row = dict[str, float]
 class Observer:
     """This rank's log, watchdog and timings. Use it around the training loop."""
 
-    def __init__(self, config: Config, distributed: Distributed) -> None:
+    def __init__(self, config: RunConfig, distributed: Distributed) -> None:
         self._distributed = distributed
         self._peers: list[Peer] = distributed.gather(Peer.here(distributed.rank))
         self._folder = config.run_dir / LOGS

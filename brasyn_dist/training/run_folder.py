@@ -1,21 +1,24 @@
 """A run's folder: configuration, environment, status, and the lock that keeps a second job out.
 
-runs/<name>/{config.yaml, environment.json, status.json, metrics.jsonl, performance.jsonl, logs/, checkpoints/, panels/,
-export/}
+runs/<name>/{config.yaml, environment.json, data.json, status.json, attempts.jsonl, metrics.jsonl, performance.jsonl,
+logs/, checkpoints/, panels/, export/, report.html}
 """
 
 import fcntl
+import json
 import os
 import platform
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import brasyn_dist
-from brasyn_dist.config import Config, to_dict, to_yaml
+from brasyn_dist.config import RunConfig, to_dict, to_yaml
 from brasyn_dist.errors import BrasynError, CheckpointError
 from brasyn_dist.files import atomic_write_text, write_json
 
@@ -24,11 +27,24 @@ EXPORT = "export"
 PANELS = "panels"
 STATUS = "status.json"
 
+SLURM_FACTS = (
+    "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_CLUSTER_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_ACCOUNT", "SLURM_JOB_NODELIST",
+    "SLURM_RESTART_COUNT", "SLURM_GPUS_ON_NODE",
+)  # fmt: skip
+"""Environment variables of a batch job that are recorded with its run."""
+
 
 class RunLock:
-    """Exclusive use of a run folder until this process ends, however it ends. Raises BrasynError if another has it."""
+    """Exclusive use of a run folder until this process ends, however it ends. Raises BrasynError if another has it.
 
-    def __init__(self, run_dir: Path, patience_seconds: float = 20.0) -> None:
+    Linux keeps the lock across nodes on NFS (not on Lustre mounted with `localflock`). A requeued job may meet its
+    predecessor there: a node that Slurm has lost sight of trains on until its peers are gone, and a server forgets the lock of
+    a dead one after a minute or two only. Such a job therefore waits longer.
+    """
+
+    def __init__(self, run_dir: Path, patience_seconds: float | None = None) -> None:
+        if patience_seconds is None:
+            patience_seconds = 300.0 if slurm_restarts() else 20.0
         self._file: TextIO = (run_dir / ".lock").open("a+")
         deadline = time.monotonic() + patience_seconds
         while True:
@@ -47,7 +63,8 @@ class RunLock:
                 print(f"warning: {run_dir} cannot be locked ({error}); make sure that no other job uses it")
                 break
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        job = f" of Slurm job {slurm_job()}" if slurm_job() else ""
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}{job}")
         self._file.flush()
 
     def release(self) -> None:
@@ -55,17 +72,57 @@ class RunLock:
 
 
 def write_status(run_dir: Path, status: str, step: int, total_steps: int, reason: str = "") -> None:
-    """status.json: `running`, `stopped` (continue by the same command), `finished` or `failed`."""
-    write_json(
-        run_dir / STATUS,
-        {"status": status, "step": step, "total_steps": total_steps, "reason": reason, "time": time.time()},
-    )
+    """status.json: `running`, `stopped` (continue by the same command), `finished` or `failed`; `job`: see `slurm_job`."""
+    values = {
+        "status": status,
+        "step": step,
+        "total_steps": total_steps,
+        "reason": reason,
+        "job": slurm_job(),
+    }
+    write_json(run_dir / STATUS, {**values, "time": time.time()})
 
 
-def record(run_dir: Path, config: Config, world: int, device: str) -> None:
-    """Save the merged configuration and what the run was started with."""
+@contextmanager
+def noting_failure(run_dir: Path, is_main: bool) -> Iterator[None]:
+    """Leave the reason of an exception in status.json (rank 0 does), and pass it on. Only for who has the lock."""
+    try:
+        yield
+    except Exception as error:
+        if is_main:
+            note_failure(run_dir, error)
+        raise
+
+
+def note_failure(run_dir: Path, error: BaseException) -> None:
+    """status.json: failed, with the steps that were written there before."""
+    try:
+        known = json.loads((run_dir / STATUS).read_text())
+    except (OSError, ValueError):
+        known = {}
+    reason = f"{type(error).__name__}: {error}"
+    with suppress(OSError):  # the disk may be what failed
+        write_status(run_dir, "failed", known.get("step", 0), known.get("total_steps", 0), reason)
+
+
+def slurm_job() -> str | None:
+    """`<job>.<restarts>`, which no two attempts share; None outside Slurm."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"{job}.{slurm_restarts()}" if job else None
+
+
+def slurm_restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def slurm_facts() -> dict[str, str]:
+    return {name: os.environ[name] for name in SLURM_FACTS if name in os.environ}
+
+
+def record(run_dir: Path, config: RunConfig, world: int, device: str, sources: dict[str, Any]) -> None:
+    """Save the merged configuration and what the run was started with; `sources` are weights of other runs."""
     atomic_write_text(run_dir / "config.yaml", to_yaml(config))
-    write_json(run_dir / "environment.json", environment(world, device))
+    write_json(run_dir / "environment.json", {**environment(world, device), "sources": sources})
 
 
 def environment(world: int, device: str) -> dict[str, Any]:
@@ -86,7 +143,7 @@ def environment(world: int, device: str) -> dict[str, Any]:
         "host": socket.gethostname(),
         "processes": world,
         "device": device,
-        "slurm": {k: v for k, v in os.environ.items() if k in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST")},
+        "slurm": slurm_facts(),
         "command": sys.argv,
     }
 
@@ -110,16 +167,16 @@ def git_commit() -> str | None:
     return head + ("+changes" if changed else "")
 
 
-def run_identity(config: Config, data_fingerprint: str) -> dict[str, Any]:
+def run_identity(config: RunConfig, data_fingerprint: str, models: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for a resume: data, order, batch geometry, models."""
-    values = to_dict(config)
     return {
         "data_fingerprint": data_fingerprint,
-        "order": values["order"],
+        "normalisation": config.data.normalisation,
+        "order": to_dict(config.order),
+        "augmentation": to_dict(config.augmentation),
         "global_batch_size": config.training.global_batch_size,
         "updates_per_batch": config.training.updates_per_batch,
-        "generator": values["generator"],
-        "discriminator": values["discriminator"],
+        **models,
     }
 
 
@@ -137,14 +194,14 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any], folder: Path)
         )
 
 
-def changed_options(saved: dict[str, Any], config: Config) -> list[str]:
+def changed_options(saved: dict[str, Any], config: RunConfig) -> list[str]:
     """Options outside the identity that differ from those the checkpoint was made with, as `section.key: old -> new`."""
     current = to_dict(config)
-    sections = ("objective", "optimizer", "training", "runtime")
+    sections = ("objective", "tversky", "optimizer", "training", "runtime")
     return [
         f"{section}.{key}: {saved[section].get(key)} -> {value}"
         for section in sections
-        if section in saved
+        if section in saved and section in current
         for key, value in current[section].items()
         if saved[section].get(key) != value
     ]

@@ -2,11 +2,11 @@
 
 import math
 
-from brasyn_dist.config import OptimizerConfig, TrainingConfig
+from brasyn_dist.config import AdamConfig, LengthConfig
 
 
-def scaled_rate(optimizer: OptimizerConfig, global_batch_size: int) -> float:
-    """Peak rate of the generator: the base rate, scaled linearly with the global batch (method, section 6)."""
+def scaled_rate(optimizer: AdamConfig, global_batch_size: int) -> float:
+    """Peak rate of the main network: the base rate, scaled linearly with the global batch (method, section 6)."""
     return optimizer.base_rate * global_batch_size / optimizer.reference_batch
 
 
@@ -27,14 +27,14 @@ def ema_decay(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def batches_per_run(training: TrainingConfig, samples: int) -> int:
+def batches_per_run(training: LengthConfig, samples: int) -> int:
     """Global batches of the whole run over `samples` slices."""
     if training.max_steps is not None:
         return math.ceil(training.max_steps / training.updates_per_batch)
     return max(1, math.ceil(training.epochs * samples / training.global_batch_size))
 
 
-def total_steps(training: TrainingConfig, samples: int) -> int:
+def total_steps(training: LengthConfig, samples: int) -> int:
     """Optimiser steps of the whole run."""
     if training.max_steps is not None:
         return training.max_steps

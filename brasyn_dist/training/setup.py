@@ -6,38 +6,42 @@ from typing import Any
 import torch
 from torch import nn
 
-from brasyn_dist.config import Config, to_dict
+from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.errors import BrasynError, CheckpointError
-from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.export import load_generator_weights
-from brasyn_dist.models.generator import build_generator, default_execution
-from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.processes import starting_up
 from brasyn_dist.telemetry import Telemetry
 from brasyn_dist.training import run_folder
-from brasyn_dist.training.average import average_of
 from brasyn_dist.training.checkpoint import Checkpoint, newest_intact, open_checkpoint, step_folders
 from brasyn_dist.training.data import TrainingData, open_data
-from brasyn_dist.training.execution import compile_in_place, compile_mode, memory_format
+from brasyn_dist.training.execution import compile_mode, memory_format
 from brasyn_dist.training.explain import explaining
 from brasyn_dist.training.loop import Trainer
-from brasyn_dist.training.schedule import scaled_rate, total_steps
+from brasyn_dist.training.run_report import record_data
+from brasyn_dist.training.schedule import total_steps
 from brasyn_dist.training.state import TrainState
-from brasyn_dist.training.step import GanStep
-from brasyn_dist.training.validation import Validator
+from brasyn_dist.training.task import Task
+from brasyn_dist.training.validation import SliceValidator
 
 
-def run(config: Config) -> int:
+def run(task: Task) -> int:
     """Train, or continue training, until the end or a request to stop. Returns the exit status (training/stop.py)."""
     with starting_up():
-        distributed = Distributed(config.runtime)
+        distributed = Distributed(task.config.runtime)
+    task = task.with_runtime(distributed.runtime)
+    config = task.config
     try:
+        training = config.training
+        distributed.check(training.global_batch_size, training.micro_batch_size, training.ema_decay > 0)
         lock = lock_run(config.run_dir, distributed)
-        with explaining(config.run_dir, distributed):
+        # The status gets the words that `explaining` finds.
+        with (
+            run_folder.noting_failure(config.run_dir, distributed.is_main),
+            explaining(config.run_dir, distributed),
+        ):
             with starting_up():
-                trainer = build_trainer(config, distributed)
+                trainer = build_trainer(task, distributed)
             code = trainer.fit()
         if lock is not None:
             lock.release()
@@ -59,18 +63,22 @@ def lock_run(run_dir: Path, distributed: Distributed) -> run_folder.RunLock | No
     return lock
 
 
-def build_trainer(config: Config, distributed: Distributed) -> Trainer:
+def build_trainer(task: Task, distributed: Distributed) -> Trainer:
     """Everything that `Trainer` needs, at the step from which the run goes on."""
+    config = task.config
     data = open_data(config, distributed)
-    identity = run_folder.run_identity(config, data.training.fingerprint)
+    task.check(data)
+    identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
     steps = total_steps(config.training, data.samples)
     checkpoint = choose_checkpoint(config, identity, distributed)
-    state = build_state(config, distributed)
+    state = task.build_state(distributed)
     if checkpoint is not None:
         state.load(checkpoint)
         distributed.scaler_state = checkpoint.state["loss_scale"]
     if distributed.is_main:
-        run_folder.record(config.run_dir, config, distributed.world, device_name(distributed))
+        run_folder.record(config.run_dir, config, distributed.world, device_name(distributed), task.sources())
+        held_out = len(data.validation or ())
+        record_data(config.run_dir, data.index, data.samples, held_out, data.training.fingerprint)
         run_folder.write_status(config.run_dir, "running", state.step, steps)
     telemetry = Telemetry(
         config.telemetry,
@@ -80,48 +88,26 @@ def build_trainer(config: Config, distributed: Distributed) -> Trainer:
         state.step if checkpoint else (0 if config.checkpoint.resume == "auto" else None),
         to_dict(config),
     )
-    for line in start_table(config, distributed, data, state, steps, checkpoint):
+    for line in start_table(task, distributed, data, state, steps, checkpoint):
         telemetry.say(line)
-    normaliser = Normaliser(data.statistics, distributed.device)
-    step = GanStep(config, distributed, state.generator, state.discriminator, normaliser)
-    validator = build_validator(config, distributed, data, normaliser)
-    return Trainer(config, distributed, data, state, step, validator, telemetry, identity, steps)
+    normaliser = Normaliser(data.statistics, distributed.device, mode=config.data.normalisation)
+    step = task.build_step(distributed, state, normaliser)
+    validator = build_validator(task, distributed, data, normaliser)
+
+    def export(network: nn.Module, at_step: int) -> None:
+        task.export(network, config.run_dir / run_folder.EXPORT, data, at_step)
+
+    return Trainer(config, distributed, data, state, step, validator, export, telemetry, identity, steps)
 
 
-def build_state(config: Config, distributed: Distributed) -> TrainState:
-    """Both networks with their optimisers, at step 0: weights are a function of the seed (or of `init_from`)."""
-    runtime, device = config.runtime, distributed.device
-    execution = runtime.encoder_execution or default_execution(device)
-    generator = build_generator(config.generator, config.seed, execution)
-    if config.checkpoint.init_from is not None:
-        load_generator_weights(generator, Path(config.checkpoint.init_from))
-    discriminator = build_discriminator(config.discriminator, config.seed)
-    for network in (generator, discriminator):
-        network.to(device, memory_format=memory_format(config, device))  # type: ignore[call-overload]
-    average = average_of(generator) if config.training.ema_decay > 0 else None
-    needs_cycle = config.objective.cycle > 0 or config.objective.feature > 0
-    passes = SynthesisPasses(generator, fast=config.training.fast_passes, cycle=needs_cycle)
-    compile_in_place(config, device, passes, discriminator)
-    rate = scaled_rate(config.optimizer, config.training.global_batch_size)
-    return TrainState(
-        distributed.prepare(passes, adam(config, generator, rate), generator),
-        distributed.prepare(
-            discriminator,
-            adam(config, discriminator, rate * config.optimizer.discriminator_ratio),
-            discriminator,
-        ),
-        average,
-    )
-
-
-def adam(config: Config, network: nn.Module, rate: float) -> torch.optim.Adam:
+def adam(config: RunConfig, network: nn.Module, rate: float) -> torch.optim.Adam:
     options = config.optimizer
     fused = next(network.parameters()).device.type == "cuda"
     return torch.optim.Adam(network.parameters(), lr=rate, betas=options.betas, eps=options.eps, fused=fused)
 
 
 def choose_checkpoint(
-    config: Config, identity: dict[str, Any], distributed: Distributed
+    config: RunConfig, identity: dict[str, Any], distributed: Distributed
 ) -> Checkpoint | None:
     """The checkpoint to continue from; rank 0 verifies and chooses for all. Raises CheckpointError as documented."""
     found: Checkpoint | None = None
@@ -134,7 +120,7 @@ def choose_checkpoint(
     return distributed.main_first(found, error)
 
 
-def find_checkpoint(config: Config, identity: dict[str, Any]) -> Checkpoint | None:
+def find_checkpoint(config: RunConfig, identity: dict[str, Any]) -> Checkpoint | None:
     root, resume = config.run_dir / run_folder.CHECKPOINTS, config.checkpoint.resume
     if resume == "never":
         if step_folders(root):
@@ -160,30 +146,40 @@ def find_checkpoint(config: Config, identity: dict[str, Any]) -> Checkpoint | No
 
 
 def build_validator(
-    config: Config, distributed: Distributed, data: TrainingData, normaliser: Normaliser
-) -> Validator | None:
-    options = config.validation
+    task: Task, distributed: Distributed, data: TrainingData, normaliser: Normaliser
+) -> SliceValidator | None:
+    options = task.config.validation
     if options.every_steps == 0 or options.slices == 0 or data.validation is None:
         return None
-    return Validator(
+    return task.validator(
         data.validation,
         options.slices,
         options.batch_size,
         options.panels,
         normaliser,
         distributed,
-        config.generator.image_size,
+        task.config.image_size,
     )
 
 
 def device_name(distributed: Distributed) -> str:
     if distributed.device.type == "cuda":
         return torch.cuda.get_device_name(distributed.device)
-    return f"CPU, {torch.get_num_threads()} threads a process"
+    return "CPU"
+
+
+def device_settings(config: RunConfig, device: torch.device) -> str:
+    """What `Distributed` has set on this process' device, and threads."""
+    threads = f"{torch.get_num_threads()} threads for tensors, {config.data.threads} for data"
+    if device.type != "cuda":
+        return threads
+    on = {True: "on", False: "off"}
+    tf32, benchmark = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
+    return f"TF32 {on[tf32]}, cuDNN benchmark {on[benchmark]}, {threads}"
 
 
 def start_table(
-    config: Config,
+    task: Task,
     distributed: Distributed,
     data: TrainingData,
     state: TrainState,
@@ -191,26 +187,21 @@ def start_table(
     checkpoint: Checkpoint | None,
 ) -> list[str]:
     """What a person wants to know before the first step, as `name  value` lines."""
-    device = distributed.device
+    config, device = task.config, distributed.device
     training = config.training
-    execution = config.runtime.encoder_execution or default_execution(device)
     facts = {
         "run": f"{config.run_dir}"
         + (f", continues at step {state.step}" if checkpoint else ", from the start"),
-        "processes": f"{distributed.world} x {device_name(distributed)}",
+        "processes": f"{distributed.world} x {device_name(distributed)}, {distributed.strategy}",
         "data": f"{data.samples} slices for training, {len(data.validation or ())} held out ({', '.join(config.data.views)})",
         "length": f"{steps} steps, {training.updates_per_batch} a global batch of {training.global_batch_size} slices",
-        "generator": f"{count_parameters(state.generator.module):,} parameters, encoders {execution}",
-        "discriminator": f"{count_parameters(state.discriminator.module):,} parameters",
+        **task.facts(state, distributed),
         "execution": f"precision {config.runtime.precision}, compile {compile_mode(config, device)}, "
         f"{str(memory_format(config, device)).removeprefix('torch.')}, "
-        f"TF32 {'on' if device.type == 'cuda' and config.runtime.tf32 else 'off'}",
+        f"{device_settings(config, device)}, recompute {config.runtime.recompute}",
+        "communication": distributed.communication,
         "validation": "off"
         if data.validation is None or not config.validation.every_steps
         else f"every {config.validation.every_steps} steps",
     }
     return [f"{name:<14}{value}" for name, value in facts.items()]
-
-
-def count_parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())

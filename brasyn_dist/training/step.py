@@ -1,6 +1,6 @@
 """One optimiser update of a GAN, in two phases.
 
-    generator phase       trains: generator (both passes in one call)   frozen: discriminator
+    generator phase       trains: generator (both passes in one call)   frozen: discriminator, segmenter (if there is one)
     discriminator phase   trains: discriminator on real and detached synthetic slices
 
 A rank's slices may be cut into micro-batches. All terms are per sample and divided by the global batch size, so the
@@ -9,13 +9,16 @@ update is the same however the global batch is cut into ranks and micro-batches.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from brasyn_dist.config import Config
+from brasyn_dist.brats import MODALITIES
+from brasyn_dist.config import Config, RunConfig
+from brasyn_dist.data.augment import Augmentation, draw, mirrored
 from brasyn_dist.data.normalise import Normaliser
-from brasyn_dist.data.plan import BatchMasks
+from brasyn_dist.data.plan import BatchMasks, targets_and_masks
 from brasyn_dist.data.stream import SliceBatch
 from brasyn_dist.distributed import Distributed, Trainable
 from brasyn_dist.losses.objective import (
@@ -24,7 +27,8 @@ from brasyn_dist.losses.objective import (
     weighted_discriminator_sum,
     weighted_sum,
 )
-from brasyn_dist.models.passes import PassTensors, plan_passes
+from brasyn_dist.models.passes import PassTensors, completed_slices, plan_passes
+from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.training.execution import compile_mode
 
 Passes = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -37,31 +41,85 @@ class DeviceBatch:
 
     real_BMHW: Tensor
     """All four modalities, none masked."""
-    tumour_BHW: Tensor
+    labels_BHW: Tensor
+    """Canonical, uint8; 0 where a slice has none."""
     has_labels_B: Tensor
     view_B: Tensor
+    type_B: Tensor
+    """Tumour type."""
 
     @classmethod
-    def load(cls, batch: SliceBatch, normaliser: Normaliser) -> "DeviceBatch":
-        """Move the integers, then normalise there: a quarter of the bytes of float32 planes cross the bus."""
-        device = normaliser.device
-        return cls(
-            normaliser(batch.planes.to(device, non_blocking=True)),
-            batch.labels.to(device, non_blocking=True) > 0,
-            batch.has_labels.to(device, non_blocking=True),
-            batch.view.to(device, non_blocking=True),
-        )
+    def load(
+        cls, batch: SliceBatch, normaliser: Normaliser, augmentation: Augmentation | None = None
+    ) -> "DeviceBatch":
+        """Move the integers, then normalise there: half of the bytes of float32 planes cross the bus."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(normaliser.device, non_blocking=True)
+
+        planes, labels, view = move(batch.planes), move(batch.labels), move(batch.view)
+        if augmentation is None:
+            real = normaliser(planes)
+        else:
+            mirror = move(torch.from_numpy(augmentation.mirror_B))
+            real = normaliser(planes, move(torch.from_numpy(augmentation.factor_BM)))
+            real, labels = (mirrored(x, mirror, view) for x in (real, labels))
+        return cls(real, labels, move(batch.has_labels), view, move(batch.tumour_type))
 
     def rows(self, start: int, stop: int) -> "DeviceBatch":
         return DeviceBatch(
             self.real_BMHW[start:stop],
-            self.tumour_BHW[start:stop],
+            self.labels_BHW[start:stop],
             self.has_labels_B[start:stop],
             self.view_B[start:stop],
+            self.type_B[start:stop],
         )
 
     def __len__(self) -> int:
         return self.real_BMHW.shape[0]
+
+
+class Step(Protocol):
+    """What the trainer does with a batch: everything that knows which networks are trained."""
+
+    variants: int
+    """How often each slice enters one update: metrics are means over slices and variants."""
+    headline: tuple[str, str]
+    """Caption, and the term that the console shows under it."""
+
+    def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:
+        """Optimiser step `number` (from 0) of those that this batch is used for, at the main network's learning `rate`.
+
+        Returns sums over this rank's samples, and norms (`..._norm`), on the device: nothing waits for it.
+        """
+
+    def trace(self, batch: SliceBatch, number: int) -> list[list[object]]:
+        """What that update asks of each sample beside its key, as JSON, to compare runs."""
+
+
+class Loader:
+    """The newest batch on the device, augmented: loaded once, however many updates it is used for."""
+
+    def __init__(self, config: RunConfig, normaliser: Normaliser) -> None:
+        self._config = config
+        self.normaliser = normaliser
+        self._newest: tuple[SliceBatch, DeviceBatch] | None = None
+
+    def __call__(self, batch: SliceBatch) -> DeviceBatch:
+        if self._newest is None or self._newest[0] is not batch:
+            self._newest = (batch, DeviceBatch.load(batch, self.normaliser, self._augmentation(batch)))
+        return self._newest[1]
+
+    def _augmentation(self, batch: SliceBatch) -> Augmentation | None:
+        options, size = self._config.augmentation, self._config.training.global_batch_size
+        drawn = draw(options, self._config.order.seed, batch.index, size)
+        return None if drawn is None else drawn[batch.rows]
+
+
+def chunks(size: int, limit: int | None) -> list[tuple[int, int]]:
+    """(start, stop) of micro-batches of at most `limit` slices."""
+    step = limit or size
+    return [(i, min(i + step, size)) for i in range(0, size, step)]
 
 
 @dataclass(frozen=True)
@@ -82,12 +140,18 @@ class GanStep:
         generator: Trainable,
         discriminator: Trainable,
         normaliser: Normaliser,
+        segmenter: Segmenter | None = None,
     ) -> None:
+        """`segmenter` is frozen and in evaluation mode; the objective's Tversky term needs it."""
         self._config = config
         self._distributed = distributed
         self._generator = generator
         self._discriminator = discriminator
+        self._segmenter = segmenter
+        self._loader = Loader(config, normaliser)
         self.normaliser = normaliser
+        self.variants = len(MODALITIES) // config.training.updates_per_batch
+        self.headline = ("L1", "reconstruction")
         # Compiled code wants few shapes; eager code is quicker without padded rows.
         self._equal_rows = compile_mode(config, distributed.device) != "off"
 
@@ -104,9 +168,24 @@ class GanStep:
             self._discriminator_phase(pairs, rates.discriminator, sums)
         return sums
 
-    def _chunks(self, size: int) -> list[tuple[int, int]]:
-        limit = self._config.training.micro_batch_size or size
-        return [(i, min(i + limit, size)) for i in range(0, size, limit)]
+    def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:
+        rates = Rates(rate, rate * self._config.optimizer.discriminator_ratio)
+        return self(self._loader(batch), self._masks(batch, number), rates)
+
+    def trace(self, batch: SliceBatch, number: int) -> list[list[object]]:
+        masks = self._masks(batch, number)
+        return [
+            [[int(m.target[i]), m.available[i].tolist(), int(m.cycle_target[i])] for m in masks]
+            for i in range(len(batch))
+        ]
+
+    def _masks(self, batch: SliceBatch, number: int) -> list[BatchMasks]:
+        """Targets and availability of this rank's rows, for each variant that enters the loss."""
+        order, size = self._config.order, self._config.training.global_batch_size
+        return [
+            targets_and_masks(order.seed, batch.index, number + v, size, order.availability)[batch.rows]
+            for v in range(self.variants)
+        ]
 
     def _scale(self) -> float:
         """Gradients are averaged over ranks, but must be summed and divided by the global batch."""
@@ -117,9 +196,8 @@ class GanStep:
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Returns (real target, detached synthetic, target modality) of each micro-batch, for the discriminator."""
         config, pairs = self._config, []
-        chunks = self._chunks(len(batch))
         with self._discriminator.frozen() as critic:
-            for start, stop in chunks:
+            for start, stop in chunks(len(batch), config.training.micro_batch_size):
                 part = batch.rows(start, stop)
                 plan = plan_passes([m[start:stop] for m in masks], self._equal_rows).to(part.real_BMHW.device)
                 with self._distributed.accumulate(self._generator, last=stop == len(batch)):
@@ -141,6 +219,7 @@ class GanStep:
         image_B1HW, bottleneck_BCHW, cycle_image_B1HW, cycle_bottleneck_BCHW = passes
         real_B1HW = modality_slices(part.real_BMHW, plan.row_B, plan.target_B)
         patch_B1hw, class_B4 = critic(image_B1HW)
+        labels_BHW = part.labels_BHW[plan.row_B]
         return generator_terms(
             self._config.objective,
             image_B1HW=image_B1HW,
@@ -152,9 +231,22 @@ class GanStep:
             cycle_bottleneck_BCHW=cycle_bottleneck_BCHW,
             patch_B1hw=patch_B1hw,
             class_B4=class_B4,
-            tumour_B1HW=part.tumour_BHW[plan.row_B][:, None],
+            tumour_B1HW=(labels_BHW > 0)[:, None],
             range_B=self.normaliser.range_M[plan.target_B],
+            segmented_B4HW=self._segmented(part, plan, image_B1HW),
+            labels_BHW=labels_BHW,
+            has_labels_B=part.has_labels_B[plan.row_B],
+            tversky=self._config.tversky,
         )
+
+    def _segmented(self, part: DeviceBatch, plan: PassTensors, image_B1HW: Tensor) -> Tensor | None:
+        """The segmenter's logits for the completed slices; gradients pass through it to the image."""
+        if self._segmenter is None:
+            return None
+        rows_B = plan.row_B
+        slices_BMHW = completed_slices(part.real_BMHW[rows_B], image_B1HW, plan.target_B)
+        with self._distributed.autocast():
+            return self._segmenter(slices_BMHW, part.view_B[rows_B], part.type_B[rows_B])
 
     def _discriminator_phase(
         self, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], rate: float, sums: dict[str, Tensor]

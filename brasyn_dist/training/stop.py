@@ -17,6 +17,26 @@ STOPPED = 75
 """Exit status of a run that was asked to stop and can be continued (EX_TEMPFAIL); launchers report it as 1."""
 
 STOP_FILE = "STOP"
+USER_REQUEST = f"{STOP_FILE} file"
+"""Reason of a stop that a person asked for by `touch STOP`; whoever else makes the file writes the reason into it."""
+BATCH_JOB = "Slurm job"
+"""What a reason begins with that a batch script wrote."""
+
+
+def remove_stale_request(run_dir: Path) -> None:
+    """Remove a STOP file that a batch script wrote when its run had ended already: it was not meant for the next one."""
+    path = run_dir / STOP_FILE
+    if path.exists() and read_request(path).startswith(BATCH_JOB):
+        path.unlink(missing_ok=True)
+
+
+def read_request(path: Path) -> str:
+    """First line of a STOP file; `USER_REQUEST` if it is empty."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        lines = []
+    return lines[0] if lines and lines[0].strip() else USER_REQUEST
 
 
 class StopRequest:
@@ -39,7 +59,7 @@ class StopRequest:
         if self._signal is not None:
             return signal.Signals(self._signal).name
         if self._file is not None and self._file.exists():
-            return f"{STOP_FILE} file"
+            return read_request(self._file)
         return None
 
     def fulfilled(self) -> None:

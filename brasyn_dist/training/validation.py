@@ -1,11 +1,11 @@
-"""Validation on fixed held-out slices, with the averaged generator.
+"""Validation on fixed held-out slices, with the averaged network.
 
     the same slices every time --> one synthesis for each target modality --> MAE, PSNR, SSIM per slice --> means
 
 Ranks share out the slices; the means are taken over all of them in slice order, so they do not depend on who did which.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,6 @@ from brasyn_dist.data.stream import SliceBatch, read_samples
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.losses.ssim import region_mean, ssim_map
 
-PANEL_WINDOW = (BACKGROUND_VALUE, 4.0)
-"""Normalised intensities shown from black to white: the same in every panel, so that steps can be compared."""
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -33,7 +30,7 @@ class Scores:
     values: dict[str, float | None]
 
 
-class Validator:
+class SliceValidator:
     """Reads this rank's share of the slices once; each call scores a network on them."""
 
     def __init__(
@@ -58,6 +55,21 @@ class Validator:
         self._distributed = distributed
 
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """(scores by name, image panels by name) on every rank (panels: on rank 0)."""
+        raise NotImplementedError
+
+    def badness(self, scores: Mapping[str, float]) -> float:
+        """The number by which the best network is chosen: the smallest."""
+        raise NotImplementedError
+
+
+class Validator(SliceValidator):
+    """Scores a generator, each target modality in turn."""
+
+    def badness(self, scores: Mapping[str, float]) -> float:
+        return scores["mae"]
+
+    def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """(means by name, such as `mae` and `t1c/mae`; image panels by name) on every rank (panels: on rank 0)."""
         scores: list[Scores] = []
         pictures: list[tuple[int, int, dict[str, Any]]] = []
@@ -68,7 +80,8 @@ class Validator:
                 pictures += [(r, target, images[i]) for i, r in enumerate(rows) if r < self._panels]
         gathered = self._distributed.gather((scores, pictures))
         means = mean_scores([s for part, _ in gathered for s in part])
-        panels = draw_panels([p for _, part in gathered for p in part]) if self._distributed.is_main else {}
+        pictures = [p for _, part in gathered for p in part]
+        panels = draw_panels(pictures, self._normaliser.window) if self._distributed.is_main else {}
         return means, panels
 
     @torch.no_grad()
@@ -94,12 +107,15 @@ class Validator:
             batch.has_labels.to(device),
             float(self._normaliser.range_M[target]),
         )
+        # Pictures show what the volume pipeline would write: background where two of the given slices have it.
+        votes_B1HW = (~foreground(inputs_BMHW) & available_BM[:, :, None, None]).sum(1, keepdim=True)
+        shown_B1HW = torch.where(votes_B1HW >= 2, BACKGROUND_VALUE, image_B1HW.float())
         images = [
             {
                 "inputs": inputs_BMHW[i].cpu().numpy(),
                 "available": available_BM[i].cpu().numpy(),
                 "target": truth_B1HW[i, 0].cpu().numpy(),
-                "synthetic": image_B1HW[i, 0].float().cpu().numpy(),
+                "synthetic": shown_B1HW[i, 0].cpu().numpy(),
                 "view": VIEWS[int(batch.view[i])],
                 "labels": labels_BHW[i].cpu().numpy() if batch.has_labels[i] else None,
             }
@@ -153,7 +169,9 @@ def mean_scores(scores: Sequence[Scores]) -> dict[str, float]:
     return means
 
 
-def draw_panels(pictures: Sequence[tuple[int, int, dict[str, Any]]]) -> dict[str, np.ndarray]:
+def draw_panels(
+    pictures: Sequence[tuple[int, int, dict[str, Any]]], window: tuple[float, float]
+) -> dict[str, np.ndarray]:
     """One RGB image for each target modality: its slices below each other."""
     from brasyn_dist.evaluation.panels import grid, slice_panel
 
@@ -169,7 +187,7 @@ def draw_panels(pictures: Sequence[tuple[int, int, dict[str, Any]]]) -> dict[str
                         p["synthetic"],
                         p["labels"],
                         p["available"],
-                        PANEL_WINDOW,
+                        window,
                         p["view"],
                     )
                     for p in rows

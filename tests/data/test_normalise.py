@@ -88,3 +88,40 @@ def test_foreground_also_where_it_is_darker_than_background():
     normalised = normaliser(values)
     assert (normalised[values > 0] < BACKGROUND_VALUE).any()
     assert torch.equal(foreground(normalised), values > 0)
+
+
+def test_slices_of_their_own_range_equal_numpy():
+    """HF-GAN's normalisation: background to -1, each slice's maximum to 1, linear between."""
+    values = planes()
+    values[1, 2] = 0  # a slice without brain
+    normaliser = Normaliser(PUBLISHED, dtype=torch.float64, mode="slice")
+    normalised = normaliser(torch.from_numpy(values)).numpy()
+    for b in range(2):
+        for m in range(4):
+            plane = np.clip(values[b, m].astype(np.float64), 0, None)
+            np.testing.assert_allclose(
+                normalised[b, m], 2 * plane / max(plane.max(), 1) - 1, rtol=0, atol=1e-13
+            )
+            assert normalised[b, m].max() == (1 if plane.any() else -1)
+    assert (normalised[values <= 0] == BACKGROUND_VALUE).all()
+    assert foreground(Normaliser(PUBLISHED, mode="slice")(torch.from_numpy(values))).equal(
+        torch.from_numpy(values > 0)
+    )
+    assert normaliser.range_M.tolist() == [2.0] * 4 and normaliser.window == (-1.0, 1.0)
+
+
+def test_a_slice_of_its_own_range_comes_back_scaled_by_the_others():
+    """Exact where the missing slice is as bright, by its clip maximum, as the available ones are on the mean."""
+    clip = np.array(PUBLISHED.column("clip_max"))
+    pattern = np.array([[0.0, 0.25], [0.5, 1.0]])
+    values = torch.from_numpy(np.stack([pattern * c for c in clip * [0.3, 0.5, 0.4, 0.4]])[None])
+    normaliser = Normaliser(PUBLISHED, dtype=torch.float64, mode="slice")
+    image = normaliser(values)[:, 2]
+    restored = normaliser.denormalise(image, 2, values, (0, 1, 3))
+    np.testing.assert_allclose(restored.numpy(), values[:, 2].numpy(), rtol=1e-12)
+    # What is not available is not looked at.
+    spoilt = values.clone()
+    spoilt[:, 2] = 1e6
+    assert restored.equal(normaliser.denormalise(image, 2, spoilt, (0, 1, 3)))
+    with pytest.raises(ValueError, match="made from"):
+        normaliser.denormalise(image, 2)

@@ -213,7 +213,7 @@ def test_time_spent_waiting_is_told(selection: Selection, monkeypatch: pytest.Mo
 
 def test_pinned_memory_where_there_is_cuda(selection: Selection) -> None:
     (batch,) = stream(selection, 0, 1, pin_memory=True)
-    for tensor in (batch.planes, batch.labels, batch.has_labels, batch.view):
+    for tensor in (batch.planes, batch.labels, batch.has_labels, batch.view, batch.tumour_type):
         assert tensor.is_pinned() == torch.cuda.is_available()
 
 

@@ -28,9 +28,24 @@ SMALL = (
     "validation.batch_size=2",
     "validation.panels=1",
     "telemetry.log_every=2",
+    "telemetry.report=false",
     "runtime.threads=1",
 )
 """The real networks and code at 48 x 48 and an eighth of the width: seconds instead of hours."""
+
+
+SMALL_SEGMENTER = (
+    "segmenter.image_size=48",
+    "segmenter.widths=[8,16,24]",
+    "training.global_batch_size=8",
+    "optimizer.base_rate=8e-2",
+    "optimizer.warmup_steps=4",
+    "validation.slices=3",
+    "validation.batch_size=2",
+    "validation.panels=1",
+    "telemetry.log_every=2",
+    "runtime.threads=1",
+)
 
 
 class Running(Protocol):
@@ -42,17 +57,23 @@ class Running(Protocol):
     def wait(self, timeout: float | None = None) -> int: ...
 
 
-def command(overrides: tuple[str, ...], processes: int = 2, launcher: str = "torchrun") -> list[str]:
+def command(
+    overrides: tuple[str, ...],
+    processes: int = 2,
+    launcher: str = "torchrun",
+    program: tuple[str, ...] = ("brasyn_dist.train", *SMALL),
+) -> list[str]:
     """Command line of a run under `torchrun`, `accelerate` or plain `python`."""
-    module = ["-m", "brasyn_dist.train", *SMALL, *overrides]
+    module = ["-m", *program, *overrides]
     if launcher == "python":
         return [sys.executable, *module]
     if launcher == "torchrun":
         return [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *module,
         ]  # fmt: skip
+    config = REPOSITORY / ("launch/cpu.yaml" if launcher == "accelerate" else launcher)
     return [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY / "launch/cpu.yaml"),
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
         "--num_processes", str(processes), "--main_process_port", "0", *module,
     ]  # fmt: skip
 
@@ -114,7 +135,7 @@ def wait_until(process: Running, condition: object, log: Path, timeout: float = 
     return True
 
 
-def final_state(run_dir: Path, step: int) -> dict[str, bytes]:
+def final_state(run_dir: Path, step: int, files_at_least: int = 7) -> dict[str, bytes]:
     """Every byte that must not depend on what the run went through: weights, average, optimisers, metrics, export."""
     checkpoint = run_dir / "checkpoints" / f"step-{step:08d}"
     files = [
@@ -122,5 +143,5 @@ def final_state(run_dir: Path, step: int) -> dict[str, bytes]:
         run_dir / "metrics.jsonl",
         run_dir / "export" / "model.safetensors",
     ]
-    assert len(files) >= 7, f"{checkpoint} holds {sorted(p.name for p in files)}"
+    assert len(files) >= files_at_least, f"{checkpoint} holds {sorted(p.name for p in files)}"
     return {p.name: p.read_bytes() for p in files}

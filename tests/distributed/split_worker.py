@@ -1,14 +1,16 @@
-"""Runs one GanStep update in float64 as one of several ranks, with plain gradient descent, and saves the weights after it.
+"""Runs one update of a GAN (with a frozen segmenter) and one of a segmenter, in float64, as one of several ranks, with plain
+gradient descent, and saves all weights after it.
 
 torchrun ... -m tests.distributed.split_worker MICRO UPDATES_PER_BATCH OUT.safetensors [SHARE ...]
 """
 
+import dataclasses
 import sys
 
 import torch
 from safetensors.torch import save_file
 
-from brasyn_dist.config import load_config
+from brasyn_dist.config import AdamConfig, LengthConfig, SegmenterConfig, SegmenterRunConfig, load_config
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.data.plan import rank_rows, targets_and_masks
 from brasyn_dist.data.statistics import PUBLISHED
@@ -17,7 +19,9 @@ from brasyn_dist.distributed import Distributed
 from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.generator import build_generator
 from brasyn_dist.models.passes import SynthesisPasses
+from brasyn_dist.models.segmenter import build_segmenter
 from brasyn_dist.processes import run_and_leave
+from brasyn_dist.training.segmentation import SegmenterStep
 from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
 
 SIZE, BATCH = 32, 8
@@ -37,9 +41,17 @@ def global_batch() -> SliceBatch:
         labels=labels,
         has_labels=torch.arange(BATCH) != 3,
         view=torch.zeros(BATCH, dtype=torch.int64),
+        tumour_type=torch.zeros(BATCH, dtype=torch.int64),
         keys=[str(b) for b in range(BATCH)],
         rows=slice(0, BATCH),
     )
+
+
+def part_of(rows: slice) -> SliceBatch:
+    batch = global_batch()
+    values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    cut = {k: v[rows] for k, v in values.items() if k not in ("index", "rows")}
+    return SliceBatch(index=0, rows=rows, **cut)
 
 
 def main() -> int:
@@ -52,8 +64,14 @@ def main() -> int:
             "generator.heads=2", "generator.transformer_layers=1", "discriminator.base_channels=8",
             f"training.global_batch_size={BATCH}", f"training.micro_batch_size={micro}",
             f"training.updates_per_batch={updates}", "optimizer.clip_norm=0", "runtime.threads=1",
+            "objective.tversky=5", "objective.segmenter=built-below",
         ],
     )  # fmt: skip
+    segmenter_config = SegmenterRunConfig(
+        segmenter=SegmenterConfig(SIZE, (8, 16, 24)),
+        training=LengthConfig(global_batch_size=BATCH, micro_batch_size=micro),
+        optimizer=AdamConfig(clip_norm=0),
+    )
     distributed = Distributed(config.runtime)
     generator = build_generator(config.generator, 0).double()
     discriminator = build_discriminator(config.discriminator, 0).double()
@@ -62,13 +80,21 @@ def main() -> int:
         for module, state in ((SynthesisPasses(generator), generator), (discriminator, discriminator))
     ]
     normaliser = Normaliser(PUBLISHED, distributed.device, torch.float64)
-    step = GanStep(config, distributed, networks[0], networks[1], normaliser)
+    frozen = build_segmenter(segmenter_config.segmenter, 1).double().requires_grad_(False)
+    step = GanStep(config, distributed, networks[0], networks[1], normaliser, frozen)
     whole = DeviceBatch.load(global_batch(), normaliser)
     rows = rank_rows(BATCH, distributed.rank, distributed.world, shares)
     masks = [targets_and_masks(5, 0, u, BATCH, "any")[rows] for u in range(4 // updates)]
     step(whole.rows(rows.start, rows.stop), masks, Rates(1.0, 1.0))
+    segmenter = build_segmenter(segmenter_config.segmenter, 0).double()
+    trainable = distributed.prepare(segmenter, torch.optim.SGD(segmenter.parameters(), lr=1.0), segmenter)
+    SegmenterStep(segmenter_config, distributed, trainable, normaliser).update(part_of(rows), 0, 1.0)
     if distributed.is_main:
-        states = {"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}
+        states = {
+            "generator": generator.state_dict(),
+            "discriminator": discriminator.state_dict(),
+            "segmenter": segmenter.state_dict(),
+        }
         save_file({f"{n}.{k}": v for n, s in states.items() for k, v in s.items()}, out)
     distributed.close()
     return 0

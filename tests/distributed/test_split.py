@@ -1,4 +1,4 @@
-"""One update is the same on 1, 2, 3 and 4 processes, with and without micro-batches: float64, real processes, both networks."""
+"""One update is the same on 1, 2, 3 and 4 processes, with and without micro-batches: float64, real processes, all networks."""
 
 import sys
 from pathlib import Path
@@ -33,6 +33,7 @@ def weights(
 def test_one_update_does_not_depend_on_the_split(tmp_path: Path, updates: int, splits: list[tuple[int, int]]):
     """(processes, micro-batch) against one process with all slices; three processes get uneven shares."""
     expected = weights(tmp_path, 1, 8, updates)
+    assert {name.split(".")[0] for name in expected} == {"generator", "discriminator", "segmenter"}
     for processes, micro in splits:
         actual = weights(tmp_path, processes, micro, updates)
         assert actual.keys() == expected.keys()

@@ -18,6 +18,7 @@ from brasyn_dist.processes import run_and_leave
 from tests.distributed.launch import SMALL
 
 PRELOAD = [
+    "brasyn_dist.training.gan",
     "brasyn_dist.training.setup",
     "accelerate.accelerator",
     "safetensors.torch",

@@ -60,7 +60,7 @@ def test_scores_baselines_and_report(predictions: Path, references: Path, tmp_pa
     summary = json.loads((out / "summary.json").read_text())
     assert summary["means"]["all"]["synthetic"]["mae/brain"]["cases"] == 3 and not summary["problems"]
     report = (out / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 6 + 3
+    assert report.count("<article") == 3 and report.count("data:image/png;base64,") == 3 * 3 * 6
     assert "http://" not in report and "https://" not in report
     assert "best copy" in capsys.readouterr().out
 

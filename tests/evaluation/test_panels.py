@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from brasyn_dist.evaluation.panels import (
     OUTLINE_COLOUR,
@@ -10,6 +11,7 @@ from brasyn_dist.evaluation.panels import (
     grey,
     grid,
     outline,
+    panel_tiles,
     save_png,
     slice_panel,
     upright,
@@ -56,3 +58,20 @@ def test_panel_has_every_tile_and_the_tumour(tmp_path: Path):
 
     with Image.open(tmp_path / "deep" / "panel.png") as image:
         assert image.size == (7 * 22, 2 * 38)
+
+
+def test_a_picture_gives_its_tiles_back():
+    rng = np.random.default_rng(0)
+    slices = [rng.random((4, 20, 20)) for _ in range(2)]
+    picture = grid(
+        [slice_panel(x, x[1], x[2], None, np.array([True, False, True, True]), (0.0, 1.0)) for x in slices]
+    )
+    rows = panel_tiles(picture)
+    assert [len(row) for row in rows] == [7, 7]
+    for x, row in zip(slices, rows):
+        np.testing.assert_array_equal(row[0], grey(upright(x[0]), (0.0, 1.0)))
+        np.testing.assert_array_equal(row[4], grey(upright(x[1]), (0.0, 1.0)))
+        np.testing.assert_array_equal(row[6], difference(upright(x[2] - x[1]), 1.0))
+    for other in (picture[:, :-1], picture[:-1], picture[:, :3]):
+        with pytest.raises(ValueError, match="square tiles"):
+            panel_tiles(other)

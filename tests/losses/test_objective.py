@@ -7,13 +7,14 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from brasyn_dist.config import ObjectiveConfig
+from brasyn_dist.config import ObjectiveConfig, TverskyConfig
 from brasyn_dist.losses.objective import (
     discriminator_terms,
     generator_terms,
     weighted_discriminator_sum,
     weighted_sum,
 )
+from tests.losses.test_tversky import by_hand
 
 SIZE = 24
 RANGES = (6.6, 7.7, 11.5, 10.2)
@@ -123,6 +124,23 @@ def test_ssim_of_the_whole_brain():
     terms = generator_terms(WHOLE, **inputs())
     close(terms["ssim_brain"], expected_region_ssim("brain"), 1e-10)
     assert "ssim_healthy" not in terms
+
+
+def test_tversky_of_the_segmented_slices():
+    """Against loops over pixels; one slice has no labels."""
+    noise = torch.Generator().manual_seed(3)
+    logits = torch.randn(4, 4, 6, 6, generator=noise, dtype=torch.float64)
+    labels = torch.randint(0, 4, (4, 6, 6), generator=noise)
+    has_labels = torch.tensor([True, True, False, True])
+    config = dataclasses.replace(DUAL, tversky=5.0, segmenter="somewhere")
+    extra = {"segmented_B4HW": logits, "labels_BHW": labels, "has_labels_B": has_labels}
+    terms = generator_terms(config, **inputs(), **extra)
+    expected = [by_hand(TverskyConfig(), logits[b], labels[b]) if has_labels[b] else 0.0 for b in range(4)]
+    close(terms["tversky"], expected)
+    without = {k: v for k, v in terms.items() if k != "tversky"}
+    close(weighted_sum(config, terms) - weighted_sum(config, without), 5 * np.array(expected))
+    with pytest.raises(ValueError, match="segmented_B4HW"):
+        generator_terms(config, **inputs())
 
 
 def test_weighted_sum():

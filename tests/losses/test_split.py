@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from brasyn_dist.config import DiscriminatorConfig, GeneratorConfig, ObjectiveConfig
+from brasyn_dist.config import DiscriminatorConfig, GeneratorConfig, ObjectiveConfig, SegmenterConfig
 from brasyn_dist.data.normalise import BACKGROUND_VALUE
 from brasyn_dist.data.plan import targets_and_masks
 from brasyn_dist.losses.objective import (
@@ -14,7 +14,8 @@ from brasyn_dist.losses.objective import (
 )
 from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.generator import build_generator
-from brasyn_dist.models.passes import SynthesisPasses, plan_passes
+from brasyn_dist.models.passes import SynthesisPasses, completed_slices, plan_passes
+from brasyn_dist.models.segmenter import build_segmenter
 
 SIZE, GLOBAL_BATCH = 32, 8
 GENERATOR = GeneratorConfig(image_size=SIZE, base_channels=8, transformer_layers=1, heads=4)
@@ -41,6 +42,7 @@ def gradients(
     """Of both networks, accumulated over micro-batches of `size` and divided by the global batch."""
     generator = build_generator(GENERATOR, 0).double()
     discriminator = build_discriminator(DISCRIMINATOR, 0).double()
+    segmenter = build_segmenter(SegmenterConfig(SIZE, (8, 16)), 0).double().requires_grad_(False)
     passes = SynthesisPasses(generator, fast)
     real, tumour = slices()
     variants = 1 if updates_per_batch == 4 else 4
@@ -52,6 +54,8 @@ def gradients(
         truth = real[rows][plan.row_B, plan.target_B][:, None]
         discriminator.requires_grad_(False)
         patch, classes = discriminator(image)
+        completed = completed_slices(real[rows][plan.row_B], image, plan.target_B)
+        kind = torch.zeros_like(plan.target_B)
         terms = generator_terms(
             config,
             image_B1HW=image,
@@ -65,11 +69,15 @@ def gradients(
             class_B4=classes,
             tumour_B1HW=tumour[rows][plan.row_B],
             range_B=RANGE_M[plan.target_B],
+            segmented_B4HW=segmenter(completed, kind, kind) if config.tversky else None,
+            labels_BHW=2 * tumour[rows][plan.row_B][:, 0].long(),
+            has_labels_B=(torch.arange(GLOBAL_BATCH) != 2)[rows][plan.row_B],
         )
         (weighted_sum(config, terms).sum() / GLOBAL_BATCH).backward()
         discriminator.requires_grad_(True)
         judged = (*discriminator(truth), *discriminator(image.detach()), plan.target_B)
         (weighted_discriminator_sum(config, discriminator_terms(*judged)).sum() / GLOBAL_BATCH).backward()
+    assert all(p.grad is None for p in segmenter.parameters())
     networks = {"generator": generator, "discriminator": discriminator}
     return {f"{n}.{k}": p.grad for n, network in networks.items() for k, p in network.named_parameters()}
 
@@ -77,7 +85,9 @@ def gradients(
 @pytest.mark.slow
 @pytest.mark.parametrize(("updates_per_batch", "regions"), [(4, "dual"), (4, "whole"), (1, "dual")])
 def test_gradient_of_a_global_batch_is_the_same_however_it_is_split(updates_per_batch, regions):
-    config = ObjectiveConfig(ssim_regions=regions, mask_background=regions == "whole")
+    config = ObjectiveConfig(
+        ssim_regions=regions, mask_background=regions == "whole", tversky=5.0, segmenter="built here"
+    )
     whole = gradients(GLOBAL_BATCH, updates_per_batch, config, fast=True)
     assert all(gradient.abs().max() > 0 for gradient in whole.values())
     for size in (4, 2):
@@ -93,3 +103,13 @@ def test_plain_passes_have_the_same_gradient():
         (plain[name] - whole[name]).abs().max() < 1e-12 * max(1.0, float(whole[name].abs().max()))
         for name in whole
     )
+
+
+def test_the_generator_learns_from_the_segmenter_alone():
+    """Every other weight is 0: what gradient there is has come through the frozen network."""
+    off = dict.fromkeys(("reconstruction", "adversarial", "classification", "feature", "cycle", "ssim"), 0.0)
+    config = ObjectiveConfig(**off, tversky=5.0, segmenter="built here")
+    gradient = gradients(GLOBAL_BATCH, 4, config, fast=True)
+    learning = [g for name, g in gradient.items() if name.startswith("generator") and g is not None]
+    assert learning and all(g.isfinite().all() for g in learning)
+    assert sum(float(g.abs().max()) > 0 for g in learning) > 0.9 * len(learning)

@@ -121,3 +121,19 @@ def test_weights_that_do_not_fit_are_refused(export, tmp_path):
         load_generator_weights(build_generator(small_config(), 1), export)
     with pytest.raises(CheckpointError, match="no exported generator"):
         load_generator_weights(build_generator(small_config(), 1), tmp_path)
+
+
+def test_normalisation_is_kept_and_old_exports_have_the_usual_one(export):
+    config = export / "config.json"
+    assert Generator.from_pretrained(export).normalisation == "zscore"
+    values = json.loads(config.read_text())
+    for stored, expected in (("slice", "slice"), (None, "zscore")):
+        values["normalisation"] = stored
+        config.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+        generator = Generator.from_pretrained(export)
+        assert generator.normalisation == expected
+        generator.save_pretrained(export.parent / "again")
+        assert Generator.from_pretrained(export.parent / "again").normalisation == expected
+    config.write_text(json.dumps({**values, "normalisation": "percentile"}))
+    with pytest.raises(CheckpointError, match="unknown normalisation 'percentile'"):
+        Generator.from_pretrained(export)

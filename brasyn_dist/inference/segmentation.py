@@ -1,0 +1,72 @@
+"""The project's segmenter in volume mode: four volumes in, labels out.
+
+    integers (4, x, y, z) --slices of each view it was trained on--> class probabilities --sum over views, argmax--> labels
+
+As in synthesis, slices without brain are not run, and what at least two modalities call background is background.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from brasyn_dist.brats import BACKGROUND, MODALITIES, VIEWS
+from brasyn_dist.data.normalise import Normaliser
+from brasyn_dist.errors import CheckpointError, DataError
+from brasyn_dist.inference.volume import (
+    Precision,
+    autocast,
+    brain_mask,
+    default_batch_size,
+    full_batches,
+    square_padding,
+    to_slices,
+)
+from brasyn_dist.models.segmenter import CLASSES, Segmenter
+
+
+@torch.inference_mode()
+def segment_volume(
+    segmenter: Segmenter,
+    images_MXYZ: np.ndarray,
+    tumour_type: int,
+    views: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "no",
+) -> np.ndarray:
+    """(x, y, z) uint8 canonical labels of one case with all four modalities, integers in LPS order.
+
+    `tumour_type` is a number in TUMOUR_TYPES, or UNKNOWN_TYPE; `views` default to those the segmenter was trained on. Raises
+    DataError where there is no brain, CheckpointError for a segmenter that lacks what its export should tell.
+    """
+    views = tuple(views or segmenter.views)
+    if segmenter.statistics is None or not views:
+        raise CheckpointError("the segmenter has no statistics or views; load it with load_segmenter")
+    device = next(segmenter.parameters()).device
+    images = torch.from_numpy(images_MXYZ).to(device)
+    brain_XYZ = brain_mask(images, MODALITIES)
+    if not brain_XYZ.any():
+        raise DataError("no brain to segment: the modalities are background everywhere (all voxels are 0)")
+    normaliser = Normaliser(segmenter.statistics, device, mode=segmenter.normalisation)
+    sums_CXYZ = torch.zeros(CLASSES, *brain_XYZ.shape, device=device)
+    for view in views:
+        # Views into the volumes: what is added to a slice is added to its volume.
+        inputs_KMHW, sums_KCHW = to_slices(images, view), to_slices(sums_CXYZ, view)
+        padding = square_padding(inputs_KMHW.shape[2:], segmenter.config.image_size)
+        rows_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
+        done = 0
+        for rows_B in full_batches(rows_K, batch_size or default_batch_size(device)):
+            numbers_B = torch.full((len(rows_B),), VIEWS.index(view), device=device)
+            x_BMHW = normaliser(F.pad(inputs_KMHW[rows_B], padding))
+            with autocast(device, precision):
+                logits_BCHW = segmenter(x_BMHW, numbers_B, torch.full_like(numbers_B, tumour_type))
+            chances_BCHW = F.pad(logits_BCHW.float().softmax(1), [-n for n in padding])
+            # The last batch is filled up with repetitions of its last slice, which counts once.
+            new = min(len(rows_B), len(rows_K) - done)
+            sums_KCHW[rows_B[:new]] += chances_BCHW[:new]
+            done += new
+    if not torch.isfinite(sums_CXYZ).all():
+        raise DataError("the segmenter's output is not finite; check its weights")
+    labels_XYZ = torch.where(brain_XYZ, sums_CXYZ.argmax(0), BACKGROUND)
+    return labels_XYZ.to(torch.uint8).cpu().numpy()

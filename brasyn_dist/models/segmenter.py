@@ -1,0 +1,96 @@
+"""The segmenter: a 2-D U-Net in the manner of nnU-Net (method, section 4).
+
+    four slices + view + tumour type, as one-hot planes
+        --> stage 0 --------------------------------- + --> stage 0 --> 1x1 convolution --> logits of four classes
+              `-- stride 2 --> stage 1 -------- + --> stage 1 --^
+                                 `-- stride 2 --> ... the last --^    (^: doubled by nearest neighbours, 1x1 convolution)
+
+A stage is two times (3x3 convolution, GroupNorm, SiLU). GroupNorm and not batch norm: a slice's result depends on that slice
+alone, so that the gradient of a global batch is the same however it is split, and training and evaluation are one function.
+"""
+
+import itertools
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brasyn_dist.brats import LABEL_NAMES, MODALITIES, TUMOUR_TYPES, VIEWS
+from brasyn_dist.config import NormalisationMode, SegmenterConfig
+from brasyn_dist.models.layers import seeded_initialisation
+
+if TYPE_CHECKING:
+    from brasyn_dist.data.statistics import Statistics
+
+CLASSES = 1 + len(LABEL_NAMES)
+"""Background and the canonical labels, in their order."""
+INPUTS = len(MODALITIES) + len(VIEWS) + len(TUMOUR_TYPES)
+
+
+class Stage(nn.Module):
+    """Two times convolution, GroupNorm, SiLU; the first convolution has the `stride`."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, stride: int = 1) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, outputs, 3, s, padding=1, bias=False) for a, s in ((inputs, stride), (outputs, 1))
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(groups, outputs) for _ in self.convolutions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, norm in zip(self.convolutions, self.norms):
+            x = F.silu(norm(convolution(x)))
+        return x
+
+
+class Segmenter(nn.Module):
+    """Finds the tumour's parts in slices of all four modalities."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.statistics: Statistics | None = None
+        """Statistics that the weights were trained with; set when they are loaded."""
+        self.views: tuple[str, ...] = ()
+        self.normalisation: NormalisationMode = "zscore"
+        widths, groups = config.widths, config.norm_groups
+        self.encoder = nn.ModuleList(
+            Stage(a, b, groups, stride=1 if i == 0 else 2)
+            for i, (a, b) in enumerate(zip((INPUTS, *widths), widths))
+        )
+        # From the inside out: a stage's output is narrowed to the width of the next, doubled, and joined with its skip.
+        inwards = widths[::-1]
+        self.narrowings = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(inwards))
+        self.decoder = nn.ModuleList(Stage(2 * b, b, groups) for b in inwards[1:])
+        self.output = nn.Conv2d(widths[0], CLASSES, 1)
+
+    def forward(self, x_BMHW: Tensor, view_B: Tensor, type_B: Tensor) -> Tensor:
+        """Logits (B, 4, H, W) of background, NETC, ED and ET.
+
+        `x` are all four normalised slices, `view` and `type` (B,) int64 numbers in VIEWS and TUMOUR_TYPES; UNKNOWN_TYPE
+        is a one-hot of zeros.
+        """
+        told_BN = torch.cat([one_hot(view_B, len(VIEWS)), one_hot(type_B, len(TUMOUR_TYPES))], 1)
+        planes = told_BN.to(x_BMHW.dtype)[:, :, None, None].expand(-1, -1, *x_BMHW.shape[2:])
+        hidden = torch.cat([x_BMHW, planes], 1)
+        skips = []
+        for stage in self.encoder:
+            hidden = stage(hidden)
+            skips.append(hidden)
+        for narrowing, stage, skip in zip(self.narrowings, self.decoder, skips[-2::-1]):
+            # Narrowing before doubling: the same numbers for a quarter of the work.
+            doubled = F.interpolate(narrowing(hidden), scale_factor=2, mode="nearest")
+            hidden = stage(torch.cat([doubled, skip], 1))
+        return self.output(hidden)
+
+
+def one_hot(number_B: Tensor, count: int) -> Tensor:
+    """(B, count) bool; all false where the number is none of 0 .. count - 1."""
+    return number_B[:, None] == torch.arange(count, device=number_B.device)
+
+
+def build_segmenter(config: SegmenterConfig, seed: int) -> Segmenter:
+    """A segmenter whose initial weights are a function of (config, seed) alone."""
+    with seeded_initialisation(seed, "segmenter"):
+        return Segmenter(config)

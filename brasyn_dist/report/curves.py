@@ -1,0 +1,130 @@
+"""Curves of a run, from metrics.jsonl and performance.jsonl: one small chart for each number.
+
+    train lines       --> loss terms; norms and rate       thin: smallest and largest of a bin of steps; thick: their mean
+    validation lines  --> each score, overall and of each part (target, region)
+    performance lines --> slices a second, share of time spent waiting for data
+
+Whatever numbers the lines have is drawn, so runs of other networks than the generator need nothing of their own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from brasyn_dist.brats import MODALITIES, MODALITY_NAMES
+from brasyn_dist.report.charts import chart, colour, series_text
+from brasyn_dist.report.page import fold, legend, note
+from brasyn_dist.report.style import SERIES
+
+Line = Mapping[str, Any]
+BINS = 200
+"""Largest number of points of a curve."""
+FACTS = ("step", "kind", "epoch", "rate", "time")
+NORM = "_norm"
+OVERALL = "overall"
+
+
+def training_curves(lines: Sequence[Line]) -> str:
+    """HTML of the loss terms by optimiser step, and of gradient norms and learning rate folded below."""
+    train = [line for line in lines if line["kind"] == "train"]
+    if not train:
+        return note("metrics.jsonl has no training step yet.")
+    names = list(dict.fromkeys(n for line in (train[0], train[-1]) for n in line if n not in FACTS))
+    terms = [n for n in names if not n.endswith(NORM)]
+    others = [n for n in names if n.endswith(NORM)] + ["rate"] * ("rate" in train[0])
+    return charts(train, terms) + (
+        fold("Gradient norms and learning rate", charts(train, others)) if others else ""
+    )
+
+
+def validation_curves(lines: Sequence[Line]) -> str:
+    """HTML of each validation score by optimiser step: over all, and each part (target, region) where there are parts."""
+    validation = [line for line in lines if line["kind"] == "validation"]
+    if not validation:
+        return note("This run has no validation.")
+    names = score_names(validation[-1])
+    parts = list(dict.fromkeys(p for n in names for p in parts_of(validation[-1], n)))[: len(SERIES)]
+    colours = {OVERALL: "var(--ink)"} | {p: f"var(--{s})" for p, s in zip(parts, SERIES)}
+    figures = (validation_chart(validation, name, parts) for name in names)
+    return (legend(colours) if parts else "") + f'<div class="charts">{"".join(figures)}</div>'
+
+
+def score_names(line: Line) -> list[str]:
+    """Scores of a validation line that are over all parts."""
+    return [n for n in line if "/" not in n and n not in FACTS]
+
+
+def parts_of(line: Line, name: str) -> dict[str, str]:
+    """Keys of a score's parts by what people call them: `t1c/mae` of a generator, `dice/WT` of a segmenter."""
+    targets = {MODALITY_NAMES[m]: f"{m}/{name}" for m in MODALITIES if f"{m}/{name}" in line}
+    return targets | {key.removeprefix(f"{name}/"): key for key in line if key.startswith(f"{name}/")}
+
+
+def performance_curves(lines: Sequence[Line]) -> str:
+    """HTML of speed by optimiser step."""
+    names = ("slices_per_second", "data_wait_fraction")
+    return charts(lines, [n for n in names if lines and n in lines[-1]]) if lines else ""
+
+
+def charts(lines: Sequence[Line], names: Sequence[str]) -> str:
+    return f'<div class="charts">{"".join(term_chart(lines, name) for name in names)}</div>'
+
+
+def points_of(lines: Sequence[Line], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) where the value is known."""
+    known = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    steps, values = zip(*known) if known else ((), ())
+    return np.array(steps, float), np.array(values, float)
+
+
+def binned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, ...]:
+    """(step, mean, smallest, largest) of at most `bins` runs of consecutive points."""
+    parts = [p for p in np.array_split(np.arange(len(steps)), min(bins, max(1, len(steps)))) if len(p)]
+    rows = [(steps[p].mean(), values[p].mean(), values[p].min(), values[p].max()) for p in parts]
+    return tuple(np.array(rows).reshape(-1, 4).T)
+
+
+def term_chart(lines: Sequence[Line], name: str) -> str:
+    steps, values = points_of(lines, name)
+
+    def draw(axes: Any) -> None:
+        # At least eight points a bin, so that the mean is smoother than the points.
+        x, mean, low, high = binned(steps, values, max(8, min(BINS, len(steps) // 8)))
+        axes.fill_between(x, low, high, color=colour("s1"), alpha=0.22, lw=0)
+        axes.plot(x, mean, color=colour("s1"), marker="o" if len(x) == 1 else None)
+        if len(values) and values.min() > 0 and values.max() > 20 * values.min():
+            axes.set_yscale("log")
+        finish(axes)
+
+    return chart(readable(name), series_text("By optimiser step", values.tolist()), draw, height=170)
+
+
+def validation_chart(lines: Sequence[Line], name: str, parts: Sequence[str]) -> str:
+    """`parts` of the whole legend give each series its colour."""
+    series = [(p, key, SERIES[parts.index(p)]) for p, key in parts_of(lines[-1], name).items() if p in parts]
+
+    def draw(axes: Any) -> None:
+        for _, key, shade in series:
+            axes.plot(*points_of(lines, key), color=colour(shade), marker="o", ms=2.5, lw=1.1)
+        axes.plot(*points_of(lines, name), color=colour("ink"), marker="o", ms=3.5, lw=2)
+        finish(axes)
+
+    texts = [
+        series_text(p, points_of(lines, key)[1].tolist()) for p, key, _ in [(OVERALL, name, ""), *series]
+    ]
+    return chart(readable(name), "By optimiser step. " + "; ".join(texts), draw)
+
+
+def finish(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.margins(x=0.02)
+
+
+def readable(name: str) -> str:
+    """`ssim_healthy` as people write it."""
+    words = name.replace("_", " ").split()
+    return " ".join(w.upper() if w in ("mae", "psnr", "ssim") else w for w in words).replace("/", ", ")

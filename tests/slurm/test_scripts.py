@@ -1,0 +1,68 @@
+"""What can be said of the job scripts without a Slurm; these tests run everywhere."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sbatch"))
+DOCS = (REPOSITORY / "docs/cluster.md").read_text()
+
+
+def test_there_is_one_for_each_stage():
+    assert [p.stem for p in SCRIPTS] == ["evaluate", "infer", "shard", "train"]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, REPOSITORY / "slurm/common.sh"], ids=lambda p: p.name)
+def test_bash_can_read_it(script: Path):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_every_job_can_be_requeued_and_is_warned_and_keeps_its_output(script: Path):
+    options = re.findall(r"^#SBATCH (\S+)", script.read_text(), flags=re.M)
+    assert {"--requeue", "--open-mode=append"} <= set(options)
+    assert any(option.startswith("--signal=B:USR1@") for option in options)
+    assert not any(option.startswith(("--partition", "--account", "--constraint")) for option in options)
+
+
+def commands() -> list[str]:
+    """Command lines of the bash blocks of docs/cluster.md, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", DOCS, flags=re.S)
+    lines = [line.split("   #")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.strip() for line in lines if line.strip()]
+
+
+def test_scripts_and_configurations_in_the_docs_exist():
+    named = {
+        word
+        for line in commands()
+        for word in re.findall(r"(?<![\w/])(?:slurm|launch|configs|tools|benchmarks)/[\w.]+\.\w+", line)
+    }
+    assert len(named) >= 8 and [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
+
+
+def test_the_chain_in_the_docs():
+    (line,) = [c for c in commands() if "slurm/submit.py" in c]
+    words = [sys.executable if w == "python" else w for w in shlex.split(line)]
+    done = subprocess.run([*words, "--dry-run"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    jobs = done.stdout.splitlines()
+    assert [re.findall(r"(\w+)\.sbatch", j) for j in jobs] == [["shard"], ["train"], ["infer"], ["evaluate"]]
+    assert "--dependency" not in jobs[0]
+    assert [re.findall(r"afterok:(\w+)", j) for j in jobs[1:]] == [["SHARD"], ["TRAIN"], ["INFER"]]
+    assert all("--account=lab" in j for j in jobs) and "--nodes=4 --gpus-per-node=2" in jobs[1]
+    assert "--weights runs/r3" in jobs[2] and "data.shards=shards" in jobs[1]
+
+
+def test_local_slurm_says_what_it_needs(tmp_path: Path):
+    environment = {"PATH": "/usr/bin:/bin", "LOCAL_SLURM_DIR": str(tmp_path / "none")}
+    tool = str(REPOSITORY / "tools/local_slurm.sh")
+    for word, expected in {"status": "nothing runs in", "": "usage: "}.items():
+        done = subprocess.run([tool, *word.split()], env=environment, capture_output=True, text=True)
+        assert done.returncode == 1 and expected in done.stderr

@@ -1,0 +1,183 @@
+"""Every run of the thesis is started from its file in configs/, on phantom data at reduced width, for a few updates.
+
+The files' own paths (`runs/r3`, `runs/segmenter`) are used as they stand: the tests work in the folder that holds `runs`.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from brasyn_dist.config import Config, SegmenterRunConfig, load_config
+from brasyn_dist.inference.config import load_inference
+from brasyn_dist.train import main as train
+from brasyn_dist.train_segmenter import main as train_segmenter
+from tests.small import small_shard_set
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+UPDATES = 2
+COMMON = (
+    f"training.max_steps={UPDATES}", "training.global_batch_size=4", "runtime.threads=1", "runtime.precision=no",
+    "optimizer.warmup_steps=1", "validation.slices=1", "validation.panels=1", "telemetry.log_every=1", "data.shards=shards",
+)  # fmt: skip
+GENERATOR = (
+    "generator.image_size=48", "generator.base_channels=8", "generator.heads=2", "generator.transformer_layers=1",
+    "discriminator.image_size=48", "discriminator.base_channels=8",
+)  # fmt: skip
+SEGMENTER = ("segmenter.image_size=48", "segmenter.widths=[8,16]")
+
+ALWAYS = {"reconstruction", "adversarial", "classification"}
+SECOND_PASS = {"cycle", "feature"}
+DUAL = {"ssim_healthy", "ssim_tumour"}
+TERMS = {
+    "r1": ALWAYS | SECOND_PASS,
+    "r2": ALWAYS | SECOND_PASS | DUAL,
+    "r3": ALWAYS | SECOND_PASS | DUAL,
+    "r4": ALWAYS | SECOND_PASS | {"ssim_brain"},
+    "r5": ALWAYS,
+    "r6": ALWAYS | SECOND_PASS | DUAL | {"tversky"},
+    "r7": ALWAYS | SECOND_PASS | DUAL | {"tversky"},
+    "r8": ALWAYS | SECOND_PASS | DUAL,
+    "hfgan": ALWAYS | SECOND_PASS,
+    "segmenter": {"tversky"},
+}
+"""The objective of each run, by the names of its terms in metrics.jsonl."""
+NEEDS = {"r6": ("r3", "segmenter"), "r7": ("r3", "segmenter")}
+
+
+class Runs:
+    """Trains a run, and those it starts from, when it is first asked for."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+
+    def __call__(self, name: str) -> Path:
+        run_dir = self.work / "runs" / name
+        if not run_dir.exists():
+            for other in NEEDS.get(name, ()):
+                self(other)
+            main, size = (train_segmenter, SEGMENTER) if name == "segmenter" else (train, GENERATOR)
+            assert main(["--config", str(CONFIGS / f"{name}.yaml"), *COMMON, *size]) == 0
+        return run_dir
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs-of-the-thesis")
+    small_shard_set(folder / "shards", views=("axial", "sagittal", "coronal"))
+    case = next((folder / "shards-cases/train_gli").iterdir())
+    (folder / "cases").mkdir()
+    (folder / "cases" / case.name).symlink_to(case)
+    return folder
+
+
+@pytest.fixture
+def runs(work: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    monkeypatch.chdir(work)
+    return Runs(work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TERMS)
+def test_trains_with_its_objective(runs: Runs, name: str):
+    run_dir = runs(name)
+    status = json.loads((run_dir / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("finished", UPDATES)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    found = [
+        {k for k in line if not k.startswith("discriminator") and not k.endswith("_norm")}
+        - {"step", "kind", "epoch", "rate"}
+        for line in lines
+        if line["kind"] == "train"
+    ]
+    assert found == [TERMS[name]] * UPDATES
+    views = json.loads((run_dir / "export/config.json").read_text())["views"]
+    assert views == list(load_run(name).data.views)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["r6", "r7"])
+def test_fine_tuning_starts_from_r3_and_goes_slowly(runs: Runs, name: str):
+    """Adam moves a weight by at most about the rate: after two updates the network is still almost R3's."""
+    tuned = load_file(runs(name) / "export/model.safetensors")
+    origin = load_file(runs("r3") / "export/model.safetensors")
+    moved = max(float((tuned[k] - origin[k]).abs().max()) for k in origin)
+    assert 0 < moved < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [("r9", [("r6", "axial"), ("r7", "sagittal")]), ("r10", [("r8", "axial"), ("r8", "sagittal")])],
+)
+def test_inference_over_the_views_of_its_runs(runs: Runs, name: str, members: list[tuple[str, str]]):
+    from brasyn_dist.inference.api import infer_batch
+
+    hashes = [
+        json.loads((runs(run) / "export/config.json").read_text())["weights_sha256"] for run, _ in members
+    ]
+    out = runs.work / name
+    infer_batch("cases", out, weights=CONFIGS / f"{name}.yaml", modalities=["t2f"], say=lambda text: None)
+    assert len(list(out.glob("*-t2f.nii.gz"))) == 1
+    written = json.loads((out / "manifest.json").read_text())["identity"]["members"]
+    assert [(m["weights_sha256"], m["view"]) for m in written] == [
+        (sha256, view) for sha256, (_, view) in zip(hashes, members)
+    ]
+
+
+@pytest.mark.slow
+def test_slices_of_their_own_range_are_synthesised_as_they_were_trained(runs: Runs):
+    """HF-GAN's normalisation is kept with the weights, and inference takes it from there: intensities of a brain come out."""
+    import nibabel
+
+    from brasyn_dist.inference.api import infer_batch
+    from brasyn_dist.models.export import load_pretrained
+
+    assert load_pretrained(runs("hfgan")).normalisation == "slice"
+    out = runs.work / "hfgan-cases"
+    infer_batch("cases", out, weights="runs/hfgan", modalities=["t1n"], say=lambda text: None)
+    (path,) = out.glob("*-t1n.nii.gz")
+    values = nibabel.load(path).get_fdata()
+    case = path.name.removesuffix("-t1n.nii.gz")
+    inputs = nibabel.load(runs.work / f"cases/{case}/{case}-t1c.nii.gz").get_fdata()
+    assert (values >= 0).all() and 0 < values.max() < 10 * inputs.max()
+    assert (values[inputs == 0] == 0).mean() > 0.9
+
+
+def load_run(name: str) -> Config | SegmenterRunConfig:
+    kind = SegmenterRunConfig if name == "segmenter" else Config
+    return load_config(CONFIGS / f"{name}.yaml", (), kind)
+
+
+def test_what_the_method_says_of_each_run():
+    """Method, section 6. Written out here once more, so that a slip in a base file shows."""
+    runs = {name: load_config(CONFIGS / f"{name}.yaml") for name in TERMS if name != "segmenter"}
+    for name, run in runs.items():
+        assert run.name == name
+        assert run.order.availability == ("three" if name in ("r3", "r6", "r7", "r8") else "any"), name
+        assert run.data.cohorts == (() if name == "r8" else ("train_gli",)), name
+        assert run.training.updates_per_batch == 4 and run.training.global_batch_size == 64
+        assert run.optimizer.clip_norm == 0.1 and run.optimizer.discriminator_ratio == 0.1
+        weights = run.objective
+        assert (weights.reconstruction, weights.adversarial, weights.classification) == (10, 0.25, 0.25)
+        assert run.data.normalisation == ("slice" if name == "hfgan" else "zscore")
+    epochs = {name: run.training.epochs for name, run in runs.items()}
+    assert epochs == dict.fromkeys(runs, 10.0) | {"r6": 3.0, "r7": 3.0, "r8": 5.0}
+    views = {name: run.data.views for name, run in runs.items()}
+    assert views == dict.fromkeys(runs, ("axial",)) | {"r7": ("sagittal",), "r8": ("axial", "sagittal")}
+    assert runs["r1"].runtime.precision == "fp16"
+    for name in ("r6", "r7"):
+        assert runs[name].optimizer.base_rate == pytest.approx(runs["r3"].optimizer.base_rate / 10)
+        assert runs[name].checkpoint.init_from == "runs/r3"
+        assert (runs[name].objective.tversky, runs[name].objective.segmenter) == (5.0, "runs/segmenter")
+    segmenter = load_run("segmenter")
+    assert segmenter.data.min_tumour_fraction == 0.001 and set(segmenter.data.views) == {
+        "axial", "sagittal", "coronal",
+    }  # fmt: skip
+    assert [(m.weights, m.views) for m in load_inference(CONFIGS / "r9.yaml").members] == [
+        ("runs/r6", ("axial",)), ("runs/r7", ("sagittal",)),
+    ]  # fmt: skip
+    assert [(m.weights, m.views) for m in load_inference(CONFIGS / "r10.yaml").members] == [
+        ("runs/r8", ("axial", "sagittal"))
+    ]

@@ -1,0 +1,85 @@
+"""Small networks and a made-up batch for tests of one update, in this process, without Accelerate."""
+
+from typing import Any
+
+import torch
+
+from brasyn_dist.config import Config, load_config
+from brasyn_dist.data.normalise import Normaliser
+from brasyn_dist.data.plan import BatchMasks, targets_and_masks
+from brasyn_dist.data.statistics import PUBLISHED
+from brasyn_dist.data.stream import BatchMemory, SliceBatch
+from brasyn_dist.training.alone import OneProcess
+from brasyn_dist.training.gan import build_state
+from brasyn_dist.training.state import TrainState
+from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
+
+SIZE, BATCH = 32, 8
+OPTIONS = (
+    f"generator.image_size={SIZE}", f"discriminator.image_size={SIZE}", "generator.base_channels=8", "generator.heads=2",
+    "generator.transformer_layers=1", "discriminator.base_channels=8", f"training.global_batch_size={BATCH}",
+    "runtime.threads=1",
+)  # fmt: skip
+
+
+def small_config(*overrides: str) -> Config:
+    return load_config(None, [*OPTIONS, *overrides])
+
+
+def made_up_slices(count: int = BATCH, size: int = SIZE) -> SliceBatch:
+    """Brains of different sizes; every other slice has tumour, one has no labels at all, two are the same."""
+    noise = torch.Generator().manual_seed(0)
+    planes = torch.randint(1, 4000, (count, 4, size, size), generator=noise, dtype=torch.int16)
+    labels = torch.zeros(count, size, size, dtype=torch.uint8)
+    for b in range(count):
+        planes[b, :, : 3 + b] = 0
+        labels[b, size // 2 : size // 2 + 4 + b, 8:20] = 3 * (b % 2)
+    planes[1], labels[1] = planes[0], labels[0]
+    batch = BatchMemory(size, "int16").batch(0, slice(0, count))
+    batch.planes.copy_(planes)
+    batch.labels.copy_(labels)
+    batch.has_labels.copy_(torch.arange(count) != 3)
+    batch.view.copy_(torch.arange(count) % 3)
+    return batch
+
+
+class Update:
+    """One update of both networks: `update()`, or of the masks of another batch, `update(5)`."""
+
+    def __init__(self, config: Config, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.config = config
+        self.distributed = OneProcess(config.runtime, device)
+        self.state: TrainState = build_state(config, self.distributed)
+        if dtype != torch.float32:
+            for network in (self.state.generator, self.state.discriminator):
+                network.module.to(dtype)
+        self.normaliser = Normaliser(PUBLISHED, torch.device(device), dtype)
+        self.step = GanStep(
+            config, self.distributed, self.state.generator, self.state.discriminator, self.normaliser
+        )
+        size = config.generator.image_size
+        self.batch = DeviceBatch.load(
+            made_up_slices(config.training.global_batch_size, size), self.normaliser
+        )
+
+    def masks(self, k: int) -> list[BatchMasks]:
+        training, order = self.config.training, self.config.order
+        return [
+            targets_and_masks(1, k, u, training.global_batch_size, order.availability)
+            for u in range(4 // training.updates_per_batch)
+        ]
+
+    def __call__(self, k: int = 0, masks: list[BatchMasks] | None = None) -> dict[str, torch.Tensor]:
+        return self.step(self.batch, masks or self.masks(k), Rates(1e-3, 1e-4))
+
+    def gradients(self, masks: list[BatchMasks] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(terms, gradients by parameter) of one update that changes no weight."""
+        kept: dict[str, Any] = {}
+
+        def note(network: Any, max_norm: float, rate: float) -> torch.Tensor:
+            name = "generator" if network is self.state.generator else "discriminator"
+            kept.update({f"{name}.{n}": p.grad for n, p in network.module.named_parameters()})
+            return torch.zeros(())
+
+        self.distributed.clip_and_step = note  # type: ignore[method-assign]
+        return self(masks=masks), kept
