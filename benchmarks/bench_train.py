@@ -7,7 +7,8 @@ same mathematics without any optimisation; the others add one each, or all. Read
 targets (then a quarter of the slices at a time, so that as many synthetic ones are alive). Speed-ups are ratios to `plain` with
 4 updates at the same batch size, in the same run: of wall seconds, and of CPU seconds where the machine is shared. `--ladder`
 doubles the batch until memory is used up. `--segmenter RUN` adds the Tversky term to every row that can have it.
-Writes train.json, train.md, train.png.
+Shares of ceilings are of a large matrix product and a large copy, measured in the same process. On CPUs `GiB` is resident memory with
+the interpreter, about 0.4, which `predicted` leaves out. Writes train.json, train.md, train.png.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Counting what a computation needs, and measuring what the device gives: operations, bytes, ceilings."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,20 +46,18 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[], Any], device: torch.device, repeats: int, warmup: int = 1) -> list[float]:
-    """Wall seconds of `repeats` calls after `warmup` uncounted ones."""
-    for _ in range(warmup):
-        work()
-    return list(_timed(work, device, repeats))
-
-
-def _timed(work: Callable[[], Any], device: torch.device, repeats: int) -> Iterator[float]:
+def seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
+    """Seconds of `repeats` calls after one: CPU seconds on a CPU, which others may share, wall seconds on a GPU."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    work()
+    times = []
     for _ in range(repeats):
         synchronise(device)
-        begun = time.perf_counter()
+        begun = clock()
         work()
         synchronise(device)
-        yield time.perf_counter() - begun
+        times.append(clock() - begun)
+    return times
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:

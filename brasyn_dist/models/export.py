@@ -59,6 +59,9 @@ def save_pretrained(
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in network.state_dict().items()}
     with atomic_path(folder / WEIGHTS_FILE) as path:
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(
+            0o644
+        )  # safetensors makes files for their owner alone; others run the container, or share the folder
         digest = sha256_of(path)
     values = {
         "format": format_name(kind),

@@ -9,7 +9,7 @@ from torch import nn
 from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.distributed import Distributed
-from brasyn_dist.errors import BrasynError, CheckpointError
+from brasyn_dist.errors import BrasynError, CheckpointError, ConfigError
 from brasyn_dist.processes import starting_up
 from brasyn_dist.telemetry import Telemetry
 from brasyn_dist.training import run_folder
@@ -33,7 +33,11 @@ def run(task: Task) -> int:
     config = task.config
     try:
         training = config.training
-        distributed.check(training.global_batch_size, training.micro_batch_size, training.ema_decay > 0)
+        try:
+            distributed.check(training.global_batch_size, training.micro_batch_size, training.ema_decay > 0)
+        except ConfigError:
+            distributed.barrier()  # all refuse; whoever is still connecting must not meet a rank that has gone
+            raise
         lock = lock_run(config.run_dir, distributed)
         # The status gets the words that `explaining` finds.
         with (

@@ -64,7 +64,7 @@ def test_batches_that_fit_follow_from_two_numbers():
     assert cost.largest_batch(cost.peak_bytes(7) + 1) == 7
     assert cost.largest_batch(cost.peak_bytes(7) - 1) == 6
     assert cost.largest_batch(0) == 0
-    # A third batch size, counted by itself: memory is nearly linear in the batch (another moment may become the peak).
+    # A third batch size, counted by itself. So small a network's weights matter, and its peak is not quite linear.
     counted = count_update(small_config(), 16).peak
     moments_and_average = 12 * cost.generator_parameters + 8 * cost.discriminator_parameters
     assert cost.peak_bytes(16) == pytest.approx(counted + moments_and_average, rel=0.05)
