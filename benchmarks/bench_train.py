@@ -207,7 +207,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from benchmarks.counters import ceilings, count, synchronise
-    from brasyn_dist.training.loop import peak_memory_gib
+    from brasyn_dist.training.observer import peak_memory_gib
 
     batch_size = options.batches[0]
     config = configure(options, json.loads(options.worker), batch_size)

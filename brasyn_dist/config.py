@@ -358,6 +358,26 @@ class RuntimeConfig:
     gradient_exchange: Literal["fp32", "bf16"] = "fp32"
     """Number format in which ranks exchange gradients; bf16 halves the bytes, keeps 8 bits, needs CUDA."""
     collective_timeout_minutes: float = 30.0
+    """A rank that waits longer than this for another one ends, and the run with it."""
+    hang_minutes: float | None = None
+    """A rank that gets nowhere for so long writes its Python stacks to logs/; None: half of the collective timeout."""
+    time_communication: bool = True
+    """Measure how long ranks wait for the exchange of gradients (a hook in DistributedDataParallel; same arithmetic). Not measured with
+    gradient_exchange=bf16, nor under DeepSpeed."""
+    rank_shares: tuple[float, ...] = ()
+    """Share of the global batch for each rank, in any unit: [2, 1] gives rank 0 two thirds. Empty: equal shares."""
+    measure_rank_shares: bool = False
+    """For cards of different speeds: measure each rank's in the first batches, then share out by it (shares.json)."""
+
+    def __post_init__(self) -> None:
+        if self.rank_shares and self.measure_rank_shares:
+            raise ConfigError(
+                "runtime.rank_shares is given: set runtime.measure_rank_shares=false, or leave it empty"
+            )
+        if min(self.rank_shares, default=1.0) <= 0:
+            raise ConfigError(
+                "runtime.rank_shares must be above 0: a rank without slices only holds the others up"
+            )
 
 
 @dataclass(frozen=True)

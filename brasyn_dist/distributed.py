@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from brasyn_dist.config import RuntimeConfig
 from brasyn_dist.errors import ConfigError
+from brasyn_dist.phases import PhaseClock, timed_all_reduce
 
 if TYPE_CHECKING:
     from brasyn_dist.distributed_deepspeed import Zero
@@ -164,6 +165,7 @@ class Distributed:
                 "`accelerate launch --multi_gpu --num_processes N` with ACCELERATE_USE_CPU=true, or `torchrun`"
             )
         self._control = self._host_group()
+        self.clock = PhaseClock(self.device)
         self._set_device_options()
 
     @property
@@ -240,9 +242,14 @@ class Distributed:
         """Move `module` to the device and make it trainable on all ranks; `state` is what `Trainable.module` names."""
         if self._zero is not None:
             return self._zero.prepare(module, optimizer, state, self.device)
+        wrapped = self.accelerator.prepare_model(module)
+        # A network has one hook only: that of bf16 exchange is accelerate's.
+        timed = self.runtime.time_communication and self.runtime.gradient_exchange == "fp32"
+        if timed and isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            wrapped.register_comm_hook(self.clock, timed_all_reduce)
         return Trainable(
             state,
-            self.accelerator.prepare_model(module),
+            wrapped,
             optimizer,
             self.accelerator.prepare_optimizer(optimizer),
             self.accelerator,
@@ -257,6 +264,7 @@ class Distributed:
         """Of a loss of the network that `accumulate` named last."""
         assert self._training is not None, "backward belongs inside accumulate"
         self._training.backward(loss)
+        self.clock.exchanged()
 
     def clip_and_step(self, network: Trainable, max_norm: float, rate: float) -> Tensor:
         """Unscale, clip to `max_norm` (0: not), step at `rate`, clear gradients. Returns the norm before clipping, ()."""
@@ -327,6 +335,22 @@ class Distributed:
 
     def close(self) -> None:
         self.accelerator.end_training()
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether an error of a collective says that another process is gone, stuck or cannot be reached."""
+    from torch import distributed as dist
+
+    # gloo raises plain RuntimeErrors, which begin with the place in its source.
+    signs = (
+        "gloo/transport",
+        "caused pair closure",
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "ProcessGroup",
+    )
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
 def zero_of_launch(runtime: RuntimeConfig) -> "Zero | None":

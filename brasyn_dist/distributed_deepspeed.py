@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from brasyn_dist.config import RuntimeConfig
+from brasyn_dist.data.plan import rank_rows
 from brasyn_dist.distributed import Trainable
 from brasyn_dist.errors import ConfigError
 
@@ -107,16 +108,23 @@ class Zero:
                 "training.ema_decay=0 with ZeRO 3: no rank holds the whole network to validate and export, but for its "
                 "average; keep the average, or use launch/deepspeed_zero2.yaml"
             )
-        fewest, most = (
-            -(-rows // (micro_batch_size or rows))
-            for rows in (global_batch_size // world, -(-global_batch_size // world))
-            if rows
-        )
-        if self.stage > 1 and fewest != most:
+        if self.stage == 1 or micro_batch_size is None:
+            return
+        if self._runtime.measure_rank_shares and world > 1:
+            raise ConfigError(
+                f"runtime.measure_rank_shares with training.micro_batch_size={micro_batch_size}: ranks would come to take "
+                f"different numbers of micro-batches, but ZeRO {self.stage} exchanges gradients after each: leave one of them "
+                "out, or use launch/deepspeed_zero1.yaml"
+            )
+        rows = [rank_rows(global_batch_size, r, world, self._runtime.rank_shares) for r in range(world)]
+        counts = [-(-(r.stop - r.start) // micro_batch_size) for r in rows]
+        fewest, most = min(counts), max(counts)
+        if fewest != most:
             raise ConfigError(
                 f"training.global_batch_size={global_batch_size} and micro_batch_size={micro_batch_size} give {world} "
                 f"processes {fewest} or {most} micro-batches, but ZeRO {self.stage} exchanges gradients after each: choose "
-                f"a multiple of {world} for the global batch, another micro-batch, or launch/deepspeed_zero1.yaml"
+                f"a multiple of {world} for the global batch (and equal runtime.rank_shares), another micro-batch, or "
+                "launch/deepspeed_zero1.yaml"
             )
 
     def engine_options(self) -> dict[str, Any]:

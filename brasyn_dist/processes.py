@@ -4,6 +4,7 @@ reach), and how to leave one for good."""
 import atexit
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -42,6 +43,21 @@ def signal_when_parent_dies(number: signal.Signals) -> None:
     """Have the kernel send `number` to this process when its parent ends, however that ends. Does nothing outside Linux."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+@contextlib.contextmanager
+def starting_up() -> Iterator[None]:
+    """No garbage collection within; what was made there is never searched for garbage later.
+
+    Importing torch makes hundreds of thousands of objects, all of which stay: looking through them again and again takes a
+    quarter of a process' start (2.7 instead of 2.0 s of CPU on the machine where this was measured).
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextlib.contextmanager

@@ -38,14 +38,17 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """Appends one JSON object a line; on opening, drops lines after `resumed_step` and a torn last line."""
+    """Appends one JSON object a line; on opening, drops lines after `resumed_step` and a torn last line.
 
-    def __init__(self, path: Path, resumed_step: int | None = None) -> None:
+    `at_once`: a line that was written survives the process, without a flush.
+    """
+
+    def __init__(self, path: Path, resumed_step: int | None = None, at_once: bool = False) -> None:
         self.path = path
         if resumed_step is not None and path.exists():
             kept = [json.dumps(v) for v in read_lines(path) if v["step"] <= resumed_step]
             atomic_write_text(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+        self._file = path.open("a", buffering=1 if at_once else -1)
 
     def write(self, values: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from brasyn_dist.config import Config, T, load_config
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.processes import run_and_leave
+from brasyn_dist.processes import run_and_leave, starting_up
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     # torch and the rest of the imports take seconds, which `--help` and wrong options need not wait for.
     def train(config: Config) -> int:
-        from brasyn_dist.training.gan import GanTask
-        from brasyn_dist.training.setup import run
+        with starting_up():
+            from brasyn_dist.training.gan import GanTask
+            from brasyn_dist.training.setup import run
 
         return run(GanTask(config))
 

@@ -8,14 +8,15 @@ Exit status: 0 finished, 75 stopped on request (the same command continues), 1 f
 from collections.abc import Sequence
 
 from brasyn_dist.config import SegmenterRunConfig
-from brasyn_dist.processes import run_and_leave
+from brasyn_dist.processes import run_and_leave, starting_up
 from brasyn_dist.train import command_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     def train(config: SegmenterRunConfig) -> int:
-        from brasyn_dist.training.segmentation import SegmenterTask
-        from brasyn_dist.training.setup import run
+        with starting_up():
+            from brasyn_dist.training.segmentation import SegmenterTask
+            from brasyn_dist.training.setup import run
 
         return run(SegmenterTask(config))
 

@@ -13,6 +13,7 @@ that stream; it does not guarantee what its `Generator` methods make of it, so n
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -187,14 +188,31 @@ def _choose(allowed: np.ndarray, words: np.ndarray) -> np.ndarray:
     return np.argmax(allowed & (np.cumsum(allowed, axis=1) == ordinal[:, None] + 1), axis=1)
 
 
-def rank_rows(global_batch_size: int, rank: int, world: int) -> slice:
-    """Rows of the global batch that `rank` of `world` takes: contiguous, numbers differing by at most one.
+def rank_rows(global_batch_size: int, rank: int, world: int, shares: Sequence[float] = ()) -> slice:
+    """Rows of the global batch that `rank` of `world` takes: contiguous, at least one.
 
-    Whenever 4 * world divides the global batch they are whole blocks of four, with balanced targets.
+    Without `shares` numbers differ by at most one, and whenever 4 * world divides the global batch they are whole blocks
+    of four, with balanced targets. With `shares` (world,), positive, in any unit, they are as the shares, rounded.
     """
     if world > global_batch_size:
         raise ConfigError(
             f"{world} processes cannot share a global batch of {global_batch_size}: raise training.global_batch_size "
             "or start fewer processes"
         )
+    if shares:
+        if len(shares) != world:
+            raise ConfigError(
+                f"runtime.rank_shares has {len(shares)} shares for {world} processes: give one for each"
+            )
+        bounds = _bounds(global_batch_size, shares)
+        return slice(bounds[rank], bounds[rank + 1])
     return slice(rank * global_batch_size // world, (rank + 1) * global_batch_size // world)
+
+
+def _bounds(rows: int, shares: Sequence[float]) -> list[int]:
+    """Where the parts of `rows` begin and end (one more than there are shares); none is empty."""
+    total, bounds = sum(shares), [0]
+    for number in range(1, len(shares)):
+        wanted = round(rows * sum(shares[:number]) / total)
+        bounds.append(min(max(wanted, bounds[-1] + 1), rows - (len(shares) - number)))
+    return [*bounds, rows]

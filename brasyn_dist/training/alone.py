@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from brasyn_dist.config import RuntimeConfig
 from brasyn_dist.distributed import Distributed, Trainable
+from brasyn_dist.phases import PhaseClock
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,6 +26,8 @@ class OneProcess(Distributed):
     def __init__(self, runtime: RuntimeConfig, device: torch.device | str = "cpu") -> None:
         self.runtime = runtime
         self.device = torch.device(device)
+        # The host's time, which nobody reads here: the device may be one that this machine does not have.
+        self.clock = PhaseClock(torch.device("cpu"))
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module) -> Trainable:
         if self.runtime.precision != "no":

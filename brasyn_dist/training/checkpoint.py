@@ -57,6 +57,7 @@ def save_checkpoint(
 
     `tensors` maps file names (without ending) to named tensors; `state` must be JSON. Returns the folder.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     final = root / folder_name(step)
@@ -78,7 +79,7 @@ def save_checkpoint(
         temporary.rename(final)
         fsync(root)
         write_json(final / MANIFEST, {"step": step, "files": manifest})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is the latter
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"{final}: could not be written: {error}; earlier checkpoints are untouched. Free space or mend the "

@@ -68,7 +68,9 @@ def open_data(config: RunConfig, distributed: Distributed) -> TrainingData:
         held_out(index, config),
         Statistics.from_dict(index.header.statistics),
         order,
-        rows=rank_rows(config.training.global_batch_size, distributed.rank, distributed.world),
+        rows=rank_rows(
+            config.training.global_batch_size, distributed.rank, distributed.world, config.runtime.rank_shares
+        ),
         pin_memory=distributed.device.type == "cuda",
     )
 

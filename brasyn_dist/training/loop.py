@@ -6,17 +6,16 @@ for each global batch k of the stream          position = optimiser step; batch 
         log / validate / save / stop           when due; ranks agree once a step
 """
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.data.stream import SliceBatch
 from brasyn_dist.distributed import Distributed
+from brasyn_dist.errors import BrasynError
 from brasyn_dist.evaluation.panels import save_png
 from brasyn_dist.telemetry import JsonLines, Telemetry
 from brasyn_dist.training import run_folder, stop
@@ -24,8 +23,10 @@ from brasyn_dist.training.average import update_average
 from brasyn_dist.training.checkpoint import remove_old
 from brasyn_dist.training.data import TrainingData
 from brasyn_dist.training.monitor import Monitor
+from brasyn_dist.training.observer import DATA_WAIT, Observer
 from brasyn_dist.training.saver import BackgroundSaver
 from brasyn_dist.training.schedule import ema_decay, rate_factor, scaled_rate
+from brasyn_dist.training.shares import RankShares
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.step import Step
 from brasyn_dist.training.validation import SliceValidator
@@ -36,13 +37,14 @@ class Clock:
     """Where the time of this execution goes, in seconds since the last report."""
 
     wait: float = 0.0
+    agree: float = 0.0
     validate: float = 0.0
     save: float = 0.0
     steps: int = 0
     since: float = 0.0
 
     def restart(self) -> None:
-        self.wait = self.validate = self.save = 0.0
+        self.wait = self.agree = self.validate = self.save = 0.0
         self.steps = 0
         self.since = time.monotonic()
 
@@ -77,14 +79,18 @@ class Trainer:
         self.monitor = Monitor(
             distributed,
             config.training.global_batch_size * step.variants,
-            keys=lambda step: data.rank_keys((step - 1) // config.training.updates_per_batch),
+            keys=lambda step: self.data.rank_keys((step - 1) // config.training.updates_per_batch),
             overflow_is_normal=config.runtime.precision == "fp16",
         )
         self.trace = (
-            JsonLines(self.run_dir / f"trace-{distributed.world}-{distributed.rank}.jsonl", state.step)
+            JsonLines(
+                self.run_dir / f"trace-{distributed.world}-{distributed.rank}.jsonl", state.step, at_once=True
+            )
             if config.telemetry.trace_batches
             else None
         )
+        self.observer = Observer(config, distributed)
+        self.shares = RankShares(config.runtime, self.run_dir, config.training.global_batch_size, distributed)
         self.stop = stop.StopRequest(self.run_dir, distributed.is_main)
         self.clock = Clock(since=time.monotonic())
         self.saver = (
@@ -97,29 +103,40 @@ class Trainer:
 
     def fit(self) -> int:
         """Train. Returns the exit status: stop.FINISHED or stop.STOPPED."""
-        for batch, update in self._updates():
-            self._train(batch, update)
-            if (reason := self._periodic()) is not None:
-                return self._finish("stopped", reason, stop.STOPPED)
-        return self._finish("finished", "", stop.FINISHED)
+        with self.observer:
+            for batch, update in self._updates():
+                self._train(batch, update)
+                if (reason := self._periodic()) is not None:
+                    return self._finish("stopped", reason, stop.STOPPED)
+            return self._finish("finished", "", stop.FINISHED)
 
     def _updates(self) -> Iterator[tuple[SliceBatch, int]]:
         """(batch, number of the update within it) from the current step on, also from the middle of a batch."""
         per_batch = self.config.training.updates_per_batch
-        first, skip = divmod(self.state.step, per_batch)
-        with self.data.stream(first, -(-self.total_steps // per_batch)) as stream:
-            waited = time.monotonic()
-            for batch in stream:
-                self.clock.wait += time.monotonic() - waited
-                for update in range(skip, per_batch):
-                    if self.state.step == self.total_steps:
-                        return
-                    yield batch, update
-                skip = 0
+        while self.state.step < self.total_steps:  # anew whenever this rank's rows change
+            first, skip = divmod(self.state.step, per_batch)
+            self.data = replace(self.data, rows=self.shares.rows(first))
+            with self.data.stream(first, -(-self.total_steps // per_batch)) as stream:
                 waited = time.monotonic()
+                for batch in stream:
+                    self.clock.wait += time.monotonic() - waited
+                    for update in range(skip, per_batch):
+                        if self.state.step == self.total_steps:
+                            return
+                        yield batch, update
+                    skip = 0
+                    if self.shares.batch_done(batch.index, self._computed_seconds):
+                        self._log()  # what it says of slices is about the old rows
+                        break
+                    waited = time.monotonic()
+
+    def _computed_seconds(self) -> float:
+        self.observer.collect()
+        return self.observer.computed_seconds
 
     def _train(self, batch: SliceBatch, update: int) -> None:
         config, state = self.config, self.state
+        self.observer.beat(f"update to step {state.step + 1}")
         if self.trace is not None:
             self.trace.write(trace_line(state.step + 1, batch, self.update.trace(batch, update)))
         rate = scaled_rate(config.optimizer, config.training.global_batch_size) * rate_factor(
@@ -149,12 +166,20 @@ class Trainer:
         settings = self.config.checkpoint
         minutes = (time.monotonic() - self.last_save) / 60
         reason = self.stop.reason
-        # One agreement a step: a signal may have reached one rank only, and clocks differ.
-        stopping, late = self.distributed.any(
-            reason is not None, self.distributed.is_main and 0 < settings.every_minutes <= minutes
+        begun = time.monotonic()
+        # One agreement a step: a signal may have reached one rank only, clocks differ, and only rank 0 saves.
+        stopping, late, unsaved = self.distributed.any(
+            reason is not None,
+            self.distributed.is_main and 0 < settings.every_minutes <= minutes,
+            self.saver is not None and self.saver.failed,
         )
-        if self.saver is not None:
-            self.saver.check()
+        self.clock.agree += time.monotonic() - begun
+        if unsaved:
+            if self.saver is not None:
+                self.saver.check()
+            raise BrasynError(
+                f"rank {self.distributed.rank}: stops, since rank 0 could not save a checkpoint"
+            )
         if last or step % self.config.telemetry.log_every == 0:
             self._log()
         every = self.config.validation.every_steps
@@ -170,6 +195,11 @@ class Trainer:
         self.telemetry.train(lines)
         if not lines or not self.clock.steps:
             return
+        timings = self.observer.interval(
+            self.state.step,
+            self.clock.steps,
+            {DATA_WAIT: self.clock.wait, "agree": self.clock.agree, "checkpoint": self.clock.save},
+        )
         elapsed = time.monotonic() - self.clock.since
         busy = max(elapsed - self.clock.validate - self.clock.save, 1e-9)
         slices = self.clock.steps * self.config.training.global_batch_size
@@ -182,7 +212,7 @@ class Trainer:
                 "validate_seconds": round(self.clock.validate, 3),
                 "save_seconds": round(self.clock.save, 3),
                 "write_seconds": round(self.saver.write_seconds if self.saver else 0.0, 3),
-                "peak_memory_gib": round(peak_memory_gib(), 3),
+                **timings,
             }
         )
         caption, term = self.update.headline
@@ -201,6 +231,7 @@ class Trainer:
         assert self.validator is not None
         self._log()
         begun = time.monotonic()
+        self.observer.beat(f"validation at step {self.state.step}")
         scores, panels = self.validator(self.state.network)
         self.telemetry.validation({"step": self.state.step, **scores})
         for name, picture in panels.items():
@@ -226,6 +257,8 @@ class Trainer:
         if self.saved_step == self.state.step:
             return
         begun = time.monotonic()
+        self.observer.beat(f"checkpoint of step {self.state.step}")
+        self.observer.write_summary()
         tensors = self.state.tensors()
         if self.saver is not None:
             self.telemetry.flush()
@@ -291,10 +324,3 @@ def trace_line(step: int, batch: SliceBatch, asked: list[list[object]]) -> dict[
 
 def describe(scores: Mapping[str, float]) -> str:
     return "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if "/" not in k)
-
-
-def peak_memory_gib() -> float:
-    """Largest memory of this process so far: the device's allocator on CUDA, resident memory elsewhere."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,7 +1,7 @@
 """A run's folder: configuration, environment, status, and the lock that keeps a second job out.
 
 runs/<name>/{config.yaml, environment.json, data.json, status.json, attempts.jsonl, metrics.jsonl, performance.jsonl,
-checkpoints/, panels/, export/, report.html}
+logs/, checkpoints/, panels/, export/, report.html}
 """
 
 import fcntl

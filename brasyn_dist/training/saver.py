@@ -48,6 +48,11 @@ class BackgroundSaver:
             self._error = error
         self.write_seconds = time.monotonic() - begun
 
+    @property
+    def failed(self) -> bool:
+        """Whether a write has failed; `check` says why."""
+        return self._error is not None
+
     def check(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None

@@ -26,7 +26,7 @@ from brasyn_dist.training.execution import compile_in_place, place
 from brasyn_dist.training.schedule import scaled_rate
 from brasyn_dist.training.setup import adam
 from brasyn_dist.training.state import TrainState
-from brasyn_dist.training.step import Loader, add_sums, chunks
+from brasyn_dist.training.step import DeviceBatch, Loader, add_sums, chunks
 from brasyn_dist.training.validation import SliceValidator
 
 LABEL_KEYS = {1: "NETC", 2: "ED", 3: "ET"}
@@ -52,7 +52,11 @@ class SegmenterStep:
         self._loader = Loader(config, normaliser)
 
     def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:
-        config, distributed, loaded = self._config, self._distributed, self._loader(batch)
+        with self._distributed.clock.phase("segmenter"):
+            return self._update(self._loader(batch), rate)
+
+    def _update(self, loaded: DeviceBatch, rate: float) -> dict[str, Tensor]:
+        config, distributed = self._config, self._distributed
         scale = distributed.world / config.training.global_batch_size
         sums: dict[str, Tensor] = {}
         for start, stop in chunks(len(loaded), config.training.micro_batch_size):

@@ -10,11 +10,13 @@ from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.errors import BrasynError, CheckpointError, ConfigError
+from brasyn_dist.processes import starting_up
 from brasyn_dist.telemetry import Telemetry
 from brasyn_dist.training import run_folder
 from brasyn_dist.training.checkpoint import Checkpoint, newest_intact, open_checkpoint, step_folders
 from brasyn_dist.training.data import TrainingData, open_data
 from brasyn_dist.training.execution import compile_mode, memory_format
+from brasyn_dist.training.explain import explaining
 from brasyn_dist.training.loop import Trainer
 from brasyn_dist.training.run_report import record_data
 from brasyn_dist.training.schedule import total_steps
@@ -25,7 +27,8 @@ from brasyn_dist.training.validation import SliceValidator
 
 def run(task: Task) -> int:
     """Train, or continue training, until the end or a request to stop. Returns the exit status (training/stop.py)."""
-    distributed = Distributed(task.config.runtime)
+    with starting_up():
+        distributed = Distributed(task.config.runtime)
     task = task.with_runtime(distributed.runtime)
     config = task.config
     try:
@@ -36,8 +39,14 @@ def run(task: Task) -> int:
             distributed.barrier()  # all refuse; whoever is still connecting must not meet a rank that has gone
             raise
         lock = lock_run(config.run_dir, distributed)
-        with run_folder.noting_failure(config.run_dir, distributed.is_main):
-            code = build_trainer(task, distributed).fit()
+        # The status gets the words that `explaining` finds.
+        with (
+            run_folder.noting_failure(config.run_dir, distributed.is_main),
+            explaining(config.run_dir, distributed),
+        ):
+            with starting_up():
+                trainer = build_trainer(task, distributed)
+            code = trainer.fit()
         if lock is not None:
             lock.release()
         return code
@@ -53,7 +62,7 @@ def lock_run(run_dir: Path, distributed: Distributed) -> run_folder.RunLock | No
             run_dir.mkdir(parents=True, exist_ok=True)
             lock = run_folder.RunLock(run_dir)
         except (BrasynError, OSError) as problem:
-            error = BrasynError(f"{run_dir}: {problem}")
+            error = BrasynError(f"{run_dir} cannot be used: {problem}")
     distributed.main_first(error=error)
     return lock
 

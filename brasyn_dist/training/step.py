@@ -162,8 +162,10 @@ class GanStep:
         Returns sums over this rank's samples of every (unweighted) term, and the gradient norms, as 0-dim tensors.
         """
         sums: dict[str, Tensor] = {}
-        pairs = self._generator_phase(batch, masks, rates.generator, sums)
-        self._discriminator_phase(pairs, rates.discriminator, sums)
+        with self._distributed.clock.phase("generator"):
+            pairs = self._generator_phase(batch, masks, rates.generator, sums)
+        with self._distributed.clock.phase("discriminator"):
+            self._discriminator_phase(pairs, rates.discriminator, sums)
         return sums
 
     def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:

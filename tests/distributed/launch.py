@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
 
 from brasyn_dist.processes import kill_tree
 
@@ -45,6 +48,15 @@ SMALL_SEGMENTER = (
 )
 
 
+class Running(Protocol):
+    """A started run: a `subprocess.Popen` of a launcher, or a `WarmRun`."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
 def command(
     overrides: tuple[str, ...],
     processes: int = 2,
@@ -66,9 +78,11 @@ def command(
     ]  # fmt: skip
 
 
-def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start; output goes to `log`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+def start(
+    arguments: list[str], log: Path, more: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
+    """Start, with `more` in the environment; output goes to `log`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
     with log.open("ab") as file:
         return subprocess.Popen(arguments, stdout=file, stderr=file, env=environment, cwd=log.parent)
 
@@ -83,7 +97,7 @@ def run(arguments: list[str], log: Path, timeout: float = 300) -> int:
         raise AssertionError(f"still running after {timeout} s:\n{log.read_text()[-4000:]}") from None
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Running) -> None:
     """SIGKILL the launcher and every worker, at once."""
     kill_tree(process.pid)
     process.wait()
@@ -107,7 +121,7 @@ def saved_step(run_dir: Path) -> int:
     return max((int(p.parent.name.removeprefix("step-")) for p in marks), default=0)
 
 
-def wait_until(process: subprocess.Popen[bytes], condition: object, log: Path, timeout: float = 120) -> bool:
+def wait_until(process: Running, condition: object, log: Path, timeout: float = 120) -> bool:
     """Poll `condition()` every 2 ms until it holds (True) or the process has ended (False)."""
     assert callable(condition)
     deadline = time.monotonic() + timeout

@@ -1,7 +1,7 @@
 """Runs one update of a GAN (with a frozen segmenter) and one of a segmenter, in float64, as one of several ranks, with plain
 gradient descent, and saves all weights after it.
 
-torchrun ... -m tests.distributed.split_worker MICRO UPDATES_PER_BATCH OUT.safetensors
+torchrun ... -m tests.distributed.split_worker MICRO UPDATES_PER_BATCH OUT.safetensors [SHARE ...]
 """
 
 import dataclasses
@@ -56,6 +56,7 @@ def part_of(rows: slice) -> SliceBatch:
 
 def main() -> int:
     micro, updates, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    shares = [float(share) for share in sys.argv[4:]]
     config = load_config(
         None,
         [
@@ -82,7 +83,7 @@ def main() -> int:
     frozen = build_segmenter(segmenter_config.segmenter, 1).double().requires_grad_(False)
     step = GanStep(config, distributed, networks[0], networks[1], normaliser, frozen)
     whole = DeviceBatch.load(global_batch(), normaliser)
-    rows = rank_rows(BATCH, distributed.rank, distributed.world)
+    rows = rank_rows(BATCH, distributed.rank, distributed.world, shares)
     masks = [targets_and_masks(5, 0, u, BATCH, "any")[rows] for u in range(4 // updates)]
     step(whole.rows(rows.start, rows.stop), masks, Rates(1.0, 1.0))
     segmenter = build_segmenter(segmenter_config.segmenter, 0).double()

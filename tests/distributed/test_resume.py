@@ -1,4 +1,4 @@
-"""Runs of real processes, killed, stopped, damaged and moved to other numbers of processes."""
+"""Runs of real processes, stopped, continued and moved to other numbers of processes; faults are in test_faults.py."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from brasyn_dist.processes import descendants
-from tests.distributed.drill import drill
+from tests.distributed.faults import train
 from tests.distributed.launch import (
     command,
     final_state,
@@ -19,6 +19,7 @@ from tests.distributed.launch import (
     start,
     wait_until,
 )
+from tests.distributed.traces import losses, traced_batches
 from tests.small import small_shard_set
 
 pytestmark = pytest.mark.slow
@@ -63,21 +64,6 @@ def stopped(work: Path, options: tuple[str, ...]) -> Path:
     return run_dir
 
 
-def traced_batches(run_dir: Path) -> dict[int, list[list[object]]]:
-    """For each step the (key, targets, masks) of all ranks' samples, in the order of the global batch."""
-    steps: dict[int, dict[int, list[object]]] = {}
-    for path in run_dir.glob("trace-*.jsonl"):
-        for line in map(json.loads, path.read_text().splitlines()):
-            rows = steps.setdefault(line["step"], {})
-            rows.update({line["first_row"] + i: sample for i, sample in enumerate(line["samples"])})
-    return {step: [rows[i] for i in sorted(rows)] for step, rows in steps.items()}
-
-
-def test_ten_kills_end_bit_identical(work: Path):
-    hits = drill(work / "drill", kills=10, seed=1, steps=36)
-    assert sum(hits.values()) == 10 and all(hits.values())
-
-
 @pytest.mark.parametrize("processes", [1, 4])
 def test_other_numbers_of_processes_see_the_same_global_batches(
     work: Path, options: tuple[str, ...], undisturbed: Path, stopped: Path, processes: int
@@ -85,16 +71,12 @@ def test_other_numbers_of_processes_see_the_same_global_batches(
     name = f"elastic-{processes}"
     shutil.copytree(stopped, work / "runs" / name)
     log = work / f"{name}.log"
-    assert run(command((*options, f"name={name}"), processes), log) == 0, log.read_text()[-4000:]
+    assert train((*options, f"name={name}"), log, processes) == 0, log.read_text()[-4000:]
     expected, actual = traced_batches(undisturbed), traced_batches(work / "runs" / name)
     assert sorted(expected) == list(range(1, STEPS + 1))
     assert all(len(samples) == 8 for samples in expected.values())
     assert actual == expected
-    losses = [
-        [line["reconstruction"] for line in map(json.loads, (d / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "train"]
-        for d in (undisturbed, work / "runs" / name)
-    ]  # fmt: skip
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses(work / "runs" / name) == pytest.approx(losses(undisturbed), rel=1e-3)
 
 
 def test_stopped_run_continues_bit_identically(
@@ -107,20 +89,6 @@ def test_stopped_run_continues_bit_identically(
     # And once more: a finished run says so and changes nothing.
     assert run(command((*options, "name=continued")), log) == 0
     assert final_state(work / "runs/continued", STEPS) == final_state(undisturbed, STEPS)
-
-
-def test_damaged_newest_checkpoint_is_passed_over(
-    work: Path, options: tuple[str, ...], undisturbed: Path, stopped: Path
-):
-    run_dir, log = work / "runs/damaged", work / "damaged.log"
-    shutil.copytree(stopped, run_dir)
-    victim = run_dir / f"checkpoints/step-{saved_step(run_dir):08d}/generator_adam.safetensors"
-    data = bytearray(victim.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    victim.write_bytes(data)
-    assert run(command((*options, "name=damaged")), log) == 0, log.read_text()[-4000:]
-    assert "passed over a damaged checkpoint" in log.read_text() and victim.name in log.read_text()
-    assert final_state(run_dir, STEPS) == final_state(undisturbed, STEPS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])

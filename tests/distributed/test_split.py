@@ -12,14 +12,16 @@ from tests.distributed.launch import run
 pytestmark = pytest.mark.slow
 
 
-def weights(folder: Path, processes: int, micro: int, updates: int) -> dict[str, torch.Tensor]:
-    out = folder / f"{processes}-{micro}-{updates}.safetensors"
+def weights(
+    folder: Path, processes: int, micro: int, updates: int, shares: tuple[float, ...] = ()
+) -> dict[str, torch.Tensor]:
+    out = folder / f"{processes}-{micro}-{updates}-{len(shares)}.safetensors"
     log = folder / "log"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     arguments = [*(launcher if processes > 1 else []), "-m", "tests.distributed.split_worker"]
-    assert run([sys.executable, *arguments, str(micro), str(updates), str(out)], log) == 0, log.read_text()[
-        -3000:
-    ]
+    assert (
+        run([sys.executable, *arguments, str(micro), str(updates), str(out), *map(str, shares)], log) == 0
+    ), log.read_text()[-3000:]
     return load_file(out)
 
 
@@ -37,3 +39,11 @@ def test_one_update_does_not_depend_on_the_split(tmp_path: Path, updates: int, s
         assert actual.keys() == expected.keys()
         worst = max(float((actual[k] - expected[k]).abs().max()) for k in expected)
         assert worst < 1e-12, f"{processes} processes, micro-batches of {micro}: weights differ by {worst}"
+
+
+def test_one_update_does_not_depend_on_the_shares_of_ranks(tmp_path: Path):
+    """Ranks of different speed: 5, 2 and 1 of the 8 slices."""
+    expected = weights(tmp_path, 1, 8, 4)
+    actual = weights(tmp_path, 3, 8, 4, (5.0, 2.0, 1.0))
+    worst = max(float((actual[k] - expected[k]).abs().max()) for k in expected)
+    assert worst < 1e-12, f"weights differ by {worst}"
