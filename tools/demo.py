@@ -8,21 +8,18 @@ continues with what is missing.
 
 import argparse
 import os
-import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from brasyn_dist.brats import modality_of
+from brasyn_dist.commands import PYTHON, REPOSITORY, call, environment, show, title
 from brasyn_dist.data.index import ShardIndex
 from brasyn_dist.data.make_shards import VALIDATION
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.files import atomic_path
 from brasyn_dist.processes import kill_tree
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-PYTHON = [sys.executable]
 
 
 def main() -> int:
@@ -160,23 +157,6 @@ def link_held_out(shards: Path, cohorts: list[Path], folder: Path) -> Path:
             with atomic_path(folder / case.name) as temporary:
                 temporary.symlink_to(case.resolve(), target_is_directory=True)
     return folder
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-
-
-def title(text: str) -> None:
-    print(f"\n=== {text}", flush=True)
-
-
-def show(command: list[str]) -> None:
-    print("$ " + shlex.join(["python" if a == sys.executable else a for a in command]), flush=True)
-
-
-def call(*command: str) -> None:
-    show(list(command))
-    subprocess.run(command, check=True, env=environment())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ resamples they are all counted and p is exact; else random ones, and p = (count 
 corrected for the number of scores.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,11 +24,11 @@ import numpy as np
 from brasyn_dist.brats import REGIONS, Case
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.image import better
+from brasyn_dist.evaluation.summary import read_table
 
 CHALLENGE_SCORES = ("challenge_ssim/healthy", "challenge_ssim/tumour", *(f"dice/{r}" for r in REGIONS))
 """What the challenge ranks by."""
 RESAMPLES = 99_999
-_KEYS = ("case", "cohort", "modality", "method")
 
 Key = tuple[str, str]
 """(case, modality)"""
@@ -86,28 +85,13 @@ class Comparison:
 
 def read_rows(path: Path, method: str) -> dict[Key, dict[str, float | None]]:
     """Scores of one method by case and modality. Raises DataError if there are none, naming the methods that there are."""
-    path = path / "cases.csv" if path.is_dir() else path
-    try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give a cases.csv that brasyn_dist.evaluate wrote"
-        ) from None
-    if not lines or not set(_KEYS) <= set(lines[0]):
-        raise DataError(f"{path}: no table of brasyn_dist.evaluate: columns {', '.join(_KEYS)} are expected")
-    chosen = [line for line in lines if line["method"] == method]
+    rows = read_table(path)
+    chosen = {(r.case, r.modality): r.scores for r in rows if r.method == method}
     if not chosen:
         raise DataError(
-            f"{path}: no method {method!r}; there are {', '.join(sorted({x['method'] for x in lines}))}"
+            f"{path}: no method {method!r}; there are {', '.join(sorted({r.method for r in rows}))}"
         )
-    try:
-        return {
-            (x["case"], x["modality"]): {k: float(v) if v else None for k, v in x.items() if k not in _KEYS}
-            for x in chosen
-        }
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: damaged table ({error}); evaluate again") from None
+    return chosen
 
 
 def pair_rows(a: Mapping[Key, Scored], b: Mapping[Key, Scored], common: bool = False) -> list[Pair]:

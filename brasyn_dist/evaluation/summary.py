@@ -1,6 +1,6 @@
 """From scores of cases to the table that people read: means with confidence intervals, methods side by side.
 
-    CaseResults --> rows (case, modality, method, scores) --> cases.csv
+    CaseResults --> rows (case, modality, method, scores) --> cases.csv, which has every copy, too
                 --> means by method and modality          --> summary.json, table
 
 The best copy is chosen for each target modality by its mean MAE over the very cases that are scored: hindsight, in the
@@ -11,12 +11,14 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from brasyn_dist.brats import MODALITIES
+from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.baselines import COPY, MEAN
 from brasyn_dist.evaluation.cases import SYNTHETIC, CaseResult
 from brasyn_dist.evaluation.regression import REGRESSION
@@ -35,6 +37,7 @@ HEADLINES = (
 """Image scores of the printed table."""
 OVERLAP_HEADLINES = tuple(f"{m}/{r}" for m in ("dice", "nsd", "hd95") for r in ("ET", "TC", "WT"))
 """Scores of the second table, if there are segmentations."""
+_KEYS = ("case", "cohort", "modality", "method")
 
 
 @dataclass(frozen=True)
@@ -59,23 +62,26 @@ class Mean:
 
 
 def rows_of(results: Iterable[CaseResult]) -> list[Row]:
-    """One row for each scored prediction and method, with the best copy in place of all copies.
+    """One row for each scored prediction and method, the best copy among them (see `with_best_copy`).
 
     All rows have the same scores by name; what a method has no score for is None.
     """
     results = list(results)
     names = list(dict.fromkeys(n for r in results for scores in r.scores.values() for n in scores))
-    rows = [
+    return with_best_copy(
         Row(r.prediction.case, r.cohort, r.prediction.modality, method, {n: scores.get(n) for n in names})
         for r in results
         for method, scores in r.scores.items()
-    ]
+    )
+
+
+def with_best_copy(rows: Iterable[Row]) -> list[Row]:
+    """Sorted rows in which the best copy is chosen anew, for instance over the folds of a cross-validation."""
+    rows = [r for r in rows if r.method != BEST_COPY]
     chosen = {m: best_copy([r for r in rows if r.modality == m]) for m in MODALITIES}
-    kept = [r for r in rows if not r.method.startswith(COPY)]
-    kept += [
-        Row(r.case, r.cohort, r.modality, BEST_COPY, r.scores) for r in rows if r.method == chosen[r.modality]
-    ]
-    return sorted(kept, key=lambda r: (r.modality, r.case, METHODS.index(r.method)))
+    rows += [replace(r, method=BEST_COPY) for r in rows if r.method == chosen[r.modality]]
+    order = {method: place for place, method in enumerate(METHODS)}
+    return sorted(rows, key=lambda r: (r.modality, r.case, order.get(r.method, len(order)), r.method))
 
 
 def best_copy(rows: Sequence[Row]) -> str | None:
@@ -136,7 +142,7 @@ def rows_csv(rows: Sequence[Row]) -> str:
     names = list(rows[0].scores) if rows else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "cohort", "modality", "method", *names])
+    writer.writerow([*_KEYS, *names])
     for row in rows:
         values = (row.scores[n] for n in names)
         writer.writerow(
@@ -149,6 +155,31 @@ def rows_csv(rows: Sequence[Row]) -> str:
             ]
         )
     return text.getvalue()
+
+
+def read_table(path: Path) -> list[Row]:
+    """The inverse of `rows_csv`, of a file or of the folder it is in. Raises DataError if it is not such a table."""
+    path = path / "cases.csv" if path.is_dir() else path
+    try:
+        with path.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give a cases.csv that brasyn_dist.evaluate wrote"
+        ) from None
+    if not lines or not set(_KEYS) <= set(lines[0]):
+        raise DataError(f"{path}: no table of brasyn_dist.evaluate: columns {', '.join(_KEYS)} are expected")
+    try:
+        return [
+            Row(
+                *key,
+                {name: float(text) if text else None for name, text in line.items() if name not in _KEYS},
+            )
+            for line in lines
+            for key in [(line["case"], line["cohort"], line["modality"], line["method"])]
+        ]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: damaged table ({error}); evaluate again") from None
 
 
 def number(mean: Mean | None) -> str:

@@ -1,0 +1,29 @@
+"""Commands that run other commands of the project: each is printed before it runs."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PYTHON = (sys.executable,)
+
+
+def environment() -> dict[str, str]:
+    """So that the project is found from wherever it is called."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+
+
+def title(text: str) -> None:
+    print(f"\n=== {text}", flush=True)
+
+
+def show(command: list[str]) -> None:
+    print("$ " + shlex.join(["python" if a == sys.executable else a for a in command]), flush=True)
+
+
+def call(*command: str) -> None:
+    """Raises subprocess.CalledProcessError if it fails."""
+    show(list(command))
+    subprocess.run(command, check=True, env=environment())
