@@ -30,7 +30,7 @@ from brasyn_dist.brats import IMAGE_SIZE
 BATCH = 32
 SHUFFLE_BUFFER = 1000
 """As in webdataset's documentation."""
-EPOCHS = 2
+EPOCHS = 8
 REFERENCE = "webdataset, npy tars, 0 workers"
 Batches = Iterator[tuple[Any, Any]]
 

@@ -18,6 +18,7 @@ import numpy as np
 from brasyn_dist.brats import MODALITIES, Case, find_cases
 from brasyn_dist.commands import PYTHON, REPOSITORY, call, title
 from brasyn_dist.config import load_config
+from brasyn_dist.data.slicing import MINIMUM_FOREGROUND
 from brasyn_dist.errors import BrasynError, ConfigError
 from brasyn_dist.evaluation.summary import (
     read_table,
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--folds", type=int, default=5)
     add("--config", type=Path, default=REPOSITORY / "configs/narrow.yaml")
     add("--headroom", type=float, default=1.0, metavar="F", help="as of tools/shard_dataset.py")
+    add("--minimum-foreground", type=int, default=MINIMUM_FOREGROUND, metavar="N", help="likewise")
     add("--seed", type=int, default=0, help="of the folds")
     return made
 
@@ -100,6 +102,7 @@ def evaluate_fold(
     call(
         *PYTHON, str(REPOSITORY / "tools/shard_dataset.py"), str(options.cases), "--out", str(out / "shards"),
         "--split", str(out / "held_out.txt"), "--views", *views, "--headroom", str(options.headroom),
+        "--minimum-foreground", str(options.minimum_foreground),
     )  # fmt: skip
     call(
         *PYTHON, "-m", "brasyn_dist.train", "--config", str(options.config), f"data.shards={out / 'shards'}",

@@ -1,0 +1,65 @@
+"""Every case is left out once, with its patient; the whole, on small phantom cases, from shards to the pooled table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brasyn_dist.brats import MODALITIES, Case, find_cases
+from brasyn_dist.data.index import ShardIndex
+from brasyn_dist.errors import ConfigError
+from brasyn_dist.evaluation.summary import BEST_COPY, METHODS, read_table
+from tests.small import small_cases
+from tests.test_readme import NARROW
+from tools.cross_validate import deal, main
+
+NAMES = [f"BraTS-GLI-{patient:05d}-{time:03d}" for patient in range(7) for time in range(1 + patient % 2)]
+CASES = [Case(name, Path(name)) for name in NAMES]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_case_is_left_out_once_together_with_its_patient(seed: int):
+    folds = deal(CASES, 3, seed)
+    assert sorted(c.name for fold in folds for c in fold) == NAMES
+    patients = [{c.patient for c in fold} for fold in folds]
+    assert sum(map(len, patients)) == len(set().union(*patients)) == 7
+    assert {len(p) for p in patients} == {2, 3}
+    assert deal(CASES[::-1], 3, seed) == [[c for c in CASES[::-1] if c in fold] for fold in folds]
+
+
+def test_seed_deals_anew():
+    assert deal(CASES, 3, 0) != deal(CASES, 3, 1)
+
+
+@pytest.mark.parametrize("folds", [1, 8])
+def test_impossible_numbers_of_folds_are_refused(folds: int):
+    with pytest.raises(ConfigError, match="from 2 to 7"):
+        deal(CASES, folds, 0)
+
+
+@pytest.mark.slow
+def test_from_cases_to_the_pooled_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    cases, out = small_cases(tmp_path / "c", cases=5) / "train_gli", tmp_path / "out"
+    overrides = [o for o in NARROW.split() if "cohorts" not in o] + ["data.views=[axial]"]
+    command = [str(cases), "--out", str(out), "--folds", "2", "--minimum-foreground", "200", *overrides]
+    assert main(command) == 0
+    assert "All folds: 4 cases" in capfd.readouterr().out
+    names = {c.name for c in find_cases(cases)}
+    for fold in range(2):
+        held_out = {r.case for r in read_table(out / f"fold-{fold}" / "evaluation")}
+        table = ShardIndex.load(out / f"fold-{fold}" / "shards").header.cases
+        assert len(held_out) == 2 and {c.name for c in table if c.split == "train"} == names - held_out
+    rows = read_table(out)
+    for modality in MODALITIES:
+        found = {m: [r.case for r in rows if (r.modality, r.method) == (modality, m)] for m in METHODS}
+        assert all(sorted(cases) == sorted(names) for cases in found.values())
+        copies = {
+            r.method
+            for best in rows
+            for r in rows
+            if (best.method, best.modality) == (BEST_COPY, modality) and r.method.startswith("copy of")
+            if (r.case, r.modality, r.scores) == (best.case, modality, best.scores)
+        }
+        assert len(copies) == 1, "the best copy is one for all folds"
+    means = json.loads((out / "summary.json").read_text())["means"]
+    assert means["all"]["synthetic"]["mae/brain"]["cases"] == 4 * len(MODALITIES)
