@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 
-from brasyn_dist.config import Config, RuntimeConfig, SegmenterRunConfig, from_dict, load_config, to_yaml
+from brasyn_dist.config import Config, RuntimeConfig, SegmenterRunConfig, load_config
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.inference.config import load_inference
+from brasyn_dist.typed_yaml import from_dict, to_yaml
 
 
 def test_saved_configuration_reads_back_equal():

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brasyn_dist.brats import VIEWS
-from brasyn_dist.config import from_dict, read_yaml
 from brasyn_dist.errors import ConfigError
+from brasyn_dist.typed_yaml import from_dict, read_yaml
 
 PathLike = Path | str
 Weights = PathLike | Sequence[PathLike]

@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from brasyn_dist.config import GeneratorConfig, NormalisationMode, SegmenterConfig, from_dict, to_dict
+from brasyn_dist.config import GeneratorConfig, NormalisationMode, SegmenterConfig
 from brasyn_dist.data.statistics import Statistics
 from brasyn_dist.errors import BrasynError, CheckpointError
 from brasyn_dist.files import atomic_path, sha256_of, write_json
 from brasyn_dist.models.generator import EncoderExecution, Generator
 from brasyn_dist.models.segmenter import Segmenter
+from brasyn_dist.typed_yaml import from_dict, to_dict
 
 Network = TypeVar("Network", Generator, Segmenter)
 

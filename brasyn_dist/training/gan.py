@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from brasyn_dist.config import Config, RuntimeConfig, to_dict
+from brasyn_dist.config import Config, RuntimeConfig
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.errors import ConfigError
@@ -32,6 +32,7 @@ from brasyn_dist.training.setup import adam
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.step import GanStep
 from brasyn_dist.training.validation import Validator
+from brasyn_dist.typed_yaml import to_dict
 
 
 @dataclass(frozen=True)

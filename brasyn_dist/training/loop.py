@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from brasyn_dist.config import RunConfig, to_dict
+from brasyn_dist.config import RunConfig
 from brasyn_dist.data.stream import SliceBatch
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.errors import BrasynError
@@ -30,6 +30,7 @@ from brasyn_dist.training.shares import RankShares
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.step import Step
 from brasyn_dist.training.validation import SliceValidator
+from brasyn_dist.typed_yaml import to_dict
 
 
 @dataclass

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import brasyn_dist
-from brasyn_dist.config import RunConfig, to_dict, to_yaml
+from brasyn_dist.config import RunConfig
 from brasyn_dist.errors import BrasynError, CheckpointError
 from brasyn_dist.files import atomic_write_text, write_json
+from brasyn_dist.typed_yaml import to_dict, to_yaml
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"

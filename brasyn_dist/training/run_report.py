@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from brasyn_dist.brats import MODALITIES, MODALITY_NAMES
-from brasyn_dist.config import Config, SegmenterRunConfig, to_dict
+from brasyn_dist.config import Config, SegmenterRunConfig
 from brasyn_dist.data.index import ShardIndex
 from brasyn_dist.data.summary import table_rows
 from brasyn_dist.errors import DataError
@@ -37,6 +37,7 @@ from brasyn_dist.report.pictures import embed_file, tile, tiles
 from brasyn_dist.report.provenance import export_facts, read_json, run_facts, this_program
 from brasyn_dist.telemetry import METRICS, PERFORMANCE, read_lines
 from brasyn_dist.training.run_folder import PANELS, STATUS
+from brasyn_dist.typed_yaml import to_dict
 
 REPORT = "report.html"
 DATA = "data.json"

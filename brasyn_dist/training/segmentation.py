@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brasyn_dist.brats import LABEL_NAMES, REGIONS, VIEWS
-from brasyn_dist.config import RuntimeConfig, SegmenterRunConfig, to_dict
+from brasyn_dist.config import RuntimeConfig, SegmenterRunConfig
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.data.stream import SliceBatch
 from brasyn_dist.distributed import Distributed, Trainable
@@ -28,6 +28,7 @@ from brasyn_dist.training.setup import adam
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.step import DeviceBatch, Loader, add_sums, chunks
 from brasyn_dist.training.validation import SliceValidator
+from brasyn_dist.typed_yaml import to_dict
 
 LABEL_KEYS = {1: "NETC", 2: "ED", 3: "ET"}
 """Canonical labels as they are called in metrics."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from brasyn_dist.config import RunConfig, to_dict
+from brasyn_dist.config import RunConfig
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.distributed import Distributed
 from brasyn_dist.errors import BrasynError, CheckpointError, ConfigError
@@ -23,6 +23,7 @@ from brasyn_dist.training.schedule import total_steps
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.task import Task
 from brasyn_dist.training.validation import SliceValidator
+from brasyn_dist.typed_yaml import to_dict
 
 
 def run(task: Task) -> int:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from brasyn_dist.config import Config, load_config, to_yaml
+from brasyn_dist.config import Config, load_config
 from brasyn_dist.errors import DataError
 from brasyn_dist.report.__main__ import main as report_main
 from brasyn_dist.training.run_report import differences, write_run_report
+from brasyn_dist.typed_yaml import to_yaml
 from tests.distributed.launch import SMALL
 from tests.report.checked import checked
 from tests.small import small_shard_set
