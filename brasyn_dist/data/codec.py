@@ -33,16 +33,35 @@ MAX_BYTES = 2**28
 
 def encode_slice(planes: np.ndarray, codec: str = DEFAULT_CODEC) -> bytes:
     """Payload of `planes` (4 or 5, H, W), int16 or int32. Equal planes give equal bytes."""
-    check_codec(codec)
-    if planes.ndim != 3 or planes.shape[0] not in (4, 5) or planes.dtype.name not in DTYPES:
-        raise DataError(
-            f"a slice is (4 or 5, H, W) of {' or '.join(DTYPES)}, got {planes.shape} of {planes.dtype}"
+    return SliceEncoder(codec)(planes)
+
+
+class SliceEncoder:
+    """Encodes one slice after another with the same memory. One for each thread."""
+
+    def __init__(self, codec: str) -> None:
+        check_codec(codec)
+        self._zstandard = (
+            zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True) if codec == "npy.zst" else None
         )
-    content = np.ascontiguousarray(planes, planes.dtype.newbyteorder("<")).tobytes()
-    npy = npy_header(planes.shape, planes.dtype.name) + content
-    if codec == "npy":
-        return npy
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(npy)
+        self._memory = bytearray()
+
+    def __call__(self, planes: np.ndarray) -> bytes:
+        """Payload of `planes` (4 or 5, H, W), int16 or int32, in any memory order. Raises DataError for anything else."""
+        if planes.ndim != 3 or planes.shape[0] not in (4, 5) or planes.dtype.name not in DTYPES:
+            raise DataError(
+                f"a slice is (4 or 5, H, W) of {' or '.join(DTYPES)}, got {planes.shape} of {planes.dtype}"
+            )
+        header = npy_header(planes.shape, planes.dtype.name)
+        size = len(header) + planes.nbytes
+        if len(self._memory) < size:
+            self._memory = bytearray(size)
+        npy = memoryview(self._memory)[:size]
+        npy[: len(header)] = header
+        # The one copy that there is: from wherever the slice lies in its volume to where it is compressed from.
+        content = np.frombuffer(npy, planes.dtype.newbyteorder("<"), offset=len(header))
+        content.reshape(planes.shape)[...] = planes
+        return bytes(npy) if self._zstandard is None else self._zstandard.compress(npy)
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ cohort folders --find_cohorts--> cases ------------> every file read once --exam
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,9 +108,13 @@ def _find_unmixed_case(folder: Path, cohort: str) -> Case:
 
 
 def examine(
-    cases: Sequence[Case], training: Collection[str], views: Sequence[str], round_values: bool = False
+    cases: Sequence[Case],
+    training: Collection[str],
+    views: Sequence[str],
+    round_values: bool = False,
+    use: Callable[[CaseVolumes], object] = lambda volumes: None,
 ) -> Findings:
-    """Read every volume of the cases, and count the voxels of those in `training`."""
+    """Read every volume of the cases, and count the voxels of those in `training`; `use` gets each good case, once."""
     findings = Findings()
     for case in cases:
         try:
@@ -122,6 +126,7 @@ def examine(
         findings.high = max(findings.high, int(volumes.images.max()))
         if case.name in training:
             findings.histogram.add(volumes.images)
+        use(volumes)
     return findings
 
 

@@ -1,9 +1,12 @@
-"""Sharding: BraTS folders to a shard set, in two passes and a shuffle.
+"""Sharding: BraTS folders to a shard set, in a pass and a shuffle.
 
-    pass 1   read every case          --> problems (stop here, nothing written), exact statistics of the training cases
-    pass 2   slice and encode a case  --> spool, one case at a time and worker
+    read     every case, once         --> problems (stop here, nothing is left behind), exact statistics of the training cases,
+                                          encoded slices in the spool, one case at a time and worker
     shuffle  seeded order of a split  --> train-00000.tar, ...: each shard gathers its slices from the spool
     last     index.json               --> the set is complete; the spool goes
+
+Slices hold integers as they are, so that they can be encoded before the statistics are known. Which type all of them need is
+known only afterwards: int16 is presumed, and where a case needs int32 all are read and encoded again.
 
 Cases and shards are independent of each other, so any number of workers writes the same bytes. Killed at any moment: run the
 same command again; finished cases are not encoded twice, and a set without index.json is no set.
@@ -35,6 +38,8 @@ from brasyn_dist.errors import DataError
 
 __all__ = ["ShardOptions", "make_shards"]
 TRAIN, VALIDATION = "train", "val"
+PRESUMED = "int16"
+"""Type of nearly all sets."""
 
 
 def make_shards(
@@ -48,8 +53,8 @@ def make_shards(
 ) -> ShardIndex:
     """Write the shard set of the cohorts' cases to `out`, or continue doing so. Returns its index.
 
-    `statistics` are used as given; None computes them. Raises DataError listing every bad case, before anything is
-    written, unless `skip_bad` leaves them out; and if `out` holds another set.
+    `statistics` are used as given; None computes them. Raises DataError listing every bad case, and leaves nothing
+    behind, unless `skip_bad` leaves them out; and if `out` holds another set.
     """
     options, out = options or ShardOptions(), Path(out)
     cases, listed = find_cohorts([Path(root) for root in cohorts])
@@ -59,18 +64,20 @@ def make_shards(
     if options.validation_cases is not None:
         every = [c.name for c in cases] + [c.patient for c in cases] + [p.folder.name for p in listed]
         check_known(options.validation_cases, every)
-    with worker_pool(workers) as pool:
-        found = survey(cases, options, pool)
+    with worker_pool(workers) as pool, spool.locked_work(out) as work:
+        # Another run may have finished the set before this one had the lock.
+        if (done := _finished(out, identity, skip_bad, say)) is not None:
+            return done
+        slicing = _slicing(options, PRESUMED)
+        spool.prepare(work, _spool_identity(identity, cases, PRESUMED))
+        found = survey(cases, options, pool, slicing, work)
         problems = listed + found.bad
-        _stop_at(problems, skip_bad)
+        _stop_at(problems, skip_bad, out)
         header = _header(found, options, statistics, problems, identity)
-        with spool.locked_work(out) as work:
-            # Another run may have finished the set while this one was reading.
-            if (done := _finished(out, identity, skip_bad, say)) is not None:
-                return done
-            spool.prepare(work, _spool_identity(header, found.cases))
-            index = _write(found.cases, header, options, work, pool)
-            say(summary(index))
+        if header.dtype != PRESUMED:
+            spool.prepare(work, _spool_identity(identity, cases, header.dtype))
+        index = _write(found.cases, header, options, work, pool)
+        say(summary(index))
     return ShardIndex.load(out)
 
 
@@ -83,10 +90,16 @@ def _identity(options: ShardOptions, cases: Sequence[Case], statistics: Statisti
     }
 
 
-def _spool_identity(header: SetHeader, cases: Sequence[Case]) -> dict[str, Any]:
+def _spool_identity(identity: dict[str, Any], cases: Sequence[Case], dtype: str) -> dict[str, Any]:
     """What makes encoded slices reusable: also that no input file was written to in between."""
     names = [c.name for c in cases]
-    return {**header.options, "dtype": header.dtype, "cases": names, "modified": modified_hash(cases)}
+    return {**identity, "dtype": dtype, "cases": names, "modified": modified_hash(cases)}
+
+
+def _slicing(options: ShardOptions, dtype: str) -> spool.SliceOptions:
+    return spool.SliceOptions(
+        options.views, options.minimum_foreground, options.codec, dtype, options.round_values
+    )
 
 
 def _finished(
@@ -119,8 +132,9 @@ def _finished(
     return index
 
 
-def _stop_at(problems: Sequence[Problem], skip_bad: bool) -> None:
+def _stop_at(problems: Sequence[Problem], skip_bad: bool, out: Path) -> None:
     if problems and not skip_bad:
+        spool.discard(out)
         reasons = [line for problem in problems for line in str(problem).splitlines()]
         count = f"{len(problems)} bad case{'s' if len(problems) > 1 else ''}"
         raise DataError(
@@ -140,10 +154,10 @@ def _header(
     if not found.training:
         raise DataError("no training case is left; give more cases, or hold fewer out")
     low, high = found.findings.low, found.findings.high
-    fits = np.iinfo(np.int16).min <= low and high <= np.iinfo(np.int16).max
+    fits = np.iinfo(PRESUMED).min <= low and high <= np.iinfo(PRESUMED).max
     return SetHeader(
         codec=options.codec,
-        dtype="int16" if fits else "int32",
+        dtype=PRESUMED if fits else "int32",
         seed=options.seed,
         views=options.views,
         shard_counts={},
@@ -164,14 +178,12 @@ def _entry(case: Case, training: set[str]) -> CaseEntry:
 def _write(
     cases: Sequence[Case], header: SetHeader, options: ShardOptions, work: Path, pool: Pool
 ) -> ShardIndex:
-    """Pass 2, the shuffle, and the index."""
-    slicing = spool.SliceOptions(
-        options.views, options.minimum_foreground, options.codec, header.dtype, options.round_values
-    )
-    encode = partial(spool.spool_case, options=slicing, work=work)
-    for _ in pool.run("encode", encode, list(enumerate(cases))):
+    """What is not yet encoded, the shuffle, and the index."""
+    encode = partial(spool.spool_case, options=_slicing(options, header.dtype), work=work)
+    missing = [case for case in cases if not spool.is_spooled(case.name, work)]
+    for _ in pool.run("encode", encode, missing) if missing else ():
         pass
-    plans = plan_shards(spool.spooled(work, len(cases)), header, options)
+    plans = plan_shards(spool.spooled(work, [case.name for case in cases]), header, options)
     header = replace(header, shard_counts=dict(Counter(plan.split for plan in plans)))
     write = partial(gather_shard, header=header, work=work)
     entries = list(pool.run("write shards", write, plans, weight=lambda plan: len(plan.samples)))

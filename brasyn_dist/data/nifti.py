@@ -37,7 +37,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """`array` (x, y, z) in LPS order with an integer type, and the `image` it was read from (for writing likewise)."""
+    """`array` (x, y, z) in LPS order with an integer type, in Fortran memory order as NIfTI files have it.
+
+    `image` is what it was read from (for writing likewise).
+    """
 
     array: np.ndarray
     image: nibabel.Nifti1Image
@@ -51,7 +54,10 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class CaseVolumes:
-    """Volumes of one case: `images` (M, x, y, z) integers in the order of `modalities`, `labels` (x, y, z) uint8 or None."""
+    """Volumes of one case: `images` (M, x, y, z) integers in the order of `modalities`, `labels` (x, y, z) uint8 or None.
+
+    In memory x is fastest, M slowest.
+    """
 
     case: Case
     modalities: tuple[str, ...]
@@ -131,7 +137,8 @@ def _to_lps(image: nibabel.Nifti1Image) -> np.ndarray:
 
 
 def _canonical(array: np.ndarray, image: nibabel.Nifti1Image, path: Path) -> Volume:
-    return Volume(np.ascontiguousarray(apply_orientation(array, _to_lps(image))), image, path)
+    # Memory in the order of the file (x fastest), which costs a plain copy at most; C order would be a transposition.
+    return Volume(np.asfortranarray(apply_orientation(array, _to_lps(image))), image, path)
 
 
 def _integers(values: np.ndarray, path: Path, round_values: bool) -> np.ndarray:
@@ -173,7 +180,7 @@ def read_case(
                 check_geometry(next(iter(volumes.values())), volumes[name])
     if reasons:
         raise DataError("\n".join(reasons))
-    images = np.stack([volumes[m].array for m in modalities])
+    images = np.stack([volumes[m].array.T for m in modalities]).transpose(0, 3, 2, 1)
     labels = volumes["seg"].array if "seg" in volumes else None
     return CaseVolumes(case, tuple(modalities), images, labels, volumes[modalities[0]])
 

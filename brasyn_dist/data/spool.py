@@ -2,8 +2,8 @@
 
     <out>/.work/identity.json     what the spool was made of; another making empties it
                /lock              held by the run that uses it
-               /000012.blob       encoded slices of case 12, one after the other
-               /000012.json       where each begins; written after the blob, hence: the case is done
+               /CASE.blob         encoded slices of a case, one after the other
+               /CASE.slices.json  where each begins; written after the blob, hence: the case is done
 
 Shards take their slices from all cases, so all must be encoded before the first shard is full. Memory stays bounded, and a
 killed run goes on where it was.
@@ -13,17 +13,19 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from brasyn_dist.brats import Case
-from brasyn_dist.data.codec import encode_slice
+from brasyn_dist.data.codec import SliceEncoder
 from brasyn_dist.data.cohorts import read_checked
+from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.data.shards import EncodedSample, is_shard_name
 from brasyn_dist.data.slicing import extract_slices, kept_slices
 from brasyn_dist.errors import DataError
@@ -46,9 +48,11 @@ class SliceOptions:
 
 @dataclass(frozen=True)
 class SpooledSample:
-    """An encoded slice in the spool: bytes `offset` .. `offset` + `size` of the blob of case number `case`."""
+    """An encoded slice in the spool: bytes `offset` .. `offset` + `size` of the blob of case `name`."""
 
+    name: str
     case: int
+    """Its number in the set's table of cases."""
     view: str
     index: int
     tumour_pixels: int
@@ -99,51 +103,75 @@ def prepare(work: Path, identity: dict[str, Any]) -> None:
         write_json(note, identity)
 
 
+def discard(out: Path) -> None:
+    """Remove the working folder, and `out` if there is nothing else in it: as if there had been no run."""
+    clear(out)
+    with suppress(OSError):
+        out.rmdir()
+
+
 def clear(out: Path) -> None:
-    """Remove the working folder, and what a killed run left half-written beside it. For complete sets only."""
+    """Remove the working folder, and what a killed run left half-written beside it."""
     shutil.rmtree(out / WORK, ignore_errors=True)
     for path in out.glob(".tmp-*"):
         path.unlink(missing_ok=True)
 
 
-def spool_case(numbered: tuple[int, Case], options: SliceOptions, work: Path) -> None:
-    """Encode the kept slices of one case into the spool, unless they are there."""
-    number, case = numbered
-    if _listing(work, number).exists():
-        return
-    volumes = read_checked(case, options.views, options.round_values)
-    planes = [volumes.images] if volumes.labels is None else [volumes.images, volumes.labels[None]]
-    planes_PXYZ = np.concatenate([p.astype(options.dtype, copy=False) for p in planes])
+def is_spooled(name: str, work: Path) -> bool:
+    """Whether all kept slices of that case are there."""
+    return _listing(work, name).exists()
+
+
+def spool_case(case: Case, options: SliceOptions, work: Path) -> None:
+    """Read a case and encode its kept slices into the spool."""
+    spool_volumes(read_checked(case, options.views, options.round_values), options, work)
+
+
+def spool_if_it_fits(volumes: CaseVolumes, options: SliceOptions, work: Path) -> None:
+    """Encode the kept slices of a case, unless they are there, or are values that `options.dtype` cannot hold."""
+    if not is_spooled(volumes.case.name, work) and np.can_cast(volumes.images.dtype, options.dtype):
+        spool_volumes(volumes, options, work)
+
+
+def spool_volumes(volumes: CaseVolumes, options: SliceOptions, work: Path) -> None:
+    """Encode the kept slices of a case into the spool."""
+    name, encode = volumes.case.name, SliceEncoder(options.codec)
     rows: list[tuple[str, int, int, int, int]] = []
-    with atomic_path(_blob(work, number)) as temporary, temporary.open("wb") as blob:
+    planes = [volumes.images] if volumes.labels is None else [volumes.images, volumes.labels[None]]
+    planes_PZYX = np.concatenate([p.transpose(0, 3, 2, 1) for p in planes], dtype=options.dtype)
+    fastest_x_PXYZ = planes_PZYX.transpose(0, 3, 2, 1)
+    # Sagittal slices gathered from memory in which x is fastest would touch a cache line for each value.
+    slowest_x_PXYZ = np.ascontiguousarray(fastest_x_PXYZ) if set(options.views) - {"axial"} else None
+    with atomic_path(_blob(work, name)) as temporary, temporary.open("wb") as blob:
         for view in options.views:
-            slices_KPHW = extract_slices(planes_PXYZ, view)
+            source = fastest_x_PXYZ if view == "axial" or slowest_x_PXYZ is None else slowest_x_PXYZ
+            slices_KPHW = extract_slices(source, view)
             for index in kept_slices(volumes.images, view, options.minimum_foreground).tolist():
-                data = encode_slice(np.ascontiguousarray(slices_KPHW[index]), options.codec)
+                data = encode(slices_KPHW[index])
                 tumour = 0 if volumes.labels is None else int(np.count_nonzero(slices_KPHW[index, -1]))
                 rows.append((view, index, tumour, blob.tell(), len(data)))
                 blob.write(data)
-    write_json(_listing(work, number), rows)
+    write_json(_listing(work, name), rows)
 
 
-def spooled(work: Path, cases: int) -> list[list[SpooledSample]]:
-    """The spooled slices of cases 0 .. `cases` - 1."""
+def spooled(work: Path, names: Sequence[str]) -> list[list[SpooledSample]]:
+    """The spooled slices of the cases, which are numbered in that order."""
     return [
-        [SpooledSample(number, *row) for row in json.loads(_listing(work, number).read_text())]
-        for number in range(cases)
+        [SpooledSample(name, number, *row) for row in json.loads(_listing(work, name).read_text())]
+        for number, name in enumerate(names)
     ]
 
 
 def payloads(samples: Iterable[SpooledSample], work: Path) -> Iterator[EncodedSample]:
     for s in samples:
-        with _blob(work, s.case).open("rb") as blob:
+        with _blob(work, s.name).open("rb") as blob:
             blob.seek(s.offset)
             yield EncodedSample(s.case, s.view, s.index, s.tumour_pixels, blob.read(s.size))
 
 
-def _blob(work: Path, number: int) -> Path:
-    return work / f"{number:06d}.blob"
+def _blob(work: Path, name: str) -> Path:
+    return work / f"{quote(name, safe='')}.blob"
 
 
-def _listing(work: Path, number: int) -> Path:
-    return work / f"{number:06d}.json"
+def _listing(work: Path, name: str) -> Path:
+    return work / f"{quote(name, safe='')}.slices.json"

@@ -118,7 +118,8 @@ class Histogram:
     def add(self, images_MXYZ: np.ndarray) -> "Histogram":
         """Count the foreground (values > 0) of one case, modalities in order."""
         for modality, image in enumerate(images_MXYZ):
-            self._accumulate(modality, np.bincount(image[image > 0]))
+            flat = image.ravel("K")
+            self._accumulate(modality, np.bincount(flat[flat > 0]))
         return self
 
     def add_histogram(self, other: "Histogram", times: int = 1) -> "Histogram":

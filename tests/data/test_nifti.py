@@ -31,7 +31,7 @@ def test_every_storage_order_gives_the_same_volume(tmp_path, codes):
     volume = read_volume(save(tmp_path / "a.nii.gz", array, affine))
     np.testing.assert_array_equal(volume.array, numbers())
     np.testing.assert_allclose(volume.affine, LPS, atol=1e-5)
-    assert volume.array.flags.c_contiguous
+    assert volume.array.flags.f_contiguous
 
 
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR", "SLA"])
