@@ -328,11 +328,15 @@ def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
             f"{reference[key] / r[key]:.2f}" if reference else "-"
             for key in ("seconds_per_batch", "cpu_seconds_per_batch")
         ]
-        share = f"{r['fraction_of_operations_ceiling']:.0%} ops, {r['fraction_of_larger_bound']:.0%} larger"
+        share = (
+            f"{r['fraction_of_operations_ceiling']:.0%} ops, {r['fraction_of_larger_bound']:.0%} larger"
+            if "operations" in r
+            else "-"
+        )
         lines.append(
             [
                 *start, f"{r['seconds_per_batch']:.3f}", f"{r['batch'] / r['seconds_per_batch']:.2f}", *ratios,
-                f"{r['peak_memory_gib']:.2f}", f"{r['predicted_gib']:.2f}", share if "operations" in r else "-",
+                f"{r['peak_memory_gib']:.2f}", f"{r['predicted_gib']:.2f}", share,
             ]
         )  # fmt: skip
     return lines

@@ -31,7 +31,7 @@ nav a{{display:block;padding:.35rem .7rem;border-radius:99px;color:var(--muted);
 nav a:hover,nav a:focus-visible{{background:var(--tint);color:var(--ink)}}
 section{{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:clamp(1rem,2.5vw,1.6rem);margin:1.1rem 0}}
 a{{color:var(--accent)}}:focus-visible{{outline:2px solid var(--accent);outline-offset:2px}}
-.cards{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,9.4rem),1fr));gap:.7rem;margin:1rem 0}}
+.cards{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,max(9.4rem,22%)),1fr));gap:.7rem;margin:1rem 0}}
 .card{{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:.8rem 1rem}}
 .card .name{{color:var(--muted);font-size:.85rem}}.card .value{{font-size:1.5rem;font-weight:650;line-height:1.3;overflow-wrap:anywhere}}
 .card .more{{font-size:.88rem;color:var(--muted)}}.good{{color:var(--good)}}.bad{{color:var(--bad)}}
