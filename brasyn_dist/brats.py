@@ -137,18 +137,21 @@ def canonical_labels(
     """
     if order not in LABEL_ORDERS:
         raise DataError(f"{where}: unknown label order {order!r}; choose from {', '.join(LABEL_ORDERS)}")
-    # In the order of memory, and the few that are not background alone: sorting a whole volume costs more than reading it.
-    flat = labels.ravel("K")
-    values = {0.0, *map(float, np.unique(flat[flat != 0]))}
+    # Only the few voxels that have a label are looked at: sorting a whole volume costs more than reading it.
+    flat = labels.ravel(order="F")
+    labelled = np.flatnonzero(flat)
+    found = flat[labelled]
+    values = {0.0, *map(float, np.unique(found))}
     meanings = LABEL_ORDERS[order]
     if values - set(meanings) or {3.0, 4.0} <= values:
         expected = (
             "0, 1, 2, 3" if order == "nnunet" else "0, 1, 2 and either 3 (2023 and later) or 4 (to 2021)"
         )
         raise DataError(f"{where}: unknown labels {sorted(values)} in order {order}; expected {expected}")
-    canonical = np.zeros_like(labels, dtype=np.uint8)
-    for value in values - {0.0}:
-        canonical[labels == value] = meanings[int(value)]
+    table = np.zeros(max(meanings) + 1, np.uint8)
+    table[list(meanings)] = list(meanings.values())
+    canonical = np.zeros(labels.shape, np.uint8, order="F")
+    canonical.ravel(order="F")[labelled] = table[found.astype(np.uint8)]
     return canonical
 
 

@@ -46,21 +46,27 @@ class SliceEncoder:
         )
         self._memory = bytearray()
 
-    def __call__(self, planes: np.ndarray) -> bytes:
-        """Payload of `planes` (4 or 5, H, W), int16 or int32, in any memory order. Raises DataError for anything else."""
-        if planes.ndim != 3 or planes.shape[0] not in (4, 5) or planes.dtype.name not in DTYPES:
+    def __call__(self, planes: np.ndarray, labels: np.ndarray | None = None) -> bytes:
+        """Payload of `planes` (4 or 5, H, W), int16 or int32, and of `labels` (H, W) as one plane more.
+
+        Both in any memory order. Raises DataError for anything else.
+        """
+        shape = (len(planes) + (labels is not None), *planes.shape[1:])
+        if len(shape) != 3 or shape[0] not in (4, 5) or planes.dtype.name not in DTYPES:
             raise DataError(
-                f"a slice is (4 or 5, H, W) of {' or '.join(DTYPES)}, got {planes.shape} of {planes.dtype}"
+                f"a slice is (4 or 5, H, W) of {' or '.join(DTYPES)}, got {shape} of {planes.dtype}"
             )
-        header = npy_header(planes.shape, planes.dtype.name)
-        size = len(header) + planes.nbytes
+        header = npy_header(shape, planes.dtype.name)
+        size = len(header) + planes.itemsize * math.prod(shape)
         if len(self._memory) < size:
             self._memory = bytearray(size)
         npy = memoryview(self._memory)[:size]
         npy[: len(header)] = header
         # The one copy that there is: from wherever the slice lies in its volume to where it is compressed from.
-        content = np.frombuffer(npy, planes.dtype.newbyteorder("<"), offset=len(header))
-        content.reshape(planes.shape)[...] = planes
+        content = np.frombuffer(npy, planes.dtype.newbyteorder("<"), offset=len(header)).reshape(shape)
+        content[: len(planes)] = planes
+        if labels is not None:
+            content[-1] = labels
         return bytes(npy) if self._zstandard is None else self._zstandard.compress(npy)
 
 

@@ -6,10 +6,13 @@ BraTS stores nearly all volumes in LPS order; some cases come in RAS. Whatever t
 brain gives the same array. Negative values are kept: clamping them is part of normalisation (method, section 2).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -72,7 +75,14 @@ def read_volume(path: Path | str, round_values: bool = False) -> Volume:
 
     `round_values` accepts fractions and rounds them.
     """
-    path = Path(path)
+    volume = _read_volume(Path(path), round_values)
+    if volume.array.flags.writeable:
+        return volume
+    return replace(volume, array=volume.array.copy(order="F"))
+
+
+def _read_volume(path: Path, round_values: bool) -> Volume:
+    """The same, in memory that may have to stay as it is."""
     image, values = _load(path)
     return _canonical(_integers(values, path, round_values), image, path)
 
@@ -97,7 +107,7 @@ def _load(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
         raise DataError(f"{path}: not a NIfTI file; fetch or convert it again")
     try:
         image = kind.from_bytes(data)
-        values = np.asanyarray(image.dataobj)
+        values = _values(image, data)
         _to_lps(image)
     except Exception as error:  # nibabel and numpy raise whatever a damaged header leads them to
         raise DataError(f"{path}: truncated or damaged ({_one_line(error)}); fetch it again") from None
@@ -111,6 +121,15 @@ def _load(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
             f"{path}: NaN or infinity in {bad} of {values.size} voxels; mend or leave out the case"
         )
     return image, values
+
+
+def _values(image: nibabel.Nifti1Image, data: bytes) -> np.ndarray:
+    """What nibabel makes of the file's `data`; where it would copy it unchanged, a view of `data`."""
+    stored: Any = image.dataobj
+    if (stored.slope, stored.inter) != (1, 0) or not stored.dtype.isnative:
+        return np.asanyarray(stored)
+    count = math.prod(stored.shape)
+    return np.frombuffer(data, stored.dtype, count, stored.offset).reshape(stored.shape, order="F")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -133,7 +152,15 @@ def _one_line(error: Exception) -> str:
 
 def _to_lps(image: nibabel.Nifti1Image) -> np.ndarray:
     """nibabel orientation that takes the image's storage order to LPS. Oblique axes count as the nearest straight ones."""
-    return ornt_transform(io_orientation(image.affine), _LPS)
+    return _affine_to_lps(image.affine.astype(np.float64).tobytes())
+
+
+@lru_cache(maxsize=64)
+def _affine_to_lps(affine: bytes) -> np.ndarray:
+    """A cohort has a handful of affines, and nibabel takes milliseconds for each, several times a volume."""
+    orientation = ornt_transform(io_orientation(np.frombuffer(affine).reshape(4, 4)), _LPS)
+    orientation.flags.writeable = False
+    return orientation
 
 
 def _canonical(array: np.ndarray, image: nibabel.Nifti1Image, path: Path) -> Volume:
@@ -176,7 +203,7 @@ def read_case(
         if name in case.files:
             with _noted(reasons):
                 path = case.files[name]
-                volumes[name] = read_labels(path) if name == "seg" else read_volume(path, round_values)
+                volumes[name] = read_labels(path) if name == "seg" else _read_volume(path, round_values)
                 check_geometry(next(iter(volumes.values())), volumes[name])
     if reasons:
         raise DataError("\n".join(reasons))

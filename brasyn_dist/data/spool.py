@@ -137,21 +137,29 @@ def spool_volumes(volumes: CaseVolumes, options: SliceOptions, work: Path) -> No
     """Encode the kept slices of a case into the spool."""
     name, encode = volumes.case.name, SliceEncoder(options.codec)
     rows: list[tuple[str, int, int, int, int]] = []
-    planes = [volumes.images] if volumes.labels is None else [volumes.images, volumes.labels[None]]
-    planes_PZYX = np.concatenate([p.transpose(0, 3, 2, 1) for p in planes], dtype=options.dtype)
-    fastest_x_PXYZ = planes_PZYX.transpose(0, 3, 2, 1)
-    # Sagittal slices gathered from memory in which x is fastest would touch a cache line for each value.
-    slowest_x_PXYZ = np.ascontiguousarray(fastest_x_PXYZ) if set(options.views) - {"axial"} else None
+    kept = {v: kept_slices(volumes.images, v, options.minimum_foreground).tolist() for v in options.views}
+    as_read = volumes.images.astype(options.dtype, copy=False), volumes.labels
+    x_slowest = with_x_slowest(*as_read) if {*kept} - {"axial"} else as_read
     with atomic_path(_blob(work, name)) as temporary, temporary.open("wb") as blob:
         for view in options.views:
-            source = fastest_x_PXYZ if view == "axial" or slowest_x_PXYZ is None else slowest_x_PXYZ
-            slices_KPHW = extract_slices(source, view)
-            for index in kept_slices(volumes.images, view, options.minimum_foreground).tolist():
-                data = encode(slices_KPHW[index])
-                tumour = 0 if volumes.labels is None else int(np.count_nonzero(slices_KPHW[index, -1]))
+            images, labels = as_read if view == "axial" else x_slowest
+            images_KMHW = extract_slices(images, view)
+            labels_KHW = None if labels is None else extract_slices(labels, view)
+            for index in kept[view]:
+                labels_HW = None if labels_KHW is None else labels_KHW[index]
+                data = encode(images_KMHW[index], labels_HW)
+                tumour = 0 if labels_HW is None else int(np.count_nonzero(labels_HW))
                 rows.append((view, index, tumour, blob.tell(), len(data)))
                 blob.write(data)
     write_json(_listing(work, name), rows)
+
+
+def with_x_slowest(images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Copies in C order.
+
+    As read, x is fastest in memory: right for axial slices, while a sagittal one would touch a cache line for each value.
+    """
+    return np.ascontiguousarray(images), None if labels is None else np.ascontiguousarray(labels)
 
 
 def spooled(work: Path, names: Sequence[str]) -> list[list[SpooledSample]]:

@@ -382,9 +382,9 @@ def test_finished_cases_are_not_encoded_again(cohorts, tmp_path, monkeypatch):
     encoded = []
     real = spool.SliceEncoder.__call__
 
-    def count(encoder, planes):
+    def count(encoder, *planes):
         encoded.append(1)
-        return real(encoder, planes)
+        return real(encoder, *planes)
 
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
