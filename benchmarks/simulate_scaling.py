@@ -123,8 +123,8 @@ def measured_slice_seconds(run_dir: Path, machine: Machine) -> float:
         raise SystemExit(
             f"{run_dir} ran on {processes} processes: measure on one, communication is simulated here"
         )
-    lines = (run_dir / "performance.jsonl").read_text().splitlines()
-    step = json.loads(lines[-1])["seconds_per_step"]
+    lines = map(json.loads, (run_dir / "performance.jsonl").read_text().splitlines())
+    step = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line][-1]
     return max(step - machine.fixed_seconds, 0.0) / config["training"]["global_batch_size"]
 
 

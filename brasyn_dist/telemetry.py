@@ -189,6 +189,14 @@ class Telemetry:
             self._performance.write({"time": round(time.time(), 3), **line})
             self._send("performance", line)
 
+    def resumed(self, step: int, seconds: float) -> None:
+        """How long it took to verify and read the checkpoint of `step`: a line of performance.jsonl, and of the console."""
+        if self.is_main:
+            self._performance.write(
+                {"time": round(time.time(), 3), "step": step, "resume_seconds": round(seconds, 3)}
+            )
+            self.say(f"resumed from step {step}: checkpoint verified and read in {seconds:.1f} s")
+
     def _send(self, group: str, line: Mapping[str, Any]) -> None:
         values = {f"{group}/{k}": v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
         for sink in self._sinks:

@@ -1,5 +1,6 @@
 """The README's commands are run as they stand there, on phantom cases, at a width that a test can afford."""
 
+import json
 import os
 import re
 import shlex
@@ -66,6 +67,8 @@ def test_each_stage_as_the_readme_gives_it(tmp_path: Path):
         matching("torchrun").replace("nproc_per_node 4", "nproc_per_node 2 --standalone"), tmp_path, NARROW
     )
     assert "continues at step 4" in again
+    timings = map(json.loads, (tmp_path / "runs/r3/performance.jsonl").read_text().splitlines())
+    assert [line["step"] for line in timings if line.get("resume_seconds", 0) > 0] == [4]
     (tmp_path / "complete_cases").symlink_to(tmp_path / "data/train_gli")
     run(matching("python tools/drop_modality.py"), tmp_path)
     (tmp_path / "cases").symlink_to(tmp_path / "dropped")

@@ -64,7 +64,7 @@ def parts_of(line: Line, name: str) -> dict[str, str]:
 def performance_curves(lines: Sequence[Line]) -> str:
     """HTML of speed by optimiser step."""
     names = ("slices_per_second", "data_wait_fraction")
-    return charts(lines, [n for n in names if lines and n in lines[-1]]) if lines else ""
+    return charts(lines, [n for n in names if any(n in line for line in lines)]) if lines else ""
 
 
 def charts(lines: Sequence[Line], names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """From a configuration to a trainer: data, networks, the checkpoint to continue from, telemetry."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,15 @@ def build_trainer(task: Task, distributed: Distributed) -> Trainer:
     task.check(data)
     identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
     steps = total_steps(config.training, data.samples)
+    began_to_look = time.monotonic()
     checkpoint = choose_checkpoint(config, identity, distributed)
+    resume_seconds = time.monotonic() - began_to_look
     state = task.build_state(distributed)
     if checkpoint is not None:
+        began_to_load = time.monotonic()
         state.load(checkpoint)
         distributed.scaler_state = checkpoint.state["loss_scale"]
+        resume_seconds += time.monotonic() - began_to_load
     if distributed.is_main:
         run_folder.record(config.run_dir, config, distributed.world, device_name(distributed), task.sources())
         held_out = len(data.validation or ())
@@ -95,6 +100,8 @@ def build_trainer(task: Task, distributed: Distributed) -> Trainer:
     )
     for line in start_table(task, distributed, data, state, steps, checkpoint):
         telemetry.say(line)
+    if checkpoint is not None:
+        telemetry.resumed(state.step, resume_seconds)
     normaliser = Normaliser(data.statistics, distributed.device, mode=config.data.normalisation)
     step = task.build_step(distributed, state, normaliser)
     validator = build_validator(task, distributed, data, normaliser)
