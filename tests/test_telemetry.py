@@ -98,6 +98,8 @@ def records_in(log: bytes) -> Iterator[bytes]:
     while position + 7 <= len(log):
         length = int.from_bytes(log[position + 4 : position + 6], "little")
         kind = log[position + 6]  # 1 whole, 2 first, 3 middle, 4 last
+        if position + 7 + length > len(log):
+            return  # still being written
         record += log[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):
