@@ -51,7 +51,8 @@ def test_scores_baselines_and_report(predictions: Path, references: Path, tmp_pa
     out = tmp_path / "out"
     assert evaluate(predictions, references, out, "--workers", "2") == 0
     table = rows(out)
-    assert len(table) == 18  # three predictions; synthetic, mean, best copy, and the three copies that it is chosen from
+    # Three predictions: synthetic, mean, best copy, and the three copies that it is chosen from.
+    assert len(table) == 18
     assert float(table["t1c", "synthetic"]["mae/brain"]) == 0
     assert float(table["t1c", "synthetic"]["ssim/tumour"]) == pytest.approx(1)
     # Mean absolute value of a normal variable of 40: 40 x sqrt(2 / pi).
