@@ -23,11 +23,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from brasyn_dist.brats import MODALITIES, VIEW_AXES, VIEWS, find_case
+from brasyn_dist.brats import MODALITIES, VIEW_AXES, VIEWS, find_case, image_shape
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
 from brasyn_dist.data.normalise import Normaliser, mask_missing
-from brasyn_dist.data.slicing import crop_from_square, extract_slices, pad_to_square, stack_slices
+from brasyn_dist.data.slicing import centred, extract_slices, stack_slices
 from brasyn_dist.data.statistics import PUBLISHED
 from brasyn_dist.inference.timing import STAGES, StageClock
 from brasyn_dist.inference.volume import (
@@ -209,13 +209,13 @@ def run_every_slice(
     for first in range(0, count, batch_size):
         rows = np.minimum(np.arange(first, first + batch_size), count - 1)
         with clock("prepare"):
-            padded = pad_to_square(slices_KMHW[rows], generator.config.image_size)
+            padded = centred(slices_KMHW[rows], image_shape(generator.config.image_size))
             x_BMHW = mask_missing(normaliser(torch.from_numpy(padded).to(device)), available_BM)
         with clock("network"), autocast(device, precision):
             image_B1HW, _ = generator(x_BMHW, available_BM, target_B, view_B)
         with clock("finish"):
             intensities = normaliser.denormalise(image_B1HW[:, 0].float(), wanted).cpu().numpy()
-            result_KHW[rows] = crop_from_square(intensities, shape)
+            result_KHW[rows] = centred(intensities, shape)
     with clock("finish"):
         brain_XYZ = brain_mask(torch.from_numpy(images_MXYZ), available).numpy()
         return np.rint(stack_slices(result_KHW, view) * brain_XYZ).astype(np.int32)

@@ -67,7 +67,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--width", type=int, default=64, help="base channels of both networks")
-    parser.add_argument("--image-size", type=int, default=240)
+    parser.add_argument("--image-size", type=int, nargs="+", default=[240], help="side, or rows and columns")
     parser.add_argument("--batches", type=int, nargs="+", default=[8], help="slices of a global batch")
     parser.add_argument(
         "--ladder", action="store_true", help="double the last batch size until memory is full"
@@ -146,7 +146,7 @@ def run_worker(options: argparse.Namespace, row: dict[str, Any], segmenter: str 
         overrides += [f"objective.{k}={v}" for k, v in TERMS.items()] + [f"objective.segmenter={segmenter}"]
     command = [sys.executable, __file__, "--worker", json.dumps(overrides), "--width", str(options.width)]
     command += ["--batches", str(row["batch"]), "--repeats", str(options.repeats)]
-    command += ["--warmup", str(options.warmup), "--image-size", str(options.image_size)]
+    command += ["--warmup", str(options.warmup), "--image-size", *map(str, options.image_size)]
     command += ["--threads", str(options.threads), *(["--count"] if options.count else [])]
     predicted, available = predict(options, overrides, row["batch"]), available_bytes()
     facts = {"predicted_gib": predicted / 2**30}
@@ -185,12 +185,13 @@ def configure(options: argparse.Namespace, overrides: list[str], batch: int) -> 
     from brasyn_dist.config import load_config
 
     # All four targets in one loss make four synthetic slices of each real one.
+    size = options.image_size[0] if len(options.image_size) == 1 else options.image_size
     micro = max(1, batch // 4) if "training.updates_per_batch=1" in overrides else batch
     return load_config(
         None,
         [
             f"generator.base_channels={options.width}", f"discriminator.base_channels={options.width}",
-            f"generator.image_size={options.image_size}", f"discriminator.image_size={options.image_size}",
+            f"generator.image_size={size}", f"discriminator.image_size={size}",
             f"training.global_batch_size={batch}", f"training.micro_batch_size={micro}",
             f"runtime.threads={options.threads}", *overrides,
         ],
@@ -264,7 +265,7 @@ def prepare_update(config: Any) -> tuple[Callable[[int], None], Any]:
     normaliser = Normaliser(PUBLISHED, distributed.device)
     step = task.build_step(distributed, state, normaliser)
     size = config.training.global_batch_size
-    batch = DeviceBatch.load(slices(size, config.generator.image_size), normaliser)
+    batch = DeviceBatch.load(slices(size, config.image_shape), normaliser)
     variants = 4 // config.training.updates_per_batch
     masks = [targets_and_masks(0, 0, u, size, "three") for u in range(variants)]
 
@@ -274,7 +275,7 @@ def prepare_update(config: Any) -> tuple[Callable[[int], None], Any]:
     return update, distributed.device
 
 
-def slices(count: int, size: int) -> Any:
+def slices(count: int, shape_HW: tuple[int, int]) -> Any:
     """A batch of made-up slices: brain-sized discs of plausible integers with a tumour in each."""
     import numpy as np
     import torch
@@ -282,11 +283,12 @@ def slices(count: int, size: int) -> Any:
     from brasyn_dist.data.stream import BatchMemory
 
     random_numbers = np.random.default_rng(0)
-    y, x = np.mgrid[:size, :size] / size - 0.5
+    height, width = shape_HW
+    x, y = (g / 240 for g in np.mgrid[:height, :width] - np.array([height, width])[:, None, None] / 2)
     brain = (x**2 / 0.09 + y**2 / 0.14) < 1
-    planes = random_numbers.integers(100, 3000, (count, 4, size, size)).astype(np.int16) * brain
+    planes = random_numbers.integers(100, 3000, (count, 4, *shape_HW)).astype(np.int16) * brain
     tumour = ((x - 0.1) ** 2 + y**2 < 0.01).astype(np.uint8)
-    batch = BatchMemory(size, "int16").batch(0, slice(0, count))
+    batch = BatchMemory(shape_HW, "int16").batch(0, slice(0, count))
     batch.planes.copy_(torch.from_numpy(planes))
     batch.labels.copy_(torch.from_numpy(tumour))
     batch.has_labels.fill_(True)

@@ -34,6 +34,14 @@ UNKNOWN_TYPE = -1
 VOLUME_SHAPE = (240, 240, 155)
 IMAGE_SIZE = 240
 """Side of the square slice that the networks see, in pixels of 1 mm."""
+ImageSize = int | tuple[int, int]
+"""Side of a square, or (rows H, columns W) of a rectangle."""
+
+
+def image_shape(size: ImageSize) -> tuple[int, int]:
+    """(H, W)."""
+    return (size, size) if isinstance(size, int) else size
+
 
 BACKGROUND, NETC, ED, ET = 0, 1, 2, 3
 LABEL_NAMES = {NETC: "necrotic / non-enhancing core", ED: "oedema", ET: "enhancing tumour"}

@@ -11,14 +11,14 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from brasyn_dist.brats import IMAGE_SIZE, VIEWS
+from brasyn_dist.brats import IMAGE_SIZE, VIEWS, ImageSize, image_shape
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.typed_yaml import from_dict, read_yaml, set_by_path
 
 T = TypeVar("T")
 Recompute = Literal["nothing", "activations"]
 
-NormalisationMode = Literal["zscore", "slice"]
+NormalisationMode = Literal["zscore", "slice", "case"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class DataConfig:
     min_tumour_fraction: float = 0.0
     """Only slices of which tumour covers at least this share (method: 0.001 for the segmenter); 0: all."""
     normalisation: NormalisationMode = "zscore"
-    """`zscore`: with the data set's statistics. `slice`: each slice to [-1, 1], as HF-GAN does (data/normalise.py)."""
+    """`zscore`: with the data set's statistics. `slice`: each slice to [-1, 1], as HF-GAN does. `case`: each volume by its
+    median, which takes away the scanner's scale (data/normalise.py)."""
     cache_dir: str | None = None
     """Node-local folder for shards that are fetched from a URL; default: a folder below the system's temporary one."""
     cache_gib: float = 200.0
@@ -96,12 +97,18 @@ class OrderConfig(SampleOrderConfig):
     """`three`: all modalities but the target are given. `any`: one to three (half of the samples exactly one)."""
 
 
+def check_image_size(section: str, size: ImageSize, multiple: int) -> None:
+    if any(side < multiple or side % multiple for side in image_shape(size)):
+        raise ConfigError(f"{section}.image_size {size} must be a multiple of {multiple}")
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
     """Shape of the generator (method: HF-GAN stage 1, revised). Saved as config.json beside exported weights."""
 
-    image_size: int = IMAGE_SIZE
-    """Side of the square input, in pixels; a multiple of 16. The position embedding has (image_size / 16)^2 tokens."""
+    image_size: ImageSize = IMAGE_SIZE
+    """Side of the square input in pixels, or [rows, columns]; multiples of 16. Larger slices are cut to their middle: skull-stripped
+    brains of BraTS' atlas fit into [160, 208] axially, 58 % of the pixels. The position embedding has a token for 16 x 16 pixels."""
     base_channels: int = 64
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 8, 10)
     convolutions_per_block: int = 1
@@ -117,8 +124,7 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         scale = 2 ** (len(self.channel_multipliers) - 1)
-        if self.image_size % scale:
-            raise ConfigError(f"generator.image_size {self.image_size} must be a multiple of {scale}")
+        check_image_size("generator", self.image_size, scale)
         if self.base_channels % self.norm_groups:
             raise ConfigError(
                 f"generator.base_channels {self.base_channels} must be a multiple of norm_groups {self.norm_groups}"
@@ -141,7 +147,8 @@ class GeneratorConfig:
 class DiscriminatorConfig:
     """Shape of the PatchGAN discriminator with modality head."""
 
-    image_size: int = IMAGE_SIZE
+    image_size: ImageSize = IMAGE_SIZE
+    """The generator's."""
     base_channels: int = 64
     norm_groups: int = 8
 
@@ -156,8 +163,8 @@ class DiscriminatorConfig:
 class SegmenterConfig:
     """Shape of the segmenter, a U-Net (method, section 4). Saved as config.json beside exported weights."""
 
-    image_size: int = IMAGE_SIZE
-    """Side of the square input, in pixels; a multiple of 2^(stages - 1)."""
+    image_size: ImageSize = IMAGE_SIZE
+    """Side of the square input in pixels, or [rows, columns]; multiples of 2^(stages - 1). Larger slices are cut to their middle."""
     widths: tuple[int, ...] = (32, 64, 128, 256)
     """Channels of each stage, from the full image inwards; each stage halves the image of the one before."""
     norm_groups: int = 8
@@ -166,8 +173,7 @@ class SegmenterConfig:
         scale = 2 ** (len(self.widths) - 1)
         if len(self.widths) < 2:
             raise ConfigError("segmenter.widths needs at least two stages")
-        if self.image_size % scale:
-            raise ConfigError(f"segmenter.image_size {self.image_size} must be a multiple of {scale}")
+        check_image_size("segmenter", self.image_size, scale)
         if any(width % self.norm_groups for width in self.widths):
             raise ConfigError(
                 f"segmenter.widths {list(self.widths)} must be multiples of norm_groups {self.norm_groups}"
@@ -403,8 +409,8 @@ class RunConfig:
         return Path(self.runs_dir) / self.name
 
     @property
-    def image_size(self) -> int:
-        """Side of the slices that the networks see."""
+    def image_shape(self) -> tuple[int, int]:
+        """(H, W) of the slices that the networks see, in pixels."""
         raise NotImplementedError
 
 
@@ -421,7 +427,7 @@ class Config(RunConfig):
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        if self.generator.image_size != self.discriminator.image_size:
+        if image_shape(self.generator.image_size) != image_shape(self.discriminator.image_size):
             raise ConfigError(
                 f"generator.image_size {self.generator.image_size} and discriminator.image_size "
                 f"{self.discriminator.image_size} must be equal"
@@ -437,8 +443,8 @@ class Config(RunConfig):
             )
 
     @property
-    def image_size(self) -> int:
-        return self.generator.image_size
+    def image_shape(self) -> tuple[int, int]:
+        return image_shape(self.generator.image_size)
 
 
 @dataclass(frozen=True)
@@ -453,8 +459,8 @@ class SegmenterRunConfig(RunConfig):
             raise ConfigError("runtime.encoder_execution is of the generator; leave it out for a segmenter")
 
     @property
-    def image_size(self) -> int:
-        return self.segmenter.image_size
+    def image_shape(self) -> tuple[int, int]:
+        return image_shape(self.segmenter.image_size)
 
 
 @typing.overload

@@ -75,8 +75,10 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (inner,) = (a for a in arguments if a is not type(None))
-        return _convert(inner, value, where, key)
+        inners = [a for a in arguments if a is not type(None)]
+        is_list = isinstance(value, list | tuple)
+        chosen = [a for a in inners if (typing.get_origin(a) is tuple) == is_list] or inners
+        return _convert(chosen[0], value, where, key)
     if origin is Literal:
         if value is False:  # YAML reads `off` and `no` as false
             value = next((a for a in arguments if a in ("off", "no")), value)

@@ -145,6 +145,49 @@ def test_slices_of_their_own_range_are_synthesised_as_they_were_trained(runs: Ru
     assert (values[inputs == 0] == 0).mean() > 0.9
 
 
+@pytest.mark.slow
+def test_a_cases_scale_and_a_narrow_window(runs: Runs):
+    """Normalisation `case` with slices cut to the middle: trained, validated, drawn, exported, synthesised."""
+    import nibabel
+    import numpy as np
+    from PIL import Image
+
+    from brasyn_dist.brats import MODALITIES
+    from brasyn_dist.inference.api import infer_batch
+    from brasyn_dist.models.export import load_pretrained
+
+    options = [
+        *(
+            "--config",
+            str(CONFIGS / "r3.yaml"),
+            *COMMON,
+            *GENERATOR,
+            "name=scaled",
+            "data.normalisation=case",
+        ),
+        *("generator.image_size=[32,48]", "discriminator.image_size=[32,48]", "validation.every_steps=2"),
+    ]
+    assert train([*options, "checkpoint.every_steps=1"]) == 0
+    run_dir = runs.work / "runs/scaled"
+    index = json.loads((runs.work / "shards/index.json").read_text())
+    exported = json.loads((run_dir / "export/config.json").read_text())
+    table = zip(index["cases"]["split"], index["cases"]["cohort"])
+    assert exported["scales"]["cases"] == list(table).count(("train", "train_gli"))
+    generator = load_pretrained(run_dir)
+    assert generator.normalisation == "case" and generator.infuser.position_1TW.shape[1] == 3 * 2
+    with Image.open(run_dir / "panels/step-00000002-t1c.png") as panel:
+        assert panel.size == (7 * (32 + 2), 48 + 16 + 2)
+    # Unseen scale: what is synthesised has the one that the three others of the case suggest.
+    (case,) = (runs.work / "cases").iterdir()
+    volumes = {m: np.asarray(nibabel.load(case / f"{case.name}-{m}.nii.gz").dataobj) for m in MODALITIES}
+    infer_batch("cases", "scaled-out", weights="runs/scaled", modalities=["t1n"], say=lambda text: None)
+    result = np.asarray(nibabel.load(f"scaled-out/{case.name}-t1n.nii.gz").dataobj)
+    given = [int(np.percentile(v[v > 0], 50, method="lower")) for m, v in volumes.items() if m != "t1n"]
+    assert generator.scales is not None
+    unit = generator.scales.predict((0, 2, 3), given, 1)
+    assert 0 < result.max() < 7 * unit
+
+
 def load_run(name: str) -> Config | SegmenterRunConfig:
     kind = SegmenterRunConfig if name == "segmenter" else Config
     return load_config(CONFIGS / f"{name}.yaml", (), kind)

@@ -52,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
     add("--headroom", type=float, default=1.0, metavar="F", help="as of tools/shard_dataset.py")
     add("--minimum-foreground", type=int, default=MINIMUM_FOREGROUND, metavar="N", help="likewise")
     add("--seed", type=int, default=0, help="of the folds")
+    add(
+        "--fold",
+        type=int,
+        metavar="N",
+        help="do this fold alone (from 0) and pool nothing: for one process a fold",
+    )
     return made
 
 
@@ -63,10 +69,16 @@ def run(options: argparse.Namespace) -> None:
             f"{options.cases}: only complete cases can be left out; not {', '.join(incomplete)}"
         )
     folds = deal(cases, options.folds, options.seed)
+    if options.fold is not None and not 0 <= options.fold < len(folds):
+        raise ConfigError(f"--fold {options.fold}: from 0 to {len(folds) - 1}")
     for number, held_out in enumerate(folds):
+        if options.fold not in (None, number):
+            continue
         evaluate_fold(
             options, cases, held_out, options.out / f"fold-{number}", f"Fold {number + 1} of {len(folds)}"
         )
+    if options.fold is not None:
+        return
     rows = with_best_copy(
         r for n in range(len(folds)) for r in read_table(options.out / f"fold-{n}" / "evaluation")
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, VIEW_AXES, Case, find_case, modality_of
 from brasyn_dist.data.nifti import CaseVolumes, read_case
-from brasyn_dist.data.slicing import margins
+from brasyn_dist.data.scales import foreground_counts, median_of_counts
 from brasyn_dist.data.statistics import Histogram
 from brasyn_dist.errors import DataError
 
@@ -48,10 +48,13 @@ class Findings:
     low: int = 0
     high: int = 0
     """Smallest and largest intensity anywhere."""
+    medians: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of the foreground of each modality, by name of each case that can be used."""
 
     def __iadd__(self, other: "Findings") -> "Findings":
         self.histogram += other.histogram
         self.problems |= other.problems
+        self.medians |= other.medians
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         return self
 
@@ -124,8 +127,10 @@ def examine(
             continue
         findings.low = min(findings.low, int(volumes.images.min()))
         findings.high = max(findings.high, int(volumes.images.max()))
+        counts = [foreground_counts(image) for image in volumes.images]
+        findings.medians[case.name] = tuple(map(median_of_counts, counts))
         if case.name in training:
-            findings.histogram.add(volumes.images)
+            findings.histogram.add_counts(counts)
         use(volumes)
     return findings
 
@@ -138,10 +143,11 @@ def read_checked(case: Case, views: Sequence[str], round_values: bool = False) -
         raise DataError("\n".join(f"{case.files[m]}: empty brain, no voxel is above 0" for m in empty))
     for view in views:
         shape = [n for axis, n in enumerate(volumes.images.shape[1:]) if axis != VIEW_AXES[view]]
-        try:
-            margins(max(shape), IMAGE_SIZE)
-        except DataError as error:
-            raise DataError(f"{case.folder}: {view} slices: {error}") from None
+        if max(shape) > IMAGE_SIZE:
+            raise DataError(
+                f"{case.folder}: {view} slices: a slice of {max(shape)} pixels does not fit into {IMAGE_SIZE}; larger volumes "
+                "are not supported"
+            )
     return volumes
 
 

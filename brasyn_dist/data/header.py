@@ -24,6 +24,8 @@ class CaseEntry:
     patient: str
     segmentation: bool
     """False: the case has no segmentation, and its slices have no label plane."""
+    medians: tuple[int, ...] | None = None
+    """Median of each modality's foreground, in modality order; None in sets made before it was noted."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class SetHeader:
         values["cases"] = {
             name: [getattr(case, name) for case in self.cases] for name in CaseEntry.__dataclass_fields__
         }
+        if all(case.medians is None for case in self.cases):
+            del values["cases"]["medians"]  # older sets keep their fingerprint
         return values
 
     @classmethod
@@ -77,13 +81,20 @@ class SetHeader:
                 seed=values["seed"],
                 views=tuple(values["views"]),
                 shard_counts=values["shard_counts"],
-                cases=tuple(
-                    CaseEntry(*row)
-                    for row in zip(*(values["cases"][f] for f in CaseEntry.__dataclass_fields__), strict=True)
-                ),
+                cases=_case_table(values["cases"]),
                 statistics=values["statistics"],
                 skipped=values["skipped"],
                 options=values["options"],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where}: damaged description of the shard set ({error!r})") from None
+
+
+def _case_table(columns: dict[str, list[Any]]) -> tuple[CaseEntry, ...]:
+    names = [name for name in CaseEntry.__dataclass_fields__ if name != "medians"]
+    medians = columns.get("medians", [None] * len(columns["name"]))
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return tuple(
+        CaseEntry(**dict(zip(names, row)), medians=None if of_case is None else tuple(of_case))
+        for row, of_case in zip(rows, medians, strict=True)
+    )

@@ -209,6 +209,12 @@ class Selection:
         of_case = [tumour_type(case.cohort, case.name) for case in self.index.header.cases]
         return np.array(of_case, dtype=np.int64)[self.column("case")]
 
+    @functools.cached_property
+    def medians(self) -> np.ndarray | None:
+        """(cases, 4) float32 median of each modality's foreground, by number of the case; None if the set does not tell."""
+        of_case = [case.medians for case in self.index.header.cases]
+        return None if None in of_case else np.array(of_case, dtype=np.float32)
+
     def key(self, sample: int) -> str:
         return self.index.key(int(self.rows[sample]))
 

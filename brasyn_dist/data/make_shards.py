@@ -161,7 +161,7 @@ def _header(
         seed=options.seed,
         views=options.views,
         shard_counts={},
-        cases=tuple(_entry(case, found.training) for case in found.cases),
+        cases=tuple(_entry(case, found) for case in found.cases),
         statistics=(
             statistics or found.findings.histogram.statistics(found.training, options.headroom)
         ).to_dict(),
@@ -170,9 +170,10 @@ def _header(
     )
 
 
-def _entry(case: Case, training: set[str]) -> CaseEntry:
-    split = TRAIN if case.name in training else VALIDATION
-    return CaseEntry(case.name, case.cohort, split, case.patient, "seg" in case.files)
+def _entry(case: Case, found: Survey) -> CaseEntry:
+    split = TRAIN if case.name in found.training else VALIDATION
+    medians = found.findings.medians[case.name]
+    return CaseEntry(case.name, case.cohort, split, case.patient, "seg" in case.files, medians)
 
 
 def _write(

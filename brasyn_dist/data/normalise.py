@@ -2,9 +2,11 @@
 
     zscore   integers --> clamp at 0 --> clip at the data set's maximum --> z-score with the data set's mean and std
     slice    integers --> clamp at 0 --> each slice linearly to [-1, 1], 0 to -1 and its maximum to 1
+    case     integers --> clamp at 0 --> by the median of the case's volume --> clip at CASE_CLIP --> minus 1
 
-Background (0) and missing modalities are -1 in both.
+Background (0) and missing modalities are -1 in all.
 
+`case` takes away the scanner's scale (data/scales.py); its inverse needs the missing volume's median, which is estimated.
 `slice` is HF-GAN's own, kept as a baseline. It has no inverse for a missing slice, whose maximum nobody knows: `denormalise`
 estimates it from the available slices (`slice_maxima`).
 """
@@ -23,6 +25,12 @@ BACKGROUND_VALUE = -1.0
 
 SLICE_RANGE = 2.0
 """Width of [-1, 1]."""
+
+CASE_CLIP = 6.0
+"""Medians. Above the 99.5th percentile of all modalities of all of ten subjects, the largest of which was 4.2."""
+
+CASE_RANGE = 3.0
+"""Medians: data range of SSIM and PSNR, between those percentiles of T1n (1.3 - 2) and of T2w (1.6 - 4.2)."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +53,36 @@ class Normaliser:
     @property
     def range_M(self) -> Tensor:
         """(4,) Width of the intensity range after normalisation: SSIM's and PSNR's data range."""
-        return (
-            self.clip_M / self.std_M if self.mode == "zscore" else torch.full_like(self.clip_M, SLICE_RANGE)
-        )
+        if self.mode == "zscore":
+            return self.clip_M / self.std_M
+        return torch.full_like(self.clip_M, CASE_RANGE if self.mode == "case" else SLICE_RANGE)
 
     @property
     def window(self) -> tuple[float, float]:
         """Normalised intensities to show from black to white, in every picture the same."""
-        return (BACKGROUND_VALUE, 4.0 if self.mode == "zscore" else 1.0)
+        return (BACKGROUND_VALUE, {"zscore": 4.0, "slice": 1.0, "case": 1.5}[self.mode])
 
-    def __call__(self, planes_BMHW: Tensor, factor_BM: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, planes_BMHW: Tensor, factor_BM: Tensor | None = None, medians_BM: Tensor | None = None
+    ) -> Tensor:
         """Integers (B, 4, H, W) to `dtype`, background (0 and below) to BACKGROUND_VALUE.
 
-        `factor_BM` (B, 4), above 0, multiplies the intensities first.
+        `factor_BM` (B, 4), above 0, multiplies the intensities first. `medians_BM` (B or 1, 4), above 0, are those of the
+        foreground of the volumes that the slices are of; mode `case` needs them, others do not look at them.
         """
         planes = planes_BMHW.to(self.dtype)
+        if self.mode == "case":
+            if medians_BM is None:
+                raise ValueError("normalisation `case` needs the medians of the volumes")
+            planes = planes / medians_BM[:, :, None, None].to(self.dtype)
         if factor_BM is not None:
             planes = planes * factor_BM[:, :, None, None].to(self.dtype)
         if self.mode == "slice":
             # Where all is background the quotient is 0 / 1; `where` also makes background exactly -1.
             scores = SLICE_RANGE * planes / maxima(planes)[..., None, None] - 1
             return torch.where(planes > 0, scores, BACKGROUND_VALUE)
+        if self.mode == "case":
+            return planes.clamp(0, CASE_CLIP) + BACKGROUND_VALUE
         clipped = torch.minimum(planes, self.clip_M[:, None, None])
         scores = (clipped - self.mean_M[:, None, None]) / self.std_M[:, None, None]
         return torch.where(planes > 0, scores, BACKGROUND_VALUE)
@@ -79,11 +96,15 @@ class Normaliser:
     ) -> Tensor:
         """Intensities of one modality's normalised `image` (any shape, any float), clamped at 0; `dtype` as normalised.
 
+        In mode `case` they are in units of the volume's median.
+
         Knows nothing of background: BACKGROUND_VALUE becomes some intensity like any other value. In mode `slice`, `image`
         is (B, H, W), and `planes_BMHW` are the integers of the modalities in `available` that it was made from.
         """
         if self.mode == "zscore":
             return (image.to(self.dtype) * self.std_M[modality] + self.mean_M[modality]).clamp(min=0)
+        if self.mode == "case":
+            return (image.to(self.dtype) - BACKGROUND_VALUE).clamp(min=0)
         if planes_BMHW is None:
             raise ValueError(
                 "slices normalised one by one are denormalised with the slices they were made from"
@@ -114,3 +135,13 @@ def mask_missing(x_BMHW: Tensor, available_BM: Tensor) -> Tensor:
 def foreground(x: Tensor) -> Tensor:
     """Where normalised real slices show brain. By inequality: some statistics put dark foreground below background."""
     return x != BACKGROUND_VALUE
+
+
+def foreground_medians(images_MXYZ: Tensor, modalities: Sequence[int]) -> Tensor:
+    """(1, 4) float32: the (lower) median of the foreground of each of those volumes; 1 for others and for empty ones."""
+    medians_1M = torch.ones(1, images_MXYZ.shape[0], device=images_MXYZ.device)
+    for modality in modalities:
+        values = images_MXYZ[modality][images_MXYZ[modality] > 0]
+        if len(values):
+            medians_1M[0, modality] = values.median()
+    return medians_1M

@@ -18,7 +18,7 @@ from brasyn_dist.brats import MODALITIES
 from brasyn_dist.data.codec import SliceDecoder, npy_header
 from brasyn_dist.data.index import Selection
 from brasyn_dist.data.shards import ShardEntry
-from brasyn_dist.data.slicing import crop_from_square
+from brasyn_dist.data.slicing import place
 from brasyn_dist.data.source import ShardSource
 from brasyn_dist.errors import DataError
 
@@ -120,7 +120,7 @@ class SampleReader:
         self._scratch = _Scratch(self._codec)
 
     def read_into(self, sample: int, planes: np.ndarray, labels: np.ndarray) -> bool:
-        """Fill `planes` (4, S, S) and `labels` (S, S), background around smaller slices (see slicing.py).
+        """Fill `planes` (4, H, W) and `labels` (H, W), background around smaller slices, larger ones cut (see slicing.py).
 
         Returns whether the sample has labels; where it has none they are 0. Raises DataError with shard, key, offset
         and remedy.
@@ -170,19 +170,10 @@ def _place_all(slices: np.ndarray, planes: np.ndarray, labels: np.ndarray) -> bo
     """Copy (5 or 4, h, w) slices to the middle of `planes` and `labels`; whether there are labels."""
     if slices.dtype != planes.dtype:
         raise DataError(f"stored as {slices.dtype}, but the index says {planes.dtype}")
-    _place(slices[: len(MODALITIES)], planes)
+    place(slices[: len(MODALITIES)], planes)
     has_labels = len(slices) > len(MODALITIES)
     if has_labels:
-        _place(slices[len(MODALITIES)], labels)
+        place(slices[len(MODALITIES)], labels)
     else:
         labels[...] = 0
     return has_labels
-
-
-def _place(source: np.ndarray, target: np.ndarray) -> None:
-    """Copy `source` (..., h, w) to its place in `target` (..., S, S), background around it."""
-    if source.shape[-2:] != target.shape[-2:]:
-        inner = crop_from_square(target, source.shape[-2:])
-        target[...] = 0
-        target = inner
-    target[...] = source

@@ -6,8 +6,8 @@ A volume is (x, y, z) in LPS order. Slices keep the order of the remaining axes:
     sagittal  slice k = volume[k, :, :]   (y, z)   240 x 155
     coronal   slice k = volume[:, k, :]   (x, z)   240 x 155
 
-For the networks they are padded to a square with background, centred, the odd pixel after (155 -> 240: 42 before, 43 after;
-method, section 2).
+For the networks they are padded with background to a square, centred, the odd pixel after (155 -> 240: 42 before, 43 after;
+method, section 2); where a network sees less than a slice, its middle is cut out.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from brasyn_dist.brats import VIEW_AXES
-from brasyn_dist.errors import DataError
 
 MINIMUM_FOREGROUND = 2000
 """Foreground pixels that each modality of a slice must have for it to be trained on (method, section 2)."""
@@ -47,25 +46,30 @@ def kept_slices(images_MXYZ: np.ndarray, view: str, minimum: int = MINIMUM_FOREG
 
 
 def margins(length: int, size: int) -> tuple[int, int]:
-    """Background before and after `length` pixels that are centred in `size`."""
-    if length > size:
-        raise DataError(
-            f"a slice of {length} pixels does not fit into {size}; larger volumes are not supported"
-        )
-    before = (size - length) // 2
+    """Pixels before and after `length` pixels that are centred in `size`; negative where so many are cut off."""
+    before = -((length - size) // 2) if length > size else (size - length) // 2
     return before, size - length - before
 
 
-def pad_to_square(slices: np.ndarray, size: int, value: float = 0) -> np.ndarray:
-    """(..., H, W) to (..., size, size), centred."""
-    none = [(0, 0)] * (slices.ndim - 2)
-    return np.pad(slices, [*none, *(margins(n, size) for n in slices.shape[-2:])], constant_values=value)
+def place(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy (..., h, w) to the middle of (..., H, W): 0 around it, and without what does not fit."""
+    if source.shape[-2:] == target.shape[-2:]:
+        target[...] = source
+        return
+    spans = [shared_span(n, s) for n, s in zip(source.shape[-2:], target.shape[-2:])]
+    (source_rows, target_rows), (source_columns, target_columns) = spans
+    target[...] = 0
+    target[..., target_rows, target_columns] = source[..., source_rows, source_columns]
 
 
-def crop_from_square(slices: np.ndarray, shape_HW: tuple[int, int]) -> np.ndarray:
-    """Inverse of `pad_to_square`: (..., size, size) to (..., H, W)."""
-    rows, columns = (
-        slice(before, before + n)
-        for n, before in ((n, margins(n, s)[0]) for n, s in zip(shape_HW, slices.shape[-2:]))
-    )
-    return slices[..., rows, columns]
+def centred(slices: np.ndarray, shape_HW: tuple[int, int]) -> np.ndarray:
+    """(..., h, w) to (..., H, W), see `place`. Its own inverse where nothing was cut."""
+    target = np.empty((*slices.shape[:-2], *shape_HW), slices.dtype)
+    place(slices, target)
+    return target
+
+
+def shared_span(length: int, size: int) -> tuple[slice, slice]:
+    """Where the pixels that `length` pixels and the `size` around their middle share lie in each of them."""
+    before, count = margins(length, size)[0], min(length, size)
+    return slice(max(0, -before), max(0, -before) + count), slice(max(0, before), max(0, before) + count)

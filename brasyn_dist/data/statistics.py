@@ -8,7 +8,7 @@ after clipping.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from brasyn_dist.brats import MODALITIES
+from brasyn_dist.data.scales import foreground_counts
 from brasyn_dist.errors import DataError
 from brasyn_dist.files import canonical_json, write_json
 
@@ -117,9 +118,12 @@ class Histogram:
 
     def add(self, images_MXYZ: np.ndarray) -> "Histogram":
         """Count the foreground (values > 0) of one case, modalities in order."""
-        for modality, image in enumerate(images_MXYZ):
-            flat = image.ravel("K")
-            self._accumulate(modality, np.bincount(flat[flat > 0]))
+        return self.add_counts([foreground_counts(image) for image in images_MXYZ])
+
+    def add_counts(self, counts: Sequence[np.ndarray]) -> "Histogram":
+        """Add what `foreground_counts` made of each modality of a case."""
+        for modality, of_modality in enumerate(counts):
+            self._accumulate(modality, of_modality)
         return self
 
     def add_histogram(self, other: "Histogram", times: int = 1) -> "Histogram":

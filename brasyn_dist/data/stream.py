@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brasyn_dist.brats import IMAGE_SIZE, MODALITIES
+from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, ImageSize, image_shape
 from brasyn_dist.data.index import Selection
 from brasyn_dist.data.plan import SampleOrder
 from brasyn_dist.data.reader import SampleReader
@@ -36,15 +36,17 @@ class SliceBatch:
     rows: slice
     """Rows of the global batch that these are."""
     planes: Tensor
-    """(b, 4, S, S) int16 or int32: stored intensities in modality order, 0 around smaller slices."""
+    """(b, 4, H, W) int16 or int32: stored intensities in modality order, 0 around smaller slices, larger ones cut."""
     labels: Tensor
-    """(b, S, S) uint8: canonical tumour labels, 0 where there are none."""
+    """(b, H, W) uint8: canonical tumour labels, 0 where there are none."""
     has_labels: Tensor
     """(b,) bool: the case has a segmentation."""
     view: Tensor
     """(b,) int64: 0 axial, 1 sagittal, 2 coronal."""
     tumour_type: Tensor
     """(b,) int64: index into brats.TUMOUR_TYPES, or UNKNOWN_TYPE."""
+    medians: Tensor
+    """(b, 4) float32: median of the foreground of the case's volumes; 1 where the shard set does not tell."""
     keys: list[str]
     """Sample keys."""
 
@@ -57,6 +59,8 @@ class SliceBatch:
         taken = samples[rows.start : rows.stop]
         self.view.numpy()[rows.start : rows.stop] = selection.column("view", taken)
         self.tumour_type.numpy()[rows.start : rows.stop] = selection.tumour_type[taken]
+        if selection.medians is not None:
+            self.medians.numpy()[rows.start : rows.stop] = selection.medians[selection.column("case", taken)]
         for row in rows:
             sample = int(samples[row])
             has_labels[row] = reader.read_into(sample, planes[row], labels[row])
@@ -69,23 +73,24 @@ class BatchMemory:
     Fresh memory costs as much as copying into it, since the kernel clears it first; torch keeps pinned memory by itself.
     """
 
-    def __init__(self, image_size: int, dtype: str, pin_memory: bool = False) -> None:
-        self._image_size = image_size
+    def __init__(self, image_size: ImageSize, dtype: str, pin_memory: bool = False) -> None:
+        self._shape_HW = image_shape(image_size)
         self._dtype = dtype
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._free: list[np.ndarray] = []
 
     def batch(self, index: int, rows: slice) -> SliceBatch:
         """Room for rows.stop - rows.start samples."""
-        count, side = rows.stop - rows.start, self._image_size
+        count, shape_HW = rows.stop - rows.start, self._shape_HW
         return SliceBatch(
             index,
             rows,
-            self._large((count, len(MODALITIES), side, side), self._dtype),
-            torch.empty((count, side, side), dtype=torch.uint8, pin_memory=self._pin_memory),
+            self._large((count, len(MODALITIES), *shape_HW), self._dtype),
+            torch.empty((count, *shape_HW), dtype=torch.uint8, pin_memory=self._pin_memory),
             torch.empty(count, dtype=torch.bool, pin_memory=self._pin_memory),
             torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
             torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
+            torch.ones(count, len(MODALITIES), pin_memory=self._pin_memory),
             [""] * count,
         )
 
@@ -117,7 +122,7 @@ class SliceStream:
         threads: int = 2,
         prefetch: int = 4,
         pin_memory: bool = False,
-        image_size: int = IMAGE_SIZE,
+        image_size: ImageSize = IMAGE_SIZE,
     ) -> None:
         if order.samples != len(selection):
             raise DataError(f"order of {order.samples} samples does not fit a selection of {len(selection)}")
@@ -185,7 +190,9 @@ class SliceStream:
         self.close()
 
 
-def read_samples(selection: Selection, samples: Sequence[int], image_size: int = IMAGE_SIZE) -> SliceBatch:
+def read_samples(
+    selection: Selection, samples: Sequence[int], image_size: ImageSize = IMAGE_SIZE
+) -> SliceBatch:
     """The given samples, once, in the calling thread: for validation and for looking at."""
     numbers = np.asarray(samples, dtype=np.int64)
     batch = BatchMemory(image_size, selection.index.header.dtype).batch(-1, slice(0, len(numbers)))

@@ -124,20 +124,19 @@ def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
 
 
-def panel_tiles(rgb_HW3: np.ndarray) -> list[list[np.ndarray]]:
-    """The tiles of a picture that `grid` made of `slice_panel`s of square slices, row by row, without their captions.
+def panel_tiles(rgb_HW3: np.ndarray, shape_HW: tuple[int, int]) -> list[list[np.ndarray]]:
+    """The tiles of a picture that `grid` made of `slice_panel`s of (H, W) slices, row by row, without their captions.
 
     Raises ValueError if the picture's size is not of that kind.
     """
-    columns = len(MODALITIES) + 3
-    side = rgb_HW3.shape[1] // columns - _GAP
-    pitch = _CAPTION + side + _GAP
-    if side < 1 or rgb_HW3.shape[1] % columns or rgb_HW3.shape[0] % pitch:
-        raise ValueError(f"{rgb_HW3.shape[:2]}: no rows of {columns} square tiles")
+    columns, (width, height) = len(MODALITIES) + 3, shape_HW  # upright, a slice's rows run from left to right
+    pitch = _CAPTION + height + _GAP
+    if rgb_HW3.shape[1] != columns * (width + _GAP) or rgb_HW3.shape[0] % pitch:
+        raise ValueError(f"{rgb_HW3.shape[:2]}: no rows of {columns} tiles of {height} x {width} pixels")
     return [
         [
-            rgb_HW3[top + _CAPTION : top + _CAPTION + side, left : left + side]
-            for left in range(0, rgb_HW3.shape[1], side + _GAP)
+            rgb_HW3[top + _CAPTION : top + _CAPTION + height, left : left + width]
+            for left in range(0, rgb_HW3.shape[1], width + _GAP)
         ]
         for top in range(0, rgb_HW3.shape[0], pitch)
     ]

@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 
 from brasyn_dist.brats import BACKGROUND, MODALITIES, VIEWS
-from brasyn_dist.data.normalise import Normaliser
+from brasyn_dist.data.normalise import Normaliser, foreground_medians
 from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.inference.volume import (
     Precision,
     autocast,
     brain_mask,
+    check_window,
     default_batch_size,
     full_batches,
-    square_padding,
+    padding_to,
     to_slices,
 )
 from brasyn_dist.models.segmenter import CLASSES, Segmenter
@@ -49,16 +50,18 @@ def segment_volume(
     if not brain_XYZ.any():
         raise DataError("no brain to segment: the modalities are background everywhere (all voxels are 0)")
     normaliser = Normaliser(segmenter.statistics, device, mode=segmenter.normalisation)
+    medians_1M = foreground_medians(images, range(len(MODALITIES)))
     sums_CXYZ = torch.zeros(CLASSES, *brain_XYZ.shape, device=device)
     for view in views:
         # Views into the volumes: what is added to a slice is added to its volume.
         inputs_KMHW, sums_KCHW = to_slices(images, view), to_slices(sums_CXYZ, view)
-        padding = square_padding(inputs_KMHW.shape[2:], segmenter.config.image_size)
+        padding = padding_to(inputs_KMHW.shape[2:], segmenter.config.image_size)
+        check_window(to_slices(brain_XYZ, view), padding, view)
         rows_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
         done = 0
         for rows_B in full_batches(rows_K, batch_size or default_batch_size(device)):
             numbers_B = torch.full((len(rows_B),), VIEWS.index(view), device=device)
-            x_BMHW = normaliser(F.pad(inputs_KMHW[rows_B], padding))
+            x_BMHW = normaliser(F.pad(inputs_KMHW[rows_B], padding), medians_BM=medians_1M)
             with autocast(device, precision):
                 logits_BCHW = segmenter(x_BMHW, numbers_B, torch.full_like(numbers_B, tumour_type))
             chances_BCHW = F.pad(logits_BCHW.float().softmax(1), [-n for n in padding])

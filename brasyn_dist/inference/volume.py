@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brasyn_dist.brats import MODALITIES, VIEW_AXES, VIEWS
-from brasyn_dist.data.normalise import Normaliser
+from brasyn_dist.brats import MODALITIES, VIEW_AXES, VIEWS, ImageSize, image_shape
+from brasyn_dist.data.normalise import Normaliser, foreground_medians
 from brasyn_dist.data.slicing import margins
 from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.inference.timing import StageClock
@@ -154,23 +154,37 @@ def synthesise_volume(
     wanted, view_number = MODALITIES.index(target), VIEWS.index(view)
     with clock("prepare"):
         normaliser = Normaliser(generator.statistics, device, mode=generator.normalisation)
+        medians_1M, unit = case_scales(generator, images_MXYZ, present, wanted)
         brain_XYZ = brain_mask(images_MXYZ, available)
         volume_XYZ = torch.zeros(brain_XYZ.shape, device=device)
         # Views into the volumes: what is written to a slice is written to its volume.
         inputs_KMHW, outputs_KHW = to_slices(images_MXYZ, view), to_slices(volume_XYZ, view)
-        padding = square_padding(outputs_KHW.shape[1:], generator.config.image_size)
+        padding = padding_to(outputs_KHW.shape[1:], generator.config.image_size)
+        check_window(to_slices(brain_XYZ, view), padding, view)
         rows_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
     for rows_B in full_batches(rows_K, batch_size or default_batch_size(device)):
         with clock("prepare"):
             planes_BMHW = F.pad(inputs_KMHW[rows_B], padding)
-            x_BMHW = normaliser(planes_BMHW)
+            x_BMHW = normaliser(planes_BMHW, medians_BM=medians_1M)
         with clock("network"), autocast(device, precision):
             image_B1HW = generator.synthesise(x_BMHW, present, wanted, view_number)
         with clock("finish"):
             cropped_BHW = F.pad(image_B1HW[:, 0].float(), [-n for n in padding])
-            outputs_KHW[rows_B] = normaliser.denormalise(cropped_BHW, wanted, planes_BMHW, present)
+            outputs_KHW[rows_B] = unit * normaliser.denormalise(cropped_BHW, wanted, planes_BMHW, present)
     with clock("finish"):
         return torch.where(brain_XYZ, volume_XYZ, 0.0)
+
+
+def case_scales(
+    generator: Generator, images_MXYZ: Tensor, present: Sequence[int], wanted: int
+) -> tuple[Tensor | None, float]:
+    """Medians (1, 4) that normalise the inputs, and the unit of the output; (None, 1) where intensities have no case's scale."""
+    if generator.normalisation != "case":
+        return None, 1.0
+    if generator.scales is None:
+        raise CheckpointError("the generator has no scales to denormalise with; load it with from_pretrained")
+    medians_1M = foreground_medians(images_MXYZ, present)
+    return medians_1M, generator.scales.predict(present, medians_1M[0, list(present)].tolist(), wanted)
 
 
 def brain_mask(images_MXYZ: Tensor, available: Sequence[str]) -> Tensor:
@@ -188,10 +202,23 @@ def to_slices(volumes: Tensor, view: str) -> Tensor:
     return volumes.movedim(VIEW_AXES[view] - 3, 0)
 
 
-def square_padding(shape_HW: Sequence[int], size: int) -> list[int]:
-    """`torch.nn.functional.pad`'s list for centring slices in a square; its negative crops them out again."""
-    height, width = shape_HW
-    return [*margins(width, size), *margins(height, size)]
+def padding_to(shape_HW: Sequence[int], size: ImageSize) -> list[int]:
+    """`torch.nn.functional.pad`'s list for centring slices in what the network sees; its negative undoes that."""
+    (height, width), (rows, columns) = shape_HW, image_shape(size)
+    return [*margins(width, columns), *margins(height, rows)]
+
+
+def check_window(brain_KHW: Tensor, padding: Sequence[int], view: str) -> None:
+    """Raise DataError if padding cuts off brain: the model would not see it, and leave a hole."""
+    if min(padding) < 0:
+        seen_KHW = F.pad(F.pad(brain_KHW, list(padding)), [-n for n in padding])
+        lost = int(brain_KHW.sum() - seen_KHW.sum())
+        if lost:
+            height, width = (n + sum(p) for n, p in zip(brain_KHW.shape[1:], (padding[2:], padding[:2])))
+            raise DataError(
+                f"{lost} voxels of the brain lie outside the {height} x {width} pixels of {view} slices that this model sees; "
+                "use one with a larger generator.image_size, or move the brain to the middle of its volume"
+            )
 
 
 def full_batches(rows_K: Tensor, batch_size: int) -> Iterator[Tensor]:

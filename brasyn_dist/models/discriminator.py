@@ -7,16 +7,16 @@ slice --> 4x4 convolutions, strides 2 2 2 1 --+--> 4x4 convolution: real or synt
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brasyn_dist.brats import MODALITIES
+from brasyn_dist.brats import MODALITIES, image_shape
 from brasyn_dist.config import DiscriminatorConfig
 from brasyn_dist.models.layers import seeded_initialisation
 
 SLOPE = 0.2
 
 
-def feature_size(image_size: int) -> int:
+def feature_size(side: int) -> int:
     """Side of the feature map that both heads see: three halvings, and one pixel lost to the last 4x4 convolution."""
-    return image_size // 8 - 1
+    return side // 8 - 1
 
 
 class DiscriminatorBlock(nn.Module):
@@ -44,7 +44,8 @@ class Discriminator(nn.Module):
             for i, stride in enumerate((2, 2, 1))
         )
         self.patch_head = nn.Conv2d(base * 8, 1, 4, padding=1, bias=False)
-        self.class_head = nn.Conv2d(base * 8, len(MODALITIES), feature_size(config.image_size), bias=False)
+        height, width = map(feature_size, image_shape(config.image_size))
+        self.class_head = nn.Conv2d(base * 8, len(MODALITIES), (height, width), bias=False)
 
     def forward(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         """Logits: real (positive) or synthetic for each patch (B, 1, h, w); modality (B, 4)."""

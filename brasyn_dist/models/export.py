@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brasyn_dist.config import GeneratorConfig, NormalisationMode, SegmenterConfig
+from brasyn_dist.data.scales import Scales
 from brasyn_dist.data.statistics import Statistics
 from brasyn_dist.errors import BrasynError, CheckpointError
 from brasyn_dist.files import atomic_path, sha256_of, write_json
@@ -44,6 +45,7 @@ def save_pretrained(
     views: Sequence[str] = (),
     step: int | None = None,
     normalisation: NormalisationMode | None = None,
+    scales: Scales | None = None,
 ) -> None:
     """Write the two files into `folder`, each whole or not at all; what is not given defaults to the network's own.
 
@@ -74,6 +76,8 @@ def save_pretrained(
         "step": step,
         "weights_sha256": digest,
     }
+    if scales := scales or network.scales:
+        values["scales"] = scales.to_dict()
     write_json(folder / CONFIG_FILE, values)
 
 
@@ -108,13 +112,14 @@ def read_export(path: Path | str, kind: str, build: Callable[[dict[str, Any], st
         )
     try:
         statistics = Statistics.from_dict(values["statistics"], folder / CONFIG_FILE)
+        scales = Scales.from_dict(values["scales"], folder / CONFIG_FILE) if "scales" in values else None
         with torch.device("meta"):
             network = build(values[kind], str(folder / CONFIG_FILE))
     except BrasynError as error:
         raise CheckpointError(str(error)) from None
     load_state(network, tensors, folder / WEIGHTS_FILE)
     network.statistics, network.views = statistics, tuple(values["views"])
-    network.normalisation = values["normalisation"]
+    network.normalisation, network.scales = values["normalisation"], scales
     return network.eval()
 
 

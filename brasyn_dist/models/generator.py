@@ -36,7 +36,8 @@ from brasyn_dist.models.layers import (
 )
 
 if TYPE_CHECKING:
-    from brasyn_dist.data.statistics import Statistics
+    from brasyn_dist.data.scales import Scales
+from brasyn_dist.data.statistics import Statistics
 
 EncoderExecution = Literal["grouped", "separate"]
 
@@ -90,6 +91,8 @@ class Generator(nn.Module):
         """Views that the weights were trained on; set by `from_pretrained`."""
         self.normalisation: NormalisationMode = "zscore"
         """How slices were normalised in training; set by `from_pretrained`."""
+        self.scales: Scales | None = None
+        """Scales of the training cases, which normalisation `case` needs; set by `from_pretrained`."""
         widths = tuple(config.base_channels * m for m in config.channel_multipliers)
         count, groups, convolutions = len(MODALITIES), config.norm_groups, config.convolutions_per_block
         self.early_encoder = Encoder(count, widths, groups, convolutions)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brasyn_dist.brats import image_shape
 from brasyn_dist.config import GeneratorConfig
 
 NORM_EPS = 1e-6
@@ -68,9 +69,10 @@ class ModalityInfuser(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        width, side = config.width, config.image_size >> (len(config.channel_multipliers) - 1)
+        width, halvings = config.width, len(config.channel_multipliers) - 1
+        tokens = math.prod(side >> halvings for side in image_shape(config.image_size))
         self.projection = nn.Conv2d(width, width, 1)
-        self.position_1TW = nn.Parameter(torch.randn(1, side * side, width) * 0.02)
+        self.position_1TW = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
         self.target_embedding = IndexEmbedding(width)
         self.view_embedding = IndexEmbedding(width) if config.view_embedding else None
         self.blocks = nn.ModuleList(

@@ -115,8 +115,9 @@ def convert_discriminator(
     tensors = strip_prefixes(published)
     base = shape_of(tensors, "model.0.weight")[0]
     side = shape_of(tensors, "classifier.weight")[-1]
-    config = DiscriminatorConfig(image_size=(side + 1) * 8, base_channels=base)
-    assert feature_size(config.image_size) == side
+    size = (side + 1) * 8
+    assert feature_size(size) == side
+    config = DiscriminatorConfig(image_size=size, base_channels=base)
     with torch.device("meta"):
         shapes = Discriminator(config).state_dict()
     return config, rename(tensors, shapes, _DISCRIMINATOR_RULES)

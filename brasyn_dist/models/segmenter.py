@@ -21,7 +21,8 @@ from brasyn_dist.config import NormalisationMode, SegmenterConfig
 from brasyn_dist.models.layers import seeded_initialisation
 
 if TYPE_CHECKING:
-    from brasyn_dist.data.statistics import Statistics
+    from brasyn_dist.data.scales import Scales
+from brasyn_dist.data.statistics import Statistics
 
 CLASSES = 1 + len(LABEL_NAMES)
 """Background and the canonical labels, in their order."""
@@ -54,6 +55,7 @@ class Segmenter(nn.Module):
         """Statistics that the weights were trained with; set when they are loaded."""
         self.views: tuple[str, ...] = ()
         self.normalisation: NormalisationMode = "zscore"
+        self.scales: Scales | None = None
         widths, groups = config.widths, config.norm_groups
         self.encoder = nn.ModuleList(
             Stage(a, b, groups, stride=1 if i == 0 else 2)

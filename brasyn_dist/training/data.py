@@ -8,6 +8,7 @@ from brasyn_dist.brats import TUMOUR_TYPES, UNKNOWN_TYPE
 from brasyn_dist.config import DataConfig, RunConfig
 from brasyn_dist.data.index import Selection, ShardIndex
 from brasyn_dist.data.plan import SampleOrder, rank_rows
+from brasyn_dist.data.scales import Scales
 from brasyn_dist.data.statistics import Statistics
 from brasyn_dist.data.stream import SliceStream
 from brasyn_dist.distributed import Distributed
@@ -24,6 +25,8 @@ class TrainingData:
     validation: Selection | None
     """Held-out slices; None if the set has none of these views and cohorts."""
     statistics: Statistics
+    scales: Scales | None
+    """Of the cases that are trained on; None if the set was made before their medians were noted."""
     order: SampleOrder
     rows: slice
     """This rank's rows of every global batch."""
@@ -45,7 +48,7 @@ class TrainingData:
             threads=data.threads,
             prefetch=data.prefetch,
             pin_memory=self.pin_memory,
-            image_size=self.config.image_size,
+            image_size=self.config.image_shape,
         )
 
     def rank_keys(self, batch: int) -> list[str]:
@@ -67,12 +70,25 @@ def open_data(config: RunConfig, distributed: Distributed) -> TrainingData:
         training,
         held_out(index, config),
         Statistics.from_dict(index.header.statistics),
+        scales_of(training, config),
         order,
         rows=rank_rows(
             config.training.global_batch_size, distributed.rank, distributed.world, config.runtime.rank_shares
         ),
         pin_memory=distributed.device.type == "cuda",
     )
+
+
+def scales_of(training: Selection, config: RunConfig) -> Scales | None:
+    """Scales of the cases of these slices. Raises DataError if the run cannot do without them."""
+    if training.medians is not None:
+        return Scales.fit(training.medians[np.unique(training.column("case"))])
+    if config.data.normalisation == "case":
+        raise DataError(
+            f"{config.data.shards}: these shards do not tell the medians that data.normalisation=case needs; write them "
+            "again with this version of tools/shard_dataset.py"
+        )
+    return None
 
 
 def choose_training(index: ShardIndex, data: DataConfig) -> Selection:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from brasyn_dist.brats import image_shape
 from brasyn_dist.config import Config, RuntimeConfig
 from brasyn_dist.data.normalise import Normaliser
 from brasyn_dist.distributed import Distributed
@@ -77,9 +78,9 @@ class GanTask:
             return
         check_tumour_types(data.training)
         name, mine = f"objective.segmenter={self.config.objective.segmenter}", self.config
-        if self.segmenter.config.image_size != mine.image_size:
+        if image_shape(self.segmenter.config.image_size) != mine.image_shape:
             raise ConfigError(
-                f"{name} sees slices of {self.segmenter.config.image_size} pixels, the generator {mine.image_size}; "
+                f"{name} sees slices of {self.segmenter.config.image_size} pixels, the generator {mine.generator.image_size}; "
                 "train a segmenter of this size"
             )
         if self.segmenter.normalisation != mine.data.normalisation:
@@ -114,6 +115,7 @@ class GanTask:
             self.config.data.views,
             step,
             self.config.data.normalisation,
+            data.scales if self.config.data.normalisation == "case" else None,
         )
 
     def facts(self, state: TrainState, distributed: Distributed) -> dict[str, str]:

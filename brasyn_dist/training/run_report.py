@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from brasyn_dist.brats import MODALITIES, MODALITY_NAMES
+from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, MODALITY_NAMES, image_shape
 from brasyn_dist.config import Config, SegmenterRunConfig
 from brasyn_dist.data.index import ShardIndex
 from brasyn_dist.data.summary import table_rows
@@ -80,7 +80,7 @@ def write_run_report(run_dir: Path) -> Path:
             training_curves(metrics),
             "Unweighted. Line: mean of some steps; shade: smallest to largest.",
         ),
-        *panels(run_dir / PANELS),
+        *panels(run_dir / PANELS, slice_shape(run_dir)),
         *([Section("Speed", performance_curves(performance))] if performance else []),
         Section("Data", data(run_dir)),
         Section("Configuration", configuration(run_dir)),
@@ -142,22 +142,24 @@ def cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def panels(folder: Path) -> list[Section]:
-    """The pictures of the last validation; no section without any."""
+def panels(folder: Path, shape_HW: tuple[int, int]) -> list[Section]:
+    """The pictures of the last validation, of (H, W) slices; no section without any."""
     found = [(int(m[1]), m[2], p) for p in sorted(folder.glob("*.png")) if (m := _PANEL.match(p.name))]
     if not found:
         return []
     last = max(step for step, _, _ in found)
     chosen = {name: path for step, name, path in found if step == last}
     order = [n for n in MODALITIES if n in chosen] + [n for n in chosen if n not in MODALITIES]
-    pictures = [f"<h3>{escape(MODALITY_NAMES.get(n, n))}</h3>{picture(chosen[n], n, last)}" for n in order]
+    pictures = [
+        f"<h3>{escape(MODALITY_NAMES.get(n, n))}</h3>{picture(chosen[n], n, last, shape_HW)}" for n in order
+    ]
     lead = f"Held-out slices at step {last:,}."
     if set(chosen) <= set(MODALITIES):
         lead += " Blue: synthetic too dark; red: too bright; yellow: outline of the tumour."
     return [Section("Pictures", "".join(pictures), lead)]
 
 
-def picture(path: Path, name: str, step: int) -> str:
+def picture(path: Path, name: str, step: int, shape_HW: tuple[int, int]) -> str:
     """A panel as tiles that wrap on a small screen; one that is not of the trainer's kind as it is."""
     from PIL import Image
 
@@ -165,7 +167,7 @@ def picture(path: Path, name: str, step: int) -> str:
     with Image.open(path) as image:
         rgb = np.asarray(image.convert("RGB"))
     try:
-        rows = panel_tiles(rgb)
+        rows = panel_tiles(rgb, shape_HW)
     except ValueError:
         return embed_file(path, f"{name}, {where}")
     return "".join(tile_row(row, name, f"{where}, number {number}") for number, row in enumerate(rows, 1))
@@ -208,6 +210,13 @@ def data(run_dir: Path) -> str:
         + "<h3>Intensities of its training cases</h3>"
         + table(["modality", "clipped at", "mean", "standard deviation"], rows)
     )
+
+
+def slice_shape(run_dir: Path) -> tuple[int, int]:
+    """(H, W) of the slices that the run's networks see."""
+    values = yaml.safe_load((run_dir / "config.yaml").read_text()) or {}
+    size = values.get("generator" if "generator" in values else "segmenter", {}).get("image_size", IMAGE_SIZE)
+    return image_shape(size if isinstance(size, int) else tuple(size))
 
 
 def configuration(run_dir: Path) -> str:

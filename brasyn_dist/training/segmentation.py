@@ -212,8 +212,8 @@ def cost(config: SegmenterRunConfig) -> str:
     training = choose_training(index, data)
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         segmenter = Segmenter(config.segmenter)
-        size, number_B = config.segmenter.image_size, torch.zeros(1, dtype=torch.int64)
-        segmenter(torch.empty(1, 4, size, size), number_B, number_B).sum().backward()
+        number_B = torch.zeros(1, dtype=torch.int64)
+        segmenter(torch.empty(1, 4, *config.image_shape), number_B, number_B).sum().backward()
     batch, steps = config.training.global_batch_size, total_steps(config.training, len(training))
     lines = {
         "run": str(config.run_dir),

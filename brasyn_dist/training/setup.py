@@ -170,7 +170,7 @@ def build_validator(
         options.panels,
         normaliser,
         distributed,
-        task.config.image_size,
+        task.config.image_shape,
     )
 
 

@@ -58,11 +58,12 @@ class DeviceBatch:
             return tensor.to(normaliser.device, non_blocking=True)
 
         planes, labels, view = move(batch.planes), move(batch.labels), move(batch.view)
+        medians = move(batch.medians)
         if augmentation is None:
-            real = normaliser(planes)
+            real = normaliser(planes, medians_BM=medians)
         else:
             mirror = move(torch.from_numpy(augmentation.mirror_B))
-            real = normaliser(planes, move(torch.from_numpy(augmentation.factor_BM)))
+            real = normaliser(planes, move(torch.from_numpy(augmentation.factor_BM)), medians)
             real, labels = (mirrored(x, mirror, view) for x in (real, labels))
         return cls(real, labels, move(batch.has_labels), view, move(batch.tumour_type))
 
@@ -152,6 +153,8 @@ class GanStep:
         self.normaliser = normaliser
         self.variants = len(MODALITIES) // config.training.updates_per_batch
         self.headline = ("L1", "reconstruction")
+        self._has_critic = config.objective.adversarial > 0 or config.objective.classification > 0
+        """Nobody listens to a discriminator whose terms weigh nothing: it is neither asked nor trained."""
         # Compiled code wants few shapes; eager code is quicker without padded rows.
         self._equal_rows = compile_mode(config, distributed.device) != "off"
 
@@ -164,8 +167,9 @@ class GanStep:
         sums: dict[str, Tensor] = {}
         with self._distributed.clock.phase("generator"):
             pairs = self._generator_phase(batch, masks, rates.generator, sums)
-        with self._distributed.clock.phase("discriminator"):
-            self._discriminator_phase(pairs, rates.discriminator, sums)
+        if self._has_critic:
+            with self._distributed.clock.phase("discriminator"):
+                self._discriminator_phase(pairs, rates.discriminator, sums)
         return sums
 
     def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:
@@ -218,7 +222,7 @@ class GanStep:
     ) -> dict[str, Tensor]:
         image_B1HW, bottleneck_BCHW, cycle_image_B1HW, cycle_bottleneck_BCHW = passes
         real_B1HW = modality_slices(part.real_BMHW, plan.row_B, plan.target_B)
-        patch_B1hw, class_B4 = critic(image_B1HW)
+        patch_B1hw, class_B4 = critic(image_B1HW) if self._has_critic else (None, None)
         labels_BHW = part.labels_BHW[plan.row_B]
         return generator_terms(
             self._config.objective,

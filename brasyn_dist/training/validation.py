@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brasyn_dist.brats import MODALITIES, VIEWS
+from brasyn_dist.brats import MODALITIES, VIEWS, ImageSize
 from brasyn_dist.data.index import Selection
 from brasyn_dist.data.normalise import BACKGROUND_VALUE, Normaliser, foreground, mask_missing
 from brasyn_dist.data.stream import SliceBatch, read_samples
@@ -41,7 +41,7 @@ class SliceValidator:
         panels: int,
         normaliser: Normaliser,
         distributed: Distributed,
-        image_size: int,
+        image_size: ImageSize,
     ) -> None:
         # Shards are written in a seeded random order: their first slices are a fair sample of patients.
         count = min(slices, len(selection))
@@ -89,7 +89,7 @@ class Validator(SliceValidator):
         self, network: nn.Module, rows: Sequence[int], batch: SliceBatch, target: int
     ) -> tuple[list[dict[str, Any]], list[Scores]]:
         device = self._normaliser.device
-        real_BMHW = self._normaliser(batch.planes.to(device))
+        real_BMHW = self._normaliser(batch.planes.to(device), medians_BM=batch.medians.to(device))
         labels_BHW = batch.labels.to(device)
         size = len(rows)
         available_BM = torch.ones(size, len(MODALITIES), dtype=torch.bool, device=device)

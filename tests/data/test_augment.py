@@ -69,6 +69,7 @@ def test_batches_are_scaled_before_clipping_and_background_stays():
         torch.ones(2, dtype=torch.bool),
         torch.zeros(2, dtype=torch.int64),
         torch.zeros(2, dtype=torch.int64),
+        torch.ones(2, 4),
         ["", ""],
     )
     normaliser = Normaliser(PUBLISHED, dtype=torch.float64)

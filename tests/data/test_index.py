@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from brasyn_dist.data.header import CaseEntry, SetHeader
 from brasyn_dist.data.index import ShardIndex, rebuild_index
 from brasyn_dist.data.shards import ShardEntry
 from brasyn_dist.errors import DataError
-from tests.data.shard_sets import STATISTICS, truth_by_key, write_set
+from tests.data.shard_sets import STATISTICS, case_table, truth_by_key, write_set
 
 VIEWS = ("axial", "sagittal", "coronal")
 
@@ -191,3 +192,14 @@ def test_half_a_million_samples_stay_small_and_load_fast(tmp_path: Path) -> None
     assert time.process_time() - started < 6
     assert index.fingerprint == written.fingerprint
     assert len(index) == 500_000 and 160_000 < len(selection) < 174_000
+
+
+def test_sets_made_before_medians_were_noted_are_read_and_say_so(tmp_path: Path) -> None:
+    old = write_set(tmp_path / "old")
+    assert "medians" not in old.header.to_dict()["cases"] and old.select("train").medians is None
+    table = tuple(replace(case, medians=(i + 1, 20, 30, 40)) for i, case in enumerate(case_table(4, 1)))
+    new = write_set(tmp_path / "new", cases=table)
+    assert new.header.cases == table and rebuild_index(tmp_path / "new").header.cases == table
+    medians = new.select("train").medians
+    assert medians is not None and medians.dtype == np.float32
+    assert medians[:, 0].tolist() == [1, 2, 3, 4, 5] and (medians[:, 1:] == [20, 30, 40]).all()

@@ -112,6 +112,12 @@ def test_statistics_are_those_of_the_training_voxels(made):
         assert found == pytest.approx([clip_max, clipped.mean(), clipped.std(), len(voxels)], rel=1e-12)
 
 
+def test_the_medians_of_every_case_are_noted(made):
+    for case in ShardIndex.load(made).header.cases:
+        volumes = [brain(SEEDS[case.name])[0][modality] for modality in MODALITIES]
+        assert case.medians == tuple(int(np.percentile(v[v > 0], 50, method="lower")) for v in volumes)
+
+
 def test_patients_are_not_cut_and_cohorts_recorded(made):
     index = ShardIndex.load(made)
     splits = {c.name: c.split for c in index.header.cases}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from brasyn_dist.data.normalise import BACKGROUND_VALUE, Normaliser, foreground, mask_missing
+from brasyn_dist.data.normalise import BACKGROUND_VALUE, CASE_CLIP, Normaliser, foreground, mask_missing
 from brasyn_dist.data.statistics import PUBLISHED, ModalityStatistics
 
 
@@ -125,3 +125,27 @@ def test_a_slice_of_its_own_range_comes_back_scaled_by_the_others():
     assert restored.equal(normaliser.denormalise(image, 2, spoilt, (0, 1, 3)))
     with pytest.raises(ValueError, match="made from"):
         normaliser.denormalise(image, 2)
+
+
+def test_a_case_is_divided_by_its_medians():
+    values = planes()
+    medians = np.array([[2000.0, 3000, 4000, 5000], [500, 10, 700, 900]])
+    normaliser = Normaliser(PUBLISHED, dtype=torch.float64, mode="case")
+    normalised = normaliser(torch.from_numpy(values), medians_BM=torch.from_numpy(medians))
+    relative = np.clip(values / medians[:, :, None, None], 0, CASE_CLIP)
+    np.testing.assert_allclose(normalised.numpy(), relative - 1, rtol=0, atol=1e-12)
+    assert (normalised.numpy()[values <= 0] == BACKGROUND_VALUE).all()
+    assert foreground(normalised).numpy().sum() == (values > 0).sum()
+    np.testing.assert_allclose(
+        normaliser.denormalise(normalised[:, 1], 1).numpy(), relative[:, 1], atol=1e-12
+    )
+    # Which scanner it was does not show.
+    factor = torch.tensor([[2.0, 3, 4, 5]]).expand(2, 4)
+    louder = normaliser(torch.from_numpy(values), factor, torch.from_numpy(medians) * factor)
+    torch.testing.assert_close(louder, normalised, rtol=0, atol=1e-12)
+    assert normaliser.range_M.tolist() == [3.0] * 4
+
+
+def test_a_case_cannot_be_normalised_without_its_medians():
+    with pytest.raises(ValueError, match="medians"):
+        Normaliser(PUBLISHED, mode="case")(torch.from_numpy(planes()))

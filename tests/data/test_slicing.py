@@ -5,16 +5,14 @@ import pytest
 
 from brasyn_dist.brats import VIEWS
 from brasyn_dist.data.slicing import (
-    crop_from_square,
+    centred,
     extract_slices,
     foreground_pixels,
     kept_slices,
     margins,
-    pad_to_square,
     slice_count,
     stack_slices,
 )
-from brasyn_dist.errors import DataError
 
 SHAPE = (5, 6, 7)
 VOLUMES = np.random.default_rng(0).integers(-40, 60, (4, *SHAPE)).astype(np.int16)
@@ -46,17 +44,24 @@ def test_padding_is_centred_with_the_odd_pixel_after():
     assert margins(155, 240) == (42, 43)
     assert margins(240, 240) == (0, 0)
     slices = np.arange(1, 2 * 240 * 155 + 1).reshape(2, 240, 155)
-    padded = pad_to_square(slices, 240)
+    padded = centred(slices, (240, 240))
     assert padded.shape == (2, 240, 240)
     np.testing.assert_array_equal(padded[:, :, 42:197], slices)
     assert not padded[:, :, :42].any() and not padded[:, :, 197:].any()
-    np.testing.assert_array_equal(crop_from_square(padded, (240, 155)), slices)
-    assert (pad_to_square(slices, 241, -1)[:, -1] == -1).all()
+    np.testing.assert_array_equal(centred(padded, (240, 155)), slices)
 
 
-def test_slices_that_are_too_large_are_refused():
-    with pytest.raises(DataError, match="256 pixels does not fit into 240"):
-        pad_to_square(np.zeros((256, 240)), 240)
+def test_what_does_not_fit_is_cut_around_the_middle():
+    slices = np.arange(1, 2 * 240 * 155 + 1).reshape(2, 240, 155)
+    cut = centred(slices, (208, 160))
+    assert cut.shape == (2, 208, 160)
+    np.testing.assert_array_equal(cut[:, :, 2:157], slices[:, 16:224])
+    assert not cut[:, :, :2].any() and not cut[:, :, 157:].any()
+    np.testing.assert_array_equal(centred(slices, (240, 144)), slices[:, :, 5:149])
+    # Back in their place, and 0 where they were cut.
+    back = centred(cut, (240, 155))
+    np.testing.assert_array_equal(back[:, 16:224], slices[:, 16:224])
+    assert not back[:, :16].any() and not back[:, 224:].any()
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -309,3 +309,11 @@ def test_a_shard_cut_off_while_it_is_open(damaged: tuple[Path, ShardIndex, int])
     ):
         list(batches)
     assert stream_threads() == []
+
+
+def test_larger_slices_are_cut_to_their_middle(selection: Selection) -> None:
+    whole = read_samples(selection, [5, 0, 69], image_size=SIZE)
+    cut = read_samples(selection, [5, 0, 69], image_size=(SIZE - 8, SIZE - 2))
+    assert torch.equal(cut.planes, whole.planes[:, :, 4:-4, 1:-1])
+    assert torch.equal(cut.labels, whole.labels[:, 4:-4, 1:-1])
+    assert cut.medians.tolist() == [[1.0] * 4] * 3

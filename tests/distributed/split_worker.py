@@ -42,6 +42,7 @@ def global_batch() -> SliceBatch:
         has_labels=torch.arange(BATCH) != 3,
         view=torch.zeros(BATCH, dtype=torch.int64),
         tumour_type=torch.zeros(BATCH, dtype=torch.int64),
+        medians=torch.ones(BATCH, 4),
         keys=[str(b) for b in range(BATCH)],
         rows=slice(0, BATCH),
     )

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from brasyn_dist.brats import MODALITIES, VIEWS
+from brasyn_dist.brats import MODALITIES, VIEWS, ImageSize, image_shape
+from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.data import slicing
+from brasyn_dist.data.scales import Scales
 from brasyn_dist.data.statistics import PUBLISHED
 from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.inference import volume
@@ -18,7 +20,7 @@ from brasyn_dist.inference.volume import (
     synthesise_volume,
     to_integers,
 )
-from brasyn_dist.models.generator import Generator
+from brasyn_dist.models.generator import Generator, build_generator
 from tests.inference.small import SHAPE, brain, four, small_generator
 
 AXES = {"axial": 2, "sagittal": 0, "coronal": 1}
@@ -198,16 +200,19 @@ def test_full_batches() -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_slices_are_those_that_training_saw(view: str) -> None:
+@pytest.mark.parametrize("size", [48, (32, 48), (48, 16)])
+def test_slices_are_those_that_training_saw(view: str, size: ImageSize) -> None:
     images = four(brain())
     slices = volume.to_slices(torch.from_numpy(images), view)
     expected = slicing.extract_slices(images, view)
     np.testing.assert_array_equal(slices.numpy(), expected)
-    padding = volume.square_padding(slices.shape[-2:], 48)
+    padding = volume.padding_to(slices.shape[-2:], size)
     padded = torch.nn.functional.pad(slices, padding)
-    np.testing.assert_array_equal(padded.numpy(), slicing.pad_to_square(expected, 48))
+    np.testing.assert_array_equal(padded.numpy(), slicing.centred(expected, image_shape(size)))
     cropped = torch.nn.functional.pad(padded, [-n for n in padding])
-    np.testing.assert_array_equal(cropped.numpy(), expected)
+    if size == 48:
+        np.testing.assert_array_equal(cropped.numpy(), expected)
+    assert cropped.shape == slices.shape
 
 
 def test_mixed_precision_is_close(generator: Generator) -> None:
@@ -219,6 +224,52 @@ def test_mixed_precision_is_close(generator: Generator) -> None:
     assert results[1].dtype == torch.float32
     difference = (results[1] - results[0]).abs().max()
     assert 0 < difference < 0.05 * results[0].max()
+
+
+def test_a_network_that_sees_a_rectangle_works_on_the_middle_of_each_slice() -> None:
+    """What it makes of slices that are larger than it sees is what it makes of the same slices cut beforehand."""
+    config = GeneratorConfig(image_size=(32, 48), base_channels=8, view_embedding=True)
+    generator = build_generator(config, 0).eval()
+    generator.statistics = PUBLISHED
+    images = four(brain(shape=(40, 60, 7)))
+    images[:, :4], images[:, -4:], images[:, :, :6], images[:, :, -6:] = 0, 0, 0, 0
+    available = ["t1c", "t1n", "t2w"]
+    whole = synthesise_volume(generator, torch.from_numpy(images), available, "t2f", "axial")
+    middle = synthesise_volume(generator, torch.from_numpy(images[:, 4:-4, 6:-6]), available, "t2f", "axial")
+    assert middle.shape == (32, 48, 7) and middle.max() > 0
+    assert torch.equal(whole[4:-4, 6:-6], middle) and whole.count_nonzero() == middle.count_nonzero()
+
+
+def test_a_scanners_scale_passes_through_the_network() -> None:
+    """Normalisation `case`: a case that counts twice as much gives the same network output, on the scale predicted for it."""
+    generator = small_generator()
+    generator.normalisation = "case"
+    generator.scales = Scales.fit(np.random.default_rng(0).lognormal(6, 0.5, (9, 4)))
+    images, available, present = four(brain()), ["t1c", "t1n", "t2w"], (0, 1, 3)
+    medians = [int(np.percentile(v[v > 0], 50, method="lower")) for v in images[list(present)]]
+    volumes = []
+    for factor in (1, 2):
+        unit = generator.scales.predict(present, [factor * m for m in medians], 2)
+        found = synthesise_volume(generator, torch.from_numpy(images * factor), available, "t2f", "axial")
+        volumes.append(found / unit)
+    torch.testing.assert_close(volumes[1], volumes[0], rtol=1e-4, atol=1e-5)
+    assert float(volumes[0].max()) > 0
+    # By hand, one slice: divided by the medians, minus 1; what comes out plus 1, times the predicted median.
+    k, mask = SHAPE[2] // 2, torch.tensor([[True, True, False, True]])
+    x = np.full((4, 48, 48), -1.0)
+    before = [(48 - n) // 2 for n in SHAPE[:2]]
+    for m, median in zip(present, medians):
+        inner = images[m, :, :, k] / median - 1
+        x[m, before[0] : before[0] + SHAPE[0], before[1] : before[1] + SHAPE[1]] = np.maximum(inner, -1)
+    with torch.no_grad():
+        image, _ = generator(torch.from_numpy(x[None]).float(), mask, torch.tensor([2]), torch.tensor([0]))
+    inner = image[0, 0].numpy()[before[0] :, before[1] :][: SHAPE[0], : SHAPE[1]]
+    brain_XY = brain_mask(torch.from_numpy(images), available)[:, :, k].numpy()
+    expected = np.where(brain_XY, np.maximum(inner + 1, 0), 0)
+    np.testing.assert_allclose(volumes[0][:, :, k].numpy(), expected, rtol=1e-4, atol=1e-5)
+    generator.scales = None
+    with pytest.raises(CheckpointError, match="scales"):
+        synthesise_volume(generator, torch.from_numpy(images), available, "t2f", "axial")
 
 
 def test_errors_say_what_is_wrong(generator: Generator) -> None:
@@ -233,7 +284,10 @@ def test_errors_say_what_is_wrong(generator: Generator) -> None:
     with pytest.raises(CheckpointError, match="statistics"):
         synthesise_volume(broken, torch.from_numpy(images), ["t1c"], "t2f", "axial")
     large = torch.ones((4, 50, 50, 3), dtype=torch.int16)
-    with pytest.raises(DataError, match="50 pixels does not fit into 48"):
+    lost = 3 * (50 * 50 - 48 * 48)
+    with pytest.raises(
+        DataError, match=f"{lost} voxels of the brain lie outside the 48 x 48 pixels of axial slices"
+    ):
         synthesise_volume(generator, large, ["t1c"], "t2f", "axial")
 
 

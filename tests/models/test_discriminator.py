@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from brasyn_dist.brats import image_shape
 from brasyn_dist.config import DiscriminatorConfig
 from brasyn_dist.models.discriminator import Discriminator, build_discriminator
 from brasyn_dist.models.published import convert_discriminator
@@ -28,12 +29,13 @@ def test_published_shape_has_the_published_number_of_parameters():
     assert sum(p.numel() for p in discriminator.parameters()) == 4_485_952
 
 
-@pytest.mark.parametrize("size", [32, 48, 240])
+@pytest.mark.parametrize("size", [32, 48, 240, (160, 208)])
 def test_heads_fit_the_image_size(size):
+    height, width = image_shape(size)
     with torch.device("meta"):
         discriminator = Discriminator(DiscriminatorConfig(image_size=size, base_channels=8))
-        patch, classes = discriminator(torch.empty(3, 1, size, size))
-    assert patch.shape == (3, 1, size // 8 - 2, size // 8 - 2)
+        patch, classes = discriminator(torch.empty(3, 1, height, width))
+    assert patch.shape == (3, 1, height // 8 - 2, width // 8 - 2)
     assert classes.shape == (3, 4)
 
 

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from brasyn_dist.data.scales import Scales
 from brasyn_dist.data.statistics import PUBLISHED, Statistics
 from brasyn_dist.errors import CheckpointError
 from brasyn_dist.models.export import load_generator_weights
@@ -134,6 +136,11 @@ def test_normalisation_is_kept_and_old_exports_have_the_usual_one(export):
         assert generator.normalisation == expected
         generator.save_pretrained(export.parent / "again")
         assert Generator.from_pretrained(export.parent / "again").normalisation == expected
+    assert "scales" not in values and generator.scales is None
+    generator.normalisation, generator.scales = "case", Scales.fit(np.array([[100.0, 200, 300, 400]] * 2))
+    generator.save_pretrained(export.parent / "again")
+    loaded = Generator.from_pretrained(export.parent / "again")
+    assert (loaded.normalisation, loaded.scales) == ("case", generator.scales)
     config.write_text(json.dumps({**values, "normalisation": "percentile"}))
     with pytest.raises(CheckpointError, match="unknown normalisation 'percentile'"):
         Generator.from_pretrained(export)

@@ -25,6 +25,25 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+# ---- a discriminator that nobody listens to
+
+
+def test_without_its_terms_the_discriminator_is_neither_asked_nor_trained() -> None:
+    silent = ("objective.adversarial=0", "objective.classification=0")
+    update = Update(small_config(*silent))
+    before = {k: v.clone() for k, v in update.state.discriminator.module.state_dict().items()}
+    with FlopCounterMode(display=False) as counter:
+        terms = update()
+    assert not [
+        name for name in terms if "discriminator" in name or name in ("adversarial", "classification")
+    ]
+    assert "reconstruction" in terms and "generator_norm" in terms
+    assert all(v.equal(before[k]) for k, v in update.state.discriminator.module.state_dict().items())
+    with FlopCounterMode(display=False) as with_it:
+        Update(small_config())()
+    assert counter.get_total_flops() < with_it.get_total_flops()
+
+
 # ---- the fast path is the plain one
 
 
