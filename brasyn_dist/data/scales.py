@@ -5,12 +5,13 @@
 
 MRI has no unit: a scanner may count four times as much as the next for the same tissue. Normalisation `case` therefore divides
 each volume by its scale, the median of its foreground, and a network learns what does not depend on it. At inference the
-missing volume's scale is unknown; it is estimated from those of the available ones, as the conditional mean of a normal
-distribution of log-scales.
+missing volume's scale is unknown; it is estimated from those of the available ones, as the conditional mean in a distribution
+of log-scales: normal, but for the part that each modality has to itself, which has Student's heavy tails (a single sequence
+may count a quarter of the others, and must not drag the estimate along).
 
 With few cases the estimate is pulled towards what is simple: variances and covariances alike for all modalities (as strong as
 PRIOR_CASES cases would), and means alike as far as they do not differ by more than chance (James and Stein, 1961). On ten
-subjects, each predicted from the other nine, the logarithm is off by 0.36 on average; 0.47 without either.
+subjects, each predicted from the other nine, the logarithm is off by 0.35 on average.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,11 @@ import numpy as np
 from brasyn_dist.brats import MODALITIES
 from brasyn_dist.errors import DataError
 
-PRIOR_CASES = 20
+PRIOR_CASES = 50
+DEGREES_OF_FREEDOM = 2
+"""Of Student's distribution."""
+_ROUNDS = 20
+"""Of reweighting; the estimate has settled to a per mille long before."""
 _LEAST_VARIANCE = 0.01
 """Of what a modality does not share with the others: 10 per cent. Keeps the covariance invertible whatever the cases."""
 
@@ -45,8 +50,7 @@ class Scales:
         scatter_MM = offsets_CM.T @ offsets_CM
         sample_MM = scatter_MM / max(1, count - 1)
         others = ~np.eye(modalities, dtype=bool)
-        shared = max(0.0, float(sample_MM[others].mean()))
-        own = max(_LEAST_VARIANCE, float(np.diag(sample_MM).mean()) - shared)
+        shared, own = max(0.0, float(sample_MM[others].mean())), own_variance(sample_MM)
         simple_MM = shared + own * np.eye(modalities)
         covariance_MM = (scatter_MM + PRIOR_CASES * simple_MM) / (count - 1 + PRIOR_CASES)
         spread = float(np.var(mean_M, ddof=1))
@@ -57,8 +61,15 @@ class Scales:
     def predict(self, available: Sequence[int], scales: Sequence[float], target: int) -> float:
         """Scale of modality `target` where those numbered in `available` have `scales`."""
         mean_M, covariance_MM, given = np.array(self.mean), np.array(self.covariance), list(available)
-        weights = np.linalg.solve(covariance_MM[np.ix_(given, given)], covariance_MM[given, target])
-        return float(np.exp(mean_M[target] + weights @ (np.log(scales) - mean_M[given])))
+        among, own = covariance_MM[np.ix_(given, given)], own_variance(covariance_MM)
+        residual = np.log(scales) - mean_M[given]
+        weight = np.ones(len(given))
+        for _ in range(_ROUNDS):
+            solved = np.linalg.solve(among + own * np.diag(1 / weight - 1), residual)
+            # What each modality has to itself, with its variance own / weight.
+            alone = own / weight * solved
+            weight = np.minimum(1, (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + alone**2 / own))
+        return float(np.exp(mean_M[target] + covariance_MM[given, target] @ solved))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -83,6 +94,12 @@ class Scales:
                 f"{where}: scales need four finite means and a positive definite covariance; export again"
             )
         return cls(tuple(mean.tolist()), tuple(map(tuple, covariance.tolist())), cases)
+
+
+def own_variance(covariance_MM: np.ndarray) -> float:
+    """Variance of what a modality does not share with the others, on the mean over modalities."""
+    variance, others = np.diag(covariance_MM).mean(), covariance_MM[~np.eye(len(covariance_MM), dtype=bool)]
+    return max(_LEAST_VARIANCE, float(variance - max(0.0, others.mean())))
 
 
 def foreground_counts(volume: np.ndarray) -> np.ndarray:

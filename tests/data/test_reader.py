@@ -61,11 +61,17 @@ def test_a_coronal_slice_of_brats_has_42_background_columns_before_and_43_behind
         assert outside.shape[2] == (85 if start else 0) and not outside.any()
 
 
-def test_a_slice_too_large_for_the_networks_is_an_error(tmp_path: Path) -> None:
-    selection = write_set(tmp_path).select("train")
-    reader = SampleReader(selection)
-    with pytest.raises(DataError, match="24 pixels does not fit into 16"):
-        reader.read_into(0, np.empty((4, 16, 16), "int16"), np.empty((16, 16), "uint8"))
+@pytest.mark.parametrize("codec", ["npy.zst", "npy"])
+def test_of_a_slice_larger_than_the_networks_see_they_get_the_middle(tmp_path: Path, codec: str) -> None:
+    index = write_set(tmp_path, codec=codec)
+    truth, selection = truth_by_key(index), index.select("train")
+    planes, labels = np.full((4, 16, 30), 9, "int16"), np.full((16, 30), 9, "uint8")
+    labelled = next(i for i in range(len(selection)) if len(truth[selection.key(i)]) == 5)
+    assert SampleReader(selection).read_into(labelled, planes, labels)
+    expected = truth[selection.key(labelled)][:, 4:-4]
+    np.testing.assert_array_equal(planes[:, :, 3:27], expected[:4])
+    np.testing.assert_array_equal(labels[:, 3:27], expected[4])
+    assert not planes[:, :, :3].any() and not planes[:, :, 27:].any() and not labels[:, 27:].any()
 
 
 def test_integers_wider_than_the_index_says_are_not_cut_down(tmp_path: Path) -> None:

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from brasyn_dist.data.normalise import foreground_medians
-from brasyn_dist.data.scales import PRIOR_CASES, Scales, foreground_counts, median_of_counts
+from brasyn_dist.data.scales import (
+    DEGREES_OF_FREEDOM,
+    PRIOR_CASES,
+    Scales,
+    foreground_counts,
+    median_of_counts,
+)
 from brasyn_dist.errors import DataError
 
 MEAN = np.array([6.0, 6.4, 5.8, 6.1])
@@ -34,15 +40,31 @@ def test_many_cases_show_their_own_distribution():
 
 
 @pytest.mark.parametrize(("available", "target"), [((0, 1, 3), 2), ((1, 2), 0), ((3,), 1)])
-def test_with_many_cases_a_prediction_is_what_a_regression_of_logarithms_says(available, target):
+def test_of_an_ordinary_case_it_says_what_a_regression_of_logarithms_says(available, target):
     known = cases(100_000)
-    terms = np.log(known[:, list(available)])
-    terms = np.column_stack([np.ones(len(terms)), terms])
+    terms = np.column_stack([np.ones(len(known)), np.log(known[:, list(available)])])
     weights = np.linalg.lstsq(terms, np.log(known[:, target]), rcond=None)[0]
-    given = [300.0, 900.0, 500.0, 150.0]
-    expected = np.exp(weights @ [1, *np.log([given[m] for m in available])])
-    predicted = Scales.fit(known).predict(available, [given[m] for m in available], target)
+    given = np.exp(MEAN + [0.2, 0.15, 0.3, 0.1])
+    expected = np.exp(weights @ [1, *np.log(given[list(available)])])
+    predicted = Scales.fit(known).predict(available, given[list(available)].tolist(), target)
     assert predicted == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("residual", [(0.1, 0.2, 0.0), (-1.5, 0.0, -0.1), (2.0, -2.0, 0.3), (3.0, 2.8, -3.0)])
+def test_a_sequence_out_of_line_does_not_drag_the_others_along(residual):
+    """By brute force: the common factor f is most probable, f normal, each residual beyond one deviation with Student's tails."""
+    shared, own, nu = 0.3, 0.05, DEGREES_OF_FREEDOM
+    scales = Scales(tuple(MEAN), tuple(map(tuple, shared + own * np.eye(4))), 9)
+    factor = np.linspace(-4, 4, 400_001)
+    e2 = (np.array(residual)[:, None] - factor) ** 2 / own
+    tails = 0.5 + (nu + 1) / 2 * np.log((nu + e2) / (nu + 1))
+    minus_log = factor**2 / (2 * shared) + np.where(e2 < 1, e2 / 2, tails).sum(0)
+    predicted = scales.predict((0, 1, 2), np.exp(MEAN[:3] + residual).tolist(), 3)
+    found = np.log(predicted) - MEAN[3]
+    # The nearest minimum: with contradictory evidence there may be several.
+    falls = np.diff(minus_log)
+    minima = factor[1:-1][(falls[:-1] < 0) & (falls[1:] >= 0)]
+    assert np.abs(minima - found).min() < 1e-3
 
 
 def test_few_cases_are_pulled_towards_modalities_alike():

@@ -42,6 +42,10 @@ def test_from_cases_to_the_pooled_table(tmp_path: Path, capfd: pytest.CaptureFix
     cases, out = small_cases(tmp_path / "c", cases=5) / "train_gli", tmp_path / "out"
     overrides = [o for o in NARROW.split() if "cohorts" not in o] + ["data.views=[axial]"]
     command = [str(cases), "--out", str(out), "--folds", "2", "--minimum-foreground", "200", *overrides]
+    assert main([*command, "--fold", "2"]) == 1 and "--fold 2: from 0 to 1" in capfd.readouterr().err
+    assert main([*command, "--fold", "1"]) == 0
+    assert (out / "fold-1/evaluation/cases.csv").exists()
+    assert not (out / "fold-0").exists() and not (out / "cases.csv").exists()
     assert main(command) == 0
     assert "All folds: 4 cases" in capfd.readouterr().out
     names = {c.name for c in find_cases(cases)}
