@@ -145,7 +145,7 @@ class SynthesisPasses(nn.Module):
         )
         if not self.cycle:
             return image_B1HW, bottleneck_BCHW, None, None
-        synthetic = generator.encode_modalities(tuple(image_B1HW[rows] for rows in plan.synthetic_rows))
+        synthetic = generator.encode_modalities(tuple(pick(image_B1HW, rows) for rows in plan.synthetic_rows))
         sources = [Source(plan.cycle_real_mix_BN, real), Source(plan.cycle_synthetic_mix_BS, synthetic)]
         early = generator.encode_early(cycle_inputs(real_BMHW, image_B1HW, plan))
         cycle = generator.complete(early, sources, plan.cycle_available_BM, plan.cycle_target_B, view_B)
@@ -160,6 +160,16 @@ class SynthesisPasses(nn.Module):
         inputs_BMHW = cycle_inputs(real_BMHW, image_B1HW, plan)
         cycle = self.generator(inputs_BMHW, plan.cycle_available_BM, plan.cycle_target_B, view_B)
         return image_B1HW, bottleneck_BCHW, *cycle
+
+
+def pick(x_BCHW: Tensor, rows_N: Tensor) -> Tensor:
+    """`x_BCHW[rows_N]`, by a product with a matrix of zeros and ones.
+
+    Inductor (torch 2.13, CPU) compiles the sum of an indexing's gradient (`index_put`) and of `completed_slices`' to a wrong one:
+    in float64, where the loss was equal to the last bits, the feature term's gradient was off by more than itself.
+    """
+    taken_NB = rows_N[:, None] == torch.arange(x_BCHW.shape[0], device=x_BCHW.device)
+    return torch.mm(taken_NB.to(x_BCHW.dtype), x_BCHW.flatten(1)).unflatten(1, x_BCHW.shape[1:])
 
 
 def take_rows(real_KMHW: Tensor, view_K: Tensor | None, row_B: Tensor) -> tuple[Tensor, Tensor | None]:
