@@ -72,11 +72,9 @@ def run(options: argparse.Namespace) -> None:
     if options.fold is not None and not 0 <= options.fold < len(folds):
         raise ConfigError(f"--fold {options.fold}: from 0 to {len(folds) - 1}")
     for number, held_out in enumerate(folds):
-        if options.fold not in (None, number):
-            continue
-        evaluate_fold(
-            options, cases, held_out, options.out / f"fold-{number}", f"Fold {number + 1} of {len(folds)}"
-        )
+        if options.fold in (None, number):
+            name = f"Fold {number + 1} of {len(folds)}"
+            evaluate_fold(options, cases, held_out, options.out / f"fold-{number}", name)
     if options.fold is not None:
         return
     rows = with_best_copy(

@@ -30,7 +30,7 @@ CASE_CLIP = 6.0
 """Medians. Above the 99.5th percentile of all modalities of all of ten subjects, the largest of which was 4.2."""
 
 CASE_RANGE = 3.0
-"""Medians: data range of SSIM and PSNR, between those percentiles of T1n (1.3 - 2) and of T2w (1.6 - 4.2)."""
+"""Medians: data range of SSIM and PSNR, between those percentiles of T1n (1.3 - 2) and of T2w (1.7 - 4.2)."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ def segment_volume(
     if not brain_XYZ.any():
         raise DataError("no brain to segment: the modalities are background everywhere (all voxels are 0)")
     normaliser = Normaliser(segmenter.statistics, device, mode=segmenter.normalisation)
-    medians_1M = foreground_medians(images, range(len(MODALITIES)))
+    needed = segmenter.normalisation == "case"
+    medians_1M = foreground_medians(images, range(len(MODALITIES))) if needed else None
     sums_CXYZ = torch.zeros(CLASSES, *brain_XYZ.shape, device=device)
     for view in views:
         # Views into the volumes: what is added to a slice is added to its volume.

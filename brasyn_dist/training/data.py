@@ -26,7 +26,7 @@ class TrainingData:
     """Held-out slices; None if the set has none of these views and cohorts."""
     statistics: Statistics
     scales: Scales | None
-    """Of the cases that are trained on; None if the set was made before their medians were noted."""
+    """Of the cases that are trained on, for normalisation `case`; None with another."""
     order: SampleOrder
     rows: slice
     """This rank's rows of every global batch."""
@@ -80,15 +80,15 @@ def open_data(config: RunConfig, distributed: Distributed) -> TrainingData:
 
 
 def scales_of(training: Selection, config: RunConfig) -> Scales | None:
-    """Scales of the cases of these slices. Raises DataError if the run cannot do without them."""
-    if training.medians is not None:
-        return Scales.fit(training.medians[np.unique(training.column("case"))])
-    if config.data.normalisation == "case":
+    """Scales of the cases of these slices, where normalisation `case` needs them. Raises DataError if the set does not tell."""
+    if config.data.normalisation != "case":
+        return None
+    if training.medians is None:
         raise DataError(
-            f"{config.data.shards}: these shards do not tell the medians that data.normalisation=case needs; write them "
-            "again with this version of tools/shard_dataset.py"
+            f"{config.data.shards}: these shards do not tell the medians that data.normalisation=case needs; shard the cases "
+            "anew with this version of tools/shard_dataset.py, to another --out"
         )
-    return None
+    return Scales.fit(training.medians[np.unique(training.column("case"))])
 
 
 def choose_training(index: ShardIndex, data: DataConfig) -> Selection:

@@ -115,7 +115,7 @@ class GanTask:
             self.config.data.views,
             step,
             self.config.data.normalisation,
-            data.scales if self.config.data.normalisation == "case" else None,
+            data.scales,
         )
 
     def facts(self, state: TrainState, distributed: Distributed) -> dict[str, str]:
