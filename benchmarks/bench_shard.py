@@ -143,7 +143,7 @@ def cut(volumes: CaseVolumes, views: tuple[str, ...]) -> list[np.ndarray]:
     return [
         np.ascontiguousarray(extract_slices(planes_PXYZ, view)[index])
         for view in views
-        for index in kept_slices(volumes.images, view, ShardOptions().minimum_foreground)
+        for index in kept_slices(volumes.foreground, view, ShardOptions().minimum_foreground)
     ]
 
 

@@ -1,12 +1,12 @@
 """The training step: slices a second, memory, and how far it is from what the device could do.
 
-    python benchmarks/bench_train.py --out results/ [--batches 8 | --ladder] [--readings 4 1] [--variants plain fast ...]
+    python benchmarks/bench_train.py --out results/ [--batches 8] [--ladder [MOST]] [--readings 4 1] [--variants plain fast ...]
 
 Each row is a process of its own: the real `GanStep` with both networks, fed with slices made on the spot. `plain` is the
 same mathematics without any optimisation; the others add one each, or all. Readings: 4 updates a batch, or 1 for all four
 targets (then a quarter of the slices at a time, so that as many synthetic ones are alive). Speed-ups are ratios to `plain` with
 4 updates at the same batch size, in the same run: of wall seconds, and of CPU seconds where the machine is shared. `--ladder`
-doubles the batch until memory is used up. `--segmenter RUN` adds the Tversky term to every row that can have it.
+doubles the batch until memory is used up, or beyond MOST slices. `--segmenter RUN` adds the Tversky term to every row that can have it.
 Shares of ceilings are of a large matrix product and a large copy, measured in the same process. On CPUs `GiB` is resident memory with
 the interpreter, about 0.4, which `predicted` leaves out. Writes train.json, train.md, train.png.
 """
@@ -61,7 +61,7 @@ TERMS = {"tversky": 5.0}
 """Terms of the objective that need a segmenter, with their weights."""
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +70,13 @@ def main() -> int:
     parser.add_argument("--image-size", type=int, nargs="+", default=[240], help="side, or rows and columns")
     parser.add_argument("--batches", type=int, nargs="+", default=[8], help="slices of a global batch")
     parser.add_argument(
-        "--ladder", action="store_true", help="double the last batch size until memory is full"
+        "--ladder",
+        type=int,
+        nargs="?",
+        const=2**20,
+        default=0,
+        metavar="MOST",
+        help="double the last batch size until memory is full (or so many slices)",
     )
     parser.add_argument(
         "--readings", type=int, nargs="+", choices=(4, 1), default=[4, 1], help="updates a batch"
@@ -86,7 +92,11 @@ def main() -> int:
         "--count", action="store_true", help="also count operations and bytes (two more updates)"
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    options = parser().parse_args()
     if options.worker:
         print(json.dumps(measure(options)))
         return 0
@@ -135,7 +145,7 @@ def climb(
         rows.append(row | run_worker(options, row, segmenter))
         if "failed" in rows[-1]:
             break
-        if options.ladder and not batches:
+        if 2 * batch <= options.ladder and not batches:
             batches.append(2 * batch)
     return rows
 

@@ -24,7 +24,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--width", type=int, default=64, help="base channels of both networks")
-    parser.add_argument("--image-size", type=int, default=240)
+    parser.add_argument("--image-size", type=int, nargs="+", default=[240], help="side, or rows and columns")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["default"])
     parser.add_argument("--threads", type=int, default=1)

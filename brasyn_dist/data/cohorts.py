@@ -10,8 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, VIEW_AXES, Case, find_case, modality_of
 from brasyn_dist.data.nifti import CaseVolumes, read_case
 from brasyn_dist.data.scales import foreground_counts, median_of_counts
@@ -125,9 +123,9 @@ def examine(
         except DataError as error:
             findings.problems[case.name] = str(error)
             continue
+        counts = [foreground_counts(*both) for both in zip(volumes.images, volumes.foreground)]
         findings.low = min(findings.low, int(volumes.images.min()))
-        findings.high = max(findings.high, int(volumes.images.max()))
-        counts = [foreground_counts(image) for image in volumes.images]
+        findings.high = max(findings.high, *(len(c) - 1 for c in counts))
         findings.medians[case.name] = tuple(map(median_of_counts, counts))
         if case.name in training:
             findings.histogram.add_counts(counts)
@@ -138,7 +136,7 @@ def examine(
 def read_checked(case: Case, views: Sequence[str], round_values: bool = False) -> CaseVolumes:
     """All modalities of a case and its labels. Raises DataError also for empty brains and slices that are too large."""
     volumes = read_case(case, MODALITIES, round_values=round_values)
-    empty = [name for name, image in zip(MODALITIES, volumes.images) if not np.any(image > 0)]
+    empty = [name for name, foreground in zip(MODALITIES, volumes.foreground) if not foreground.any()]
     if empty:
         raise DataError("\n".join(f"{case.files[m]}: empty brain, no voxel is above 0" for m in empty))
     for view in views:

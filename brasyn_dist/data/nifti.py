@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class CaseVolumes:
     labels: np.ndarray | None
     reference: Volume
     """The first modality, for its geometry."""
+
+    @cached_property
+    def foreground(self) -> np.ndarray:
+        """(M, x, y, z) bool, where `images` are above 0; in memory as they are."""
+        return self.images > 0
 
 
 def read_volume(path: Path | str, round_values: bool = False) -> Volume:
@@ -179,6 +184,8 @@ def _integers(values: np.ndarray, path: Path, round_values: bool) -> np.ndarray:
                 "to have them rounded, give --round"
             )
         values = rounded
+    if np.can_cast(values.dtype, np.int16):
+        return values.astype(np.int16, copy=False)
     low, high = values.min(initial=0), values.max(initial=0)
     for kind in (np.int16, np.int32):
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:

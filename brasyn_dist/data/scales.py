@@ -102,10 +102,10 @@ def own_variance(covariance_MM: np.ndarray) -> float:
     return max(_LEAST_VARIANCE, float(variance - max(0.0, others.mean())))
 
 
-def foreground_counts(volume: np.ndarray) -> np.ndarray:
-    """How often each integer occurs among the voxels above 0."""
-    flat = volume.ravel("K")
-    return np.bincount(flat[flat > 0])
+def foreground_counts(volume: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+    """How often each integer occurs where `foreground`, which is where `volume` is above 0, is True."""
+    # Transposed, a volume as it is read lies in C order, in which masks are applied fastest.
+    return np.bincount(volume.T[foreground.T])
 
 
 def median_of_counts(counts: np.ndarray) -> int:

@@ -34,15 +34,17 @@ def stack_slices(slices_KHW: np.ndarray, view: str) -> np.ndarray:
     return np.moveaxis(slices_KHW, 0, VIEW_AXES[view])
 
 
-def foreground_pixels(images_MXYZ: np.ndarray, view: str) -> np.ndarray:
-    """(slices,) int: foreground pixels (value > 0) of the modality that has fewest, for each slice."""
-    others = tuple(a for a in (1, 2, 3) if a != VIEW_AXES[view] + 1)
-    return np.count_nonzero(images_MXYZ > 0, axis=others).min(0)
+def foreground_pixels(foreground_MXYZ: np.ndarray, view: str) -> np.ndarray:
+    """(slices,) int: pixels that are True in the modality that has fewest, for each slice."""
+    near, far = (axis for axis in (1, 2, 3) if axis != VIEW_AXES[view] + 1)
+    # Along y or z first, in the smallest type: rows of x, which is fastest in memory, are then added as they lie there.
+    rows = foreground_MXYZ.sum(far, dtype=np.min_scalar_type(foreground_MXYZ.shape[far]), keepdims=True)
+    return rows.sum((near, far), dtype=np.int64).min(0)
 
 
-def kept_slices(images_MXYZ: np.ndarray, view: str, minimum: int = MINIMUM_FOREGROUND) -> np.ndarray:
+def kept_slices(foreground_MXYZ: np.ndarray, view: str, minimum: int = MINIMUM_FOREGROUND) -> np.ndarray:
     """Indices of the slices in which every modality has at least `minimum` foreground pixels."""
-    return np.flatnonzero(foreground_pixels(images_MXYZ, view) >= minimum)
+    return np.flatnonzero(foreground_pixels(foreground_MXYZ, view) >= minimum)
 
 
 def margins(length: int, size: int) -> tuple[int, int]:

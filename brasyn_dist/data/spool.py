@@ -137,7 +137,7 @@ def spool_volumes(volumes: CaseVolumes, options: SliceOptions, work: Path) -> No
     """Encode the kept slices of a case into the spool."""
     name, encode = volumes.case.name, SliceEncoder(options.codec)
     rows: list[tuple[str, int, int, int, int]] = []
-    kept = {v: kept_slices(volumes.images, v, options.minimum_foreground).tolist() for v in options.views}
+    kept = {v: kept_slices(volumes.foreground, v, options.minimum_foreground).tolist() for v in options.views}
     as_read = volumes.images.astype(options.dtype, copy=False), volumes.labels
     x_slowest = with_x_slowest(*as_read) if {*kept} - {"axial"} else as_read
     with atomic_path(_blob(work, name)) as temporary, temporary.open("wb") as blob:

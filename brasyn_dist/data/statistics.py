@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.data.scales import foreground_counts
 from brasyn_dist.errors import DataError
 from brasyn_dist.files import canonical_json, write_json
 
@@ -115,10 +114,6 @@ class Histogram:
 
     def __init__(self) -> None:
         self.counts: list[np.ndarray] = [np.zeros(1, np.int64) for _ in MODALITIES]
-
-    def add(self, images_MXYZ: np.ndarray) -> "Histogram":
-        """Count the foreground (values > 0) of one case, modalities in order."""
-        return self.add_counts([foreground_counts(image) for image in images_MXYZ])
 
     def add_counts(self, counts: Sequence[np.ndarray]) -> "Histogram":
         """Add what `foreground_counts` made of each modality of a case."""

@@ -27,7 +27,7 @@ def cases(count: int) -> np.ndarray:
 def test_medians_are_the_lower_ones_of_the_foreground(values):
     volume = np.array(values, np.int32)
     expected = int(np.percentile(volume[volume > 0], 50, method="lower"))
-    assert median_of_counts(foreground_counts(volume)) == expected
+    assert median_of_counts(foreground_counts(volume, volume > 0)) == expected
     images = torch.from_numpy(np.stack([volume * 0, volume, volume, volume])[:, None, None])
     assert foreground_medians(images, (0, 1, 3)).tolist() == [[1, expected, 1, expected]]
 

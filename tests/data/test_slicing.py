@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from brasyn_dist.brats import VIEWS
+from brasyn_dist.brats import VIEW_AXES, VIEWS
 from brasyn_dist.data.slicing import (
     centred,
     extract_slices,
@@ -73,14 +73,22 @@ def test_a_slice_is_kept_if_every_modality_has_enough_foreground(view):
             for m in range(4))
         for k in range(slice_count(SHAPE, view))
     ]  # fmt: skip
-    np.testing.assert_array_equal(foreground_pixels(volumes, view), counts)
+    np.testing.assert_array_equal(foreground_pixels(volumes > 0, view), counts)
     for minimum in {0, min(counts), sorted(counts)[2], max(counts), max(counts) + 1}:
         expected = [k for k, count in enumerate(counts) if count >= minimum]
-        assert kept_slices(volumes, view, minimum).tolist() == expected
+        assert kept_slices(volumes > 0, view, minimum).tolist() == expected
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_long_slices_are_counted_too(view):
+    foreground = np.random.default_rng(0).random((4, 300, 290, 280)) < 0.99
+    axis = VIEW_AXES[view] + 1
+    expected = np.moveaxis(foreground, axis, 1).reshape(4, foreground.shape[axis], -1).sum(2).min(0)
+    np.testing.assert_array_equal(foreground_pixels(foreground, view), expected)
 
 
 def test_two_thousand_pixels_are_enough_and_one_less_is_not():
     volumes = np.zeros((4, 100, 100, 2), np.int16)
     volumes.reshape(4, -1, 2)[:, :2000] = 1
     volumes[3, 0, 0, 1] = -5  # not foreground: 1,999 are left
-    assert kept_slices(volumes, "axial").tolist() == [0]
+    assert kept_slices(volumes > 0, "axial").tolist() == [0]

@@ -7,6 +7,7 @@ import pytest
 
 from brasyn_dist.brats import MODALITIES, find_case
 from brasyn_dist.data.nifti import read_case
+from brasyn_dist.data.scales import foreground_counts
 from brasyn_dist.data.statistics import (
     PUBLISHED,
     Histogram,
@@ -25,6 +26,13 @@ def case(seed: int, dtype=np.int16, high: int = 4000) -> np.ndarray:
     return np.where(rng.random(images.shape) < 0.4, rng.integers(-50, 1, images.shape), images).astype(dtype)
 
 
+def histogram_of(*cases: np.ndarray) -> Histogram:
+    histogram = Histogram()
+    for images in cases:
+        histogram.add_counts([foreground_counts(image, image > 0) for image in images])
+    return histogram
+
+
 def check(found: Statistics, cases: list[np.ndarray], headroom: float = 1.0) -> None:
     for number, name in enumerate(MODALITIES):
         voxels = np.concatenate([c[number][c[number] > 0] for c in cases]).astype(np.float64)
@@ -39,16 +47,14 @@ def check(found: Statistics, cases: list[np.ndarray], headroom: float = 1.0) -> 
 @pytest.mark.parametrize("dtype, high", [(np.int16, 4000), (np.int32, 400_000)])
 def test_histograms_give_what_numpy_gives(dtype, high):
     cases = [case(seed, dtype, high) for seed in range(3)]
-    histogram = Histogram()
-    for images in cases:
-        histogram.add(images)
+    histogram = histogram_of(*cases)
     check(histogram.statistics("abc"), cases)
     check(histogram.statistics("abc", headroom=2.5), cases, headroom=2.5)
 
 
 def test_histograms_add_up_in_any_order_and_can_be_taken_away():
     cases = [case(seed) for seed in range(4)]
-    parts = [Histogram().add(images) for images in cases]
+    parts = [histogram_of(images) for images in cases]
     forward, backward = Histogram(), Histogram()
     for part in parts:
         forward += part
@@ -82,11 +88,11 @@ def test_a_modality_without_foreground_is_refused():
     images = case(0)
     images[2] = 0
     with pytest.raises(DataError, match="no foreground in any training volume of t2f"):
-        Histogram().add(images).statistics(["a"])
+        histogram_of(images).statistics(["a"])
 
 
 def test_file_and_hash(tmp_path):
-    statistics = Histogram().add(case(0)).statistics(["b", "a"])
+    statistics = histogram_of(case(0)).statistics(["b", "a"])
     statistics.save(tmp_path / "statistics.json")
     assert Statistics.load(tmp_path / "statistics.json") == statistics
     content = json.loads((tmp_path / "statistics.json").read_text())
@@ -95,7 +101,7 @@ def test_file_and_hash(tmp_path):
     )
     assert set(content["modalities"]["t1c"]) == {"clip_max", "mean", "std", "voxels"}
     assert statistics.hash == Statistics.load(tmp_path / "statistics.json").hash
-    assert statistics.hash != Histogram().add(case(1)).statistics(["b", "a"]).hash
+    assert statistics.hash != histogram_of(case(1)).statistics(["b", "a"]).hash
     assert case_list_hash(["b", "a"]) == case_list_hash(["a", "b"]) != case_list_hash(["a", "c"])
 
 
@@ -146,7 +152,5 @@ def test_real_subjects(shared):
         read_case(find_case(shared / "data" / name)).images
         for name in ("BraTS-MET-00110-000", "TCGA-DU-7294")
     ]
-    histogram = Histogram()
-    for images in cases:
-        histogram.add(images)
+    histogram = histogram_of(*cases)
     check(histogram.statistics("ab"), cases)
