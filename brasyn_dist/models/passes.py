@@ -166,7 +166,8 @@ def pick(x_BCHW: Tensor, rows_N: Tensor) -> Tensor:
     """`x_BCHW[rows_N]`, by a product with a matrix of zeros and ones.
 
     Inductor (torch 2.13, CPU) compiles the sum of an indexing's gradient (`index_put`) and of `completed_slices`' to a wrong one:
-    in float64, where the loss was equal to the last bits, the feature term's gradient was off by more than itself.
+    in float64, where the loss was equal to the last bits, the feature term's gradient was off by more than itself. In TF32 the
+    product rounds to what the convolution behind it would round to anyway.
     """
     taken_NB = rows_N[:, None] == torch.arange(x_BCHW.shape[0], device=x_BCHW.device)
     return torch.mm(taken_NB.to(x_BCHW.dtype), x_BCHW.flatten(1)).unflatten(1, x_BCHW.shape[1:])

@@ -1,0 +1,127 @@
+"""What each part of the method gives: one change at a time, each trained and evaluated as the base is.
+
+    python tools/ablate.py CASES --out DIR [--plan tools/ablations.yaml] [--only NAME] [--folds 4] [--fold N] [section.key=value ...]
+
+The plan names runs and the options that each changes; `base`, which changes none, comes before them. Another seed shows what chance
+alone does. Each run is
+tools/cross_validate.py in DIR/NAME, over all folds or those of --fold; `section.key=value` holds for all. What is evaluated
+already is not done again, so the runs can be spread over processes by --only (which, as --fold, may be given several times). The table comes last: DIR/ablations.md, with the
+runs that are there, and the differences from `base` on the very same volumes.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from brasyn_dist.commands import PYTHON, REPOSITORY, call, title
+from brasyn_dist.errors import BrasynError, ConfigError
+from brasyn_dist.evaluation.cases import SYNTHETIC
+from brasyn_dist.evaluation.summary import Row, mean_of, number, read_table
+from brasyn_dist.files import atomic_write_text
+from brasyn_dist.typed_yaml import read_yaml
+
+BASE = "base"
+SCORES = {"mae/brain": "MAE", "psnr/brain": "PSNR, dB", "ssim/healthy": "SSIM, healthy"}
+Plan = dict[str, list[str]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
+    try:
+        run(options)
+    except (BrasynError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("cases", type=Path, metavar="CASES", help="folder of complete cases")
+    add("overrides", nargs="*", metavar="section.key=value", help="options of all trainings")
+    add("--out", type=Path, required=True, help="where everything goes, a folder for each run")
+    add("--plan", type=Path, default=REPOSITORY / "tools/ablations.yaml")
+    add("--only", action="append", metavar="NAME", help="this run of the plan")
+    add("--config", type=Path, default=REPOSITORY / "configs/narrow.yaml", help="of the base")
+    add("--folds", type=int, default=4)
+    add("--fold", type=int, action="append", metavar="N", help="this fold alone (from 0)")
+    return made
+
+
+def run(options: argparse.Namespace) -> None:
+    plan = read_plan(options.plan)
+    unknown = sorted(set(options.only or ()) - set(plan))
+    if unknown:
+        raise ConfigError(f"{options.plan}: no run is called {unknown[0]!r}; there are {', '.join(plan)}")
+    folds = options.fold or range(options.folds)
+    for name in options.only or plan:
+        for fold in folds:
+            if not evaluation(options.out, name, fold).exists():
+                title(f"{name}: {', '.join(plan[name]) or 'nothing changed'}")
+                call(
+                    *PYTHON, str(REPOSITORY / "tools/cross_validate.py"), str(options.cases),
+                    "--out", str(options.out / folder(name)), "--config", str(options.config),
+                    "--folds", str(options.folds), "--fold", str(fold), *options.overrides, *plan[name],
+                )  # fmt: skip
+    rows = {name: rows_of(options.out, name, folds) for name in plan}
+    text = table(plan, {name: found for name, found in rows.items() if found})
+    atomic_write_text(options.out / "ablations.md", text)
+    title("Ablations")
+    print(text, end="")
+
+
+def read_plan(path: Path) -> Plan:
+    """Options by name of run, the base first. Raises ConfigError unless it is such a plan."""
+    values = read_yaml(path)
+    for name, changed in values.items():
+        if not isinstance(changed, list) or not all(isinstance(o, str) and "=" in o for o in changed):
+            raise ConfigError(f"{path}: {name}: a list of section.key=value is expected, got {changed!r}")
+    return {BASE: [], **values}
+
+
+def folder(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def evaluation(out: Path, name: str, fold: int) -> Path:
+    """Written last: if it is there, the fold is done."""
+    return out / folder(name) / f"fold-{fold}" / "evaluation" / "cases.csv"
+
+
+def rows_of(out: Path, name: str, folds: Sequence[int]) -> list[Row]:
+    """Synthetic volumes of the folds that are done."""
+    done = [path for fold in folds if (path := evaluation(out, name, fold)).exists()]
+    return [row for path in done for row in read_table(path) if row.method == SYNTHETIC]
+
+
+def table(plan: Plan, rows: Mapping[str, Sequence[Row]]) -> str:
+    """Markdown: means of each run over its volumes, and of the differences from the base where both have a volume."""
+    head = ["run", "changed", "volumes", *SCORES.values(), *(f"{s} - {BASE}" for s in SCORES.values())]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    base = {(r.case, r.modality): r.scores for r in rows.get(BASE, ())}
+    for name, found in rows.items():
+        scores = {(r.case, r.modality): r.scores for r in found}
+        pairs = [(scores[volume], base[volume]) for volume in scores if volume in base and name != BASE]
+        cells = [name, ", ".join(plan[name]), str(len(scores))]
+        cells += [mean([s[score] for s in scores.values()], "{0.mean:.4g}") for score in SCORES]
+        cells += [mean([less(a[score], b[score]) for a, b in pairs]) for score in SCORES]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "± half of the 95 % interval over volumes, of one seed: look at what another seed changes."]
+    return "\n".join(lines) + "\n"
+
+
+def mean(values: Sequence[float | None], form: str | None = None) -> str:
+    """Of the values that are known, with its interval unless `form` says otherwise; nothing where none is."""
+    known = [value for value in values if value is not None]
+    return "" if not known else form.format(mean_of(known)) if form else number(mean_of(known))
+
+
+def less(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+if __name__ == "__main__":
+    sys.exit(main())
