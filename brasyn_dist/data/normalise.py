@@ -141,7 +141,9 @@ def foreground_medians(images_MXYZ: Tensor, modalities: Sequence[int]) -> Tensor
     """(1, 4) float32: the (lower) median of the foreground of each of those volumes; 1 for others and for empty ones."""
     medians_1M = torch.ones(1, images_MXYZ.shape[0], device=images_MXYZ.device)
     for modality in modalities:
-        values = images_MXYZ[modality][images_MXYZ[modality] > 0]
+        # Transposed, a volume as it is read lies in C order, in which masks are applied fastest.
+        volume_ZYX = images_MXYZ[modality].permute(2, 1, 0)
+        values = volume_ZYX[volume_ZYX > 0]
         if len(values):
             medians_1M[0, modality] = values.median()
     return medians_1M

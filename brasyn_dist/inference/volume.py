@@ -189,8 +189,11 @@ def case_scales(
 
 def brain_mask(images_MXYZ: Tensor, available: Sequence[str]) -> Tensor:
     """(x, y, z) bool: False where at least two of the available modalities (the one, if it is alone) are background."""
-    background = (images_MXYZ[list(modality_numbers(available))] <= 0).sum(0, dtype=torch.int8)
-    return background < min(BACKGROUND_VOTES, len(available))
+    # Volume by volume: gathering the planes and reducing over them takes ten times as long on CPUs.
+    votes_XYZ = torch.zeros_like(images_MXYZ[0], dtype=torch.int8)
+    for modality in modality_numbers(available):
+        votes_XYZ += images_MXYZ[modality] <= 0
+    return votes_XYZ < min(BACKGROUND_VOTES, len(available))
 
 
 def modality_numbers(names: Sequence[str]) -> tuple[int, ...]:
@@ -212,7 +215,7 @@ def check_window(brain_KHW: Tensor, padding: Sequence[int], view: str) -> None:
     """Raise DataError if padding cuts off brain: the model would not see it, and leave a hole."""
     if min(padding) < 0:
         seen_KHW = F.pad(F.pad(brain_KHW, list(padding)), [-n for n in padding])
-        lost = int(brain_KHW.sum() - seen_KHW.sum())
+        lost = int(brain_KHW.count_nonzero() - seen_KHW.count_nonzero())
         if lost:
             height, width = (n + sum(p) for n, p in zip(brain_KHW.shape[1:], (padding[2:], padding[:2])))
             raise DataError(
