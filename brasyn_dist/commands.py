@@ -4,7 +4,10 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from brasyn_dist.errors import BrasynError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHON = (sys.executable,)
@@ -27,3 +30,13 @@ def call(*command: str) -> None:
     """Raises subprocess.CalledProcessError if it fails."""
     show(list(command))
     subprocess.run(command, check=True, env=environment())
+
+
+def exit_status(run: Callable[[], None]) -> int:
+    """0, or 1 with the message on stderr if a command failed or something is wrong with what was given."""
+    try:
+        run()
+    except (BrasynError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -2,24 +2,24 @@
 
     python tools/ablate.py CASES --out DIR [--plan tools/ablations.yaml] [--only NAME] [--folds 4] [--fold N] [section.key=value ...]
 
-The plan names runs and the options that each changes; `base`, which changes none, comes before them. Another seed shows what chance
-alone does. Each run is
-tools/cross_validate.py in DIR/NAME, over all folds or those of --fold; `section.key=value` holds for all. What is evaluated
-already is not done again, so the runs can be spread over processes by --only (which, as --fold, may be given several times). The table comes last: DIR/ablations.md, with the
-runs that are there, and the differences from `base` on the very same volumes.
+The plan names runs and the options that each changes; `base`, which changes none, comes before them. Another seed shows what
+chance alone does. Each run is tools/cross_validate.py in DIR/NAME, over all folds or those of --fold; `section.key=value` holds
+for all. What is evaluated already is not done again, so runs can be spread over processes by --only (which, as --fold, may be
+given several times); a run that was made with other options is refused. The table comes last: DIR/ablations.md, with the runs
+that are there, and the differences from `base` on the very same volumes.
 """
 
 import argparse
-import subprocess
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from brasyn_dist.commands import PYTHON, REPOSITORY, call, title
-from brasyn_dist.errors import BrasynError, ConfigError
+from brasyn_dist.commands import PYTHON, REPOSITORY, call, exit_status, title
+from brasyn_dist.errors import ConfigError
 from brasyn_dist.evaluation.cases import SYNTHETIC
 from brasyn_dist.evaluation.summary import Row, mean_of, number, read_table
-from brasyn_dist.files import atomic_write_text
+from brasyn_dist.files import atomic_write_text, write_json
 from brasyn_dist.typed_yaml import read_yaml
 
 BASE = "base"
@@ -29,12 +29,7 @@ Plan = dict[str, list[str]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
-    try:
-        run(options)
-    except (BrasynError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: run(options))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError(f"{options.plan}: no run is called {unknown[0]!r}; there are {', '.join(plan)}")
     folds = options.fold or range(options.folds)
     for name in options.only or plan:
+        note_options(options, plan[name], options.out / folder(name) / "options.json")
         for fold in folds:
             if not evaluation(options.out, name, fold).exists():
                 title(f"{name}: {', '.join(plan[name]) or 'nothing changed'}")
@@ -71,6 +67,19 @@ def run(options: argparse.Namespace) -> None:
     atomic_write_text(options.out / "ablations.md", text)
     title("Ablations")
     print(text, end="")
+
+
+def note_options(options: argparse.Namespace, changed: Sequence[str], path: Path) -> None:
+    """Write down what a run is made of. Raises ConfigError if it was begun with something else: its results would be mixed."""
+    made_of = {
+        "config": read_yaml(options.config), "folds": options.folds, "options": [*options.overrides, *changed],
+    }  # fmt: skip
+    if path.exists() and json.loads(path.read_text()) != made_of:
+        raise ConfigError(
+            f"{path.parent} was made with other options; give another --out, or remove that folder"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, made_of)
 
 
 def read_plan(path: Path) -> Plan:

@@ -8,7 +8,6 @@ comes last: DIR/cases.csv and DIR/summary.json. The same command again continues
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from brasyn_dist.brats import MODALITIES, Case, find_cases
-from brasyn_dist.commands import PYTHON, REPOSITORY, call, title
+from brasyn_dist.commands import PYTHON, REPOSITORY, call, exit_status, title
 from brasyn_dist.config import load_config
 from brasyn_dist.data.slicing import MINIMUM_FOREGROUND
-from brasyn_dist.errors import BrasynError, ConfigError
+from brasyn_dist.errors import ConfigError
 from brasyn_dist.evaluation.summary import (
     read_table,
     rows_csv,
@@ -33,12 +32,7 @@ from brasyn_dist.files import atomic_path, atomic_write_text, write_json
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
-    try:
-        run(options)
-    except (BrasynError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: run(options))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -73,6 +73,12 @@ def test_every_run_and_fold_once_and_then_the_table(tmp_path: Path, calls):
     assert len(calls) == 6, "what is done is not done again"
 
 
+def test_other_options_are_not_mixed_in(tmp_path: Path, calls, capsys):
+    assert ablate.main(command(tmp_path, "--only", "one", "training.max_steps=5")) == 0
+    assert ablate.main(command(tmp_path, "--only", "one", "training.max_steps=6")) == 1
+    assert "one was made with other options" in capsys.readouterr().err and len(calls) == 3
+
+
 def test_runs_are_spread_over_processes(tmp_path: Path, calls):
     assert ablate.main(command(tmp_path, "--fold", "1", "--only", "two words")) == 0
     assert len(calls) == 1
