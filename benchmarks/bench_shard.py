@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from brasyn_dist.brats import VIEWS, Case
 from brasyn_dist.data.codec import encode_slice
 from brasyn_dist.data.cohorts import examine, find_cohorts, read_checked
+from brasyn_dist.data.gunzip import open_stream
 from brasyn_dist.data.make_shards import make_shards
-from brasyn_dist.data.nifti import CaseVolumes, _read_bytes
+from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.data.shard_options import ShardOptions
 from brasyn_dist.data.slicing import extract_slices, kept_slices
 from brasyn_dist.training.run_folder import environment
+
+MEMORY = memoryview(bytearray(2**24))
 
 
 def main() -> int:
@@ -132,8 +136,12 @@ def encode_all(planes: list[np.ndarray]) -> list[bytes]:
     return [encode_slice(p) for p in planes]
 
 
-def gunzip(case: Case) -> int:
-    return sum(len(_read_bytes(path)) for path in case.files.values())
+def gunzip(case: Case) -> None:
+    """Into the same memory again and again."""
+    for path in case.files.values():
+        with closing(open_stream(path)) as stream:
+            while stream.readinto(MEMORY):
+                pass
 
 
 def cut(volumes: CaseVolumes, views: tuple[str, ...]) -> list[np.ndarray]:

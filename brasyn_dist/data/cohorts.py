@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, VIEW_AXES, Case, find_case, modality_of
+from brasyn_dist.data.codec import DTYPES
 from brasyn_dist.data.nifti import CaseVolumes, read_case
 from brasyn_dist.data.scales import foreground_counts, median_of_counts
 from brasyn_dist.data.statistics import Histogram
@@ -43,9 +44,8 @@ class Findings:
     """Of the training cases that can be used."""
     problems: dict[str, str] = field(default_factory=dict)
     """Reason by case name."""
-    low: int = 0
-    high: int = 0
-    """Smallest and largest intensity anywhere."""
+    dtype: str = "int16"
+    """The smallest type of codec.DTYPES that holds every intensity."""
     medians: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Of the foreground of each modality, by name of each case that can be used."""
 
@@ -53,7 +53,7 @@ class Findings:
         self.histogram += other.histogram
         self.problems |= other.problems
         self.medians |= other.medians
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.dtype = max(self.dtype, other.dtype, key=DTYPES.index)
         return self
 
 
@@ -124,8 +124,7 @@ def examine(
             findings.problems[case.name] = str(error)
             continue
         counts = [foreground_counts(*both) for both in zip(volumes.images, volumes.foreground)]
-        findings.low = min(findings.low, int(volumes.images.min()))
-        findings.high = max(findings.high, *(len(c) - 1 for c in counts))
+        findings.dtype = max(findings.dtype, volumes.images.dtype.name, key=DTYPES.index)
         findings.medians[case.name] = tuple(map(median_of_counts, counts))
         if case.name in training:
             findings.histogram.add_counts(counts)

@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from brasyn_dist.brats import Case
 from brasyn_dist.data import spool
 from brasyn_dist.data.cohorts import Problem, find_cohorts, input_hash, modified_hash
@@ -153,11 +151,9 @@ def _header(
 ) -> SetHeader:
     if not found.training:
         raise DataError("no training case is left; give more cases, or hold fewer out")
-    low, high = found.findings.low, found.findings.high
-    fits = np.iinfo(PRESUMED).min <= low and high <= np.iinfo(PRESUMED).max
     return SetHeader(
         codec=options.codec,
-        dtype=PRESUMED if fits else "int32",
+        dtype=found.findings.dtype,
         seed=options.seed,
         views=options.views,
         shard_counts={},

@@ -6,10 +6,9 @@ BraTS stores nearly all volumes in LPS order; some cases come in RAS. Whatever t
 brain gives the same array. Negative values are kept: clamping them is part of normalisation (method, section 2).
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,10 @@ from nibabel.orientations import (
     io_orientation,
     ornt_transform,
 )
+from nibabel.volumeutils import apply_read_scaling
 
 from brasyn_dist.brats import MODALITIES, Case, LabelOrder, canonical_labels
+from brasyn_dist.data.gunzip import Stream, open_stream
 from brasyn_dist.errors import DataError
 from brasyn_dist.files import atomic_path
 
@@ -35,7 +36,7 @@ _WHOLE = 1e-3
 """Floating-point values this close to whole numbers are integers (headers with a scale factor make such)."""
 _AFFINE = 1e-3
 """Affines of one case's volumes may differ by so many mm (headers store float32)."""
-_GZIP_MAGIC = b"\x1f\x8b"
+_PAGE = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,20 +76,24 @@ class CaseVolumes:
         return self.images > 0
 
 
+Place = Callable[[tuple[int, ...], np.dtype], np.ndarray]
+"""Memory, x fastest, for the values of a file of that shape and type."""
+
+
+def _anywhere(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    return np.empty(shape, dtype, order="F")
+
+
 def read_volume(path: Path | str, round_values: bool = False) -> Volume:
     """Read one volume. Raises DataError naming the file if it cannot be read, or holds NaN, infinity or fractions.
 
     `round_values` accepts fractions and rounds them.
     """
-    volume = _read_volume(Path(path), round_values)
-    if volume.array.flags.writeable:
-        return volume
-    return replace(volume, array=volume.array.copy(order="F"))
+    return _read_volume(Path(path), round_values, _anywhere)
 
 
-def _read_volume(path: Path, round_values: bool) -> Volume:
-    """The same, in memory that may have to stay as it is."""
-    image, values = _load(path)
+def _read_volume(path: Path, round_values: bool, place: Place) -> Volume:
+    image, values = _load(path, place)
     return _canonical(_integers(values, path, round_values), image, path)
 
 
@@ -98,24 +103,18 @@ def read_labels(path: Path | str, order: LabelOrder = "brats") -> Volume:
     Raises DataError also for unknown labels.
     """
     path = Path(path)
-    image, values = _load(path)
+    image, values = _load(path, _anywhere)
     return _canonical(canonical_labels(values, path, order), image, path)
 
 
-def _load(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
-    """Image and its values, scaled as its header says, in the file's own storage order."""
-    data = _read_bytes(path)
-    # nibabel "repairs" what is no NIfTI header at all, so the magic number is looked at first.
-    kinds = {b"n+1\0": nibabel.Nifti1Image, b"n+2\0": nibabel.Nifti2Image}
-    kind = kinds.get(data[344:348]) or kinds.get(data[4:8])
-    if kind is None:
-        raise DataError(f"{path}: not a NIfTI file; fetch or convert it again")
-    try:
-        image = kind.from_bytes(data)
-        values = _values(image, data)
+def _load(path: Path, place: Place) -> tuple[nibabel.Nifti1Image, np.ndarray]:
+    """Image (of which only header and affine are used) and its values, scaled as the header says, in the file's storage order."""
+    with _damage_named(path), closing(open_stream(path)) as stream:
+        image = _header(stream)
+        if image is None:
+            raise DataError(f"{path}: not a NIfTI file; fetch or convert it again")
         _to_lps(image)
-    except Exception as error:  # nibabel and numpy raise whatever a damaged header leads them to
-        raise DataError(f"{path}: truncated or damaged ({_one_line(error)}); fetch it again") from None
+        values = _values(image, stream, place)
     if values.ndim != 3:
         raise DataError(f"{path}: has shape {values.shape}; expected a 3-D volume")
     if values.dtype.kind not in "iubf":
@@ -128,27 +127,43 @@ def _load(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
     return image, values
 
 
-def _values(image: nibabel.Nifti1Image, data: bytes) -> np.ndarray:
-    """What nibabel makes of the file's `data`; where it would copy it unchanged, a view of `data`."""
-    stored: Any = image.dataobj
-    if (stored.slope, stored.inter) != (1, 0) or not stored.dtype.isnative:
-        return np.asanyarray(stored)
-    count = math.prod(stored.shape)
-    return np.frombuffer(data, stored.dtype, count, stored.offset).reshape(stored.shape, order="F")
-
-
-def _read_bytes(path: Path) -> bytes:
-    """Content of a file, decompressed by igzip if need be: twice as fast as zlib on BraTS volumes."""
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        data = path.read_bytes()
+        yield
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    if not data.startswith(_GZIP_MAGIC):
-        return data
-    try:
-        return igzip.decompress(data)
-    except (OSError, EOFError, IsalError) as error:  # type: ignore[misc]  # isal declares its error wrongly
+    except (EOFError, IsalError) as error:  # type: ignore[misc]  # isal declares its error wrongly
         raise DataError(f"{path}: truncated or damaged gzip ({_one_line(error)}); fetch it again") from None
+    except Exception as error:  # nibabel and numpy raise whatever a damaged header leads them to
+        raise DataError(f"{path}: truncated or damaged ({_one_line(error)}); fetch it again") from None
+
+
+def _header(stream: Stream) -> nibabel.Nifti1Image | None:
+    """Image without values from the start of a file, up to where they begin; None if it is no NIfTI file."""
+    data = stream.read(nibabel.Nifti1Header.sizeof_hdr)
+    # nibabel "repairs" what is no NIfTI header at all, so the magic number is looked at first.
+    kinds = {b"n+1\0": nibabel.Nifti1Image, b"n+2\0": nibabel.Nifti2Image}
+    kind = kinds.get(data[344:348]) or kinds.get(data[4:8])
+    if kind is None:
+        return None
+    data += stream.read(kind.header_class.sizeof_hdr - len(data))
+    offset = kind.header_class(data, check=False).get_data_offset()
+    return kind.from_bytes(data + stream.read(max(0, offset - len(data))))
+
+
+def _values(image: nibabel.Nifti1Image, stream: Stream, place: Place) -> np.ndarray:
+    """What nibabel would make of the rest of the file; put where `place` says if that is nothing but its bytes."""
+    stored: Any = image.dataobj
+    raw = place(stored.shape, stored.dtype)
+    memory = raw.reshape(-1, order="F").view(np.uint8).data  # as NIfTI has it, x fastest
+    if (count := stream.readinto(memory)) != len(memory):
+        raise ValueError(f"{count} of {len(memory)} bytes of its values are there")
+    while stream.read(_PAGE):  # to the end, where the checksum is
+        pass
+    return apply_read_scaling(raw, np.float64(stored.slope), np.float64(stored.inter))
 
 
 def _one_line(error: Exception) -> str:
@@ -206,17 +221,45 @@ def read_case(
     """
     reasons = [f"{case.folder}: no volume for {m}" for m in modalities if m not in case.files]
     volumes: dict[str, Volume] = {}
+    together = _Together(len(modalities))
     for name in [*modalities, *(["seg"] if segmentation else [])]:
         if name in case.files:
             with _noted(reasons):
                 path = case.files[name]
-                volumes[name] = read_labels(path) if name == "seg" else _read_volume(path, round_values)
+                volumes[name] = (
+                    read_labels(path) if name == "seg" else _read_volume(path, round_values, together.place)
+                )
                 check_geometry(next(iter(volumes.values())), volumes[name])
     if reasons:
         raise DataError("\n".join(reasons))
-    images = np.stack([volumes[m].array.T for m in modalities]).transpose(0, 3, 2, 1)
+    images = together.joined([volumes[m].array for m in modalities])
     labels = volumes["seg"].array if "seg" in volumes else None
     return CaseVolumes(case, tuple(modalities), images, labels, volumes[modalities[0]])
+
+
+class _Together:
+    """Memory of all volumes of a case, one behind the other: nearly all are read where they are to be."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._used = 0
+        self._all: np.ndarray | None = None
+
+    def place(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """For the next volume; elsewhere if it is not like the first, or not of the usual type."""
+        if self._all is None and dtype == np.int16:
+            self._all = np.empty((self._count, *reversed(shape)), np.int16)
+        if self._all is None or dtype != np.int16 or self._all.shape[1:] != shape[::-1]:
+            return _anywhere(shape, dtype)
+        self._used += 1
+        return self._all[self._used - 1].T
+
+    def joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """(M, x, y, z), of arrays (x, y, z): without a copy if all are where `place` put them, and as they lay there."""
+        wanted = self._all if self._all is not None and self._used == len(arrays) else None
+        if wanted is None or any(a.ctypes.data != w.ctypes.data for a, w in zip(arrays, wanted)):
+            wanted = np.stack([a.T for a in arrays])
+        return wanted.transpose(0, 3, 2, 1)
 
 
 @contextmanager

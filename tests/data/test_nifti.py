@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from brasyn_dist.brats import find_case
+from brasyn_dist.brats import MODALITIES, find_case
 from brasyn_dist.data.nifti import check_geometry, read_case, read_labels, read_volume, write_like
 from brasyn_dist.errors import DataError
 from tests.data.case_files import LPS, NAMES_2021, brain, save, to_ras, write_case
@@ -220,6 +220,47 @@ def test_a_case_stored_in_two_orders_is_aligned(tmp_path):
     folder = write_case(tmp_path, "mixed", 4)
     save(folder / "mixed-t2f.nii.gz", *to_ras(brain(4)[0]["t2f"]))
     np.testing.assert_array_equal(read_case(find_case(folder)).images[2], brain(4)[0]["t2f"])
+
+
+def unlike(kind: str, path, array: np.ndarray) -> np.ndarray:
+    """Store the volume in another way than its neighbours; returns what it then holds."""
+    if kind == "RAS":
+        save(path, *to_ras(array))
+        return array
+    held = array.astype(np.int32) + 100_000 if kind == "int32" else array
+    stored = {"big-endian": ">i2", "float": np.float32, "int32": np.int32}.get(kind, np.int16)
+    format_ = nibabel.Nifti2Image if kind == "NIfTI-2" else nibabel.Nifti1Image
+    header = format_.header_class(endianness=">" if kind == "big-endian" else "<")
+    header.set_data_dtype(np.dtype(stored).newbyteorder("="))
+    image = format_(held.astype(stored), LPS, header)
+    if kind == "extension":
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"made by hand" * 9))
+    nibabel.save(image, path)
+    assert nibabel.load(path).dataobj.dtype == np.dtype(stored)
+    return held
+
+
+KINDS = ["int32", "big-endian", "extension", "float", "NIfTI-2", "RAS"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", range(4))
+def test_a_case_with_one_volume_unlike_the_others(tmp_path, number, kind):
+    folder = write_case(tmp_path, "mixed", 4)
+    case = find_case(folder)
+    expected = [brain(4)[0][m] for m in MODALITIES]
+    expected[number] = unlike(kind, case.files[MODALITIES[number]], expected[number])
+    found = read_case(case)
+    np.testing.assert_array_equal(found.images, expected)
+    assert found.images.dtype == (np.int32 if kind == "int32" else np.int16)
+    assert found.images[0].flags.f_contiguous
+    again = [nibabel.as_closest_canonical(nibabel.load(case.files[m])).get_fdata() for m in MODALITIES]
+    np.testing.assert_array_equal(found.images[:, ::-1, ::-1], again)  # LPS, and nibabel's RAS
+
+
+def test_volumes_are_read_where_they_stay(tmp_path):
+    found = read_case(find_case(write_case(tmp_path, "usual", 4)))
+    assert np.shares_memory(found.reference.array, found.images)
 
 
 def test_all_problems_of_a_case_come_in_one_message(tmp_path):
