@@ -2,7 +2,7 @@
 # Everything that docs/performance.md reports, on this machine: benchmarks/run_all.sh [OUT] [CASE_FOLDER] [COHORT_FOLDER]
 #
 # On a GPU machine: the matrix at batch 16, the ladder of batch sizes to the memory limit, a profile of the default and the
-# fastest variant, inference, and the tests that need a GPU; about an hour on one card. On a CPU the same at sizes that end.
+# fastest variant, inference, and the tests that need a GPU; about an hour on one card. On a CPU what ends within the hour, at full width.
 # SMALL=1 runs all of it, the ladder and the profile too, at toy sizes in minutes on anything: to see that it works.
 # OUT (default benchmarks/results) then holds one JSON, and for training one table and one plot, of each benchmark.
 # SEGMENTER=RUN_FOLDER in the environment adds the Tversky term. A benchmark that fails is named at the end; the others run.
@@ -33,7 +33,7 @@ elif python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; the
     run benchmarks/bench_infer.py --out "$out/infer-bf16" --precision bf16 "${view[@]}"
     run -m pytest -q tests/training/test_step.py tests/models
 else
-    run benchmarks/bench_train.py --out "$out/train" --batches 8 --repeats 1 --variants plain fast recompute "${segmenter[@]}"
+    run benchmarks/bench_train.py --out "$out/train" --batches 4 --ladder 8 --repeats 1 --warmup 0 --variants plain fast "${segmenter[@]}"
     run benchmarks/bench_infer.py --out "$out" --every 5 "${view[@]}"
 fi
 run benchmarks/bench_stream.py --out "$out" "${stream[@]}"
