@@ -67,7 +67,7 @@ def write_run_report(run_dir: Path) -> Path:
     """Write `run_dir`/report.html from what the folder holds. Raises DataError if it is no run's folder."""
     if not (run_dir / "config.yaml").is_file():
         raise DataError(f"{run_dir}: no config.yaml; give the folder of a run, such as runs/r3")
-    status = read_json(run_dir / STATUS)
+    status, options = read_json(run_dir / STATUS), (run_dir / "config.yaml").read_text()
     metrics, performance = lines_of(run_dir / METRICS), lines_of(run_dir / PERFORMANCE)
     sections = [
         Section(
@@ -80,10 +80,10 @@ def write_run_report(run_dir: Path) -> Path:
             training_curves(metrics),
             "Unweighted. Line: mean of some steps; shade: smallest to largest.",
         ),
-        *panels(run_dir / PANELS, slice_shape(run_dir)),
+        *panels(run_dir / PANELS, slice_shape(options)),
         *([Section("Speed", performance_curves(performance))] if performance else []),
         Section("Data", data(run_dir)),
-        Section("Configuration", configuration(run_dir)),
+        Section("Configuration", configuration(options)),
         Section("Provenance", provenance(run_dir)),
     ]
     path = run_dir / REPORT
@@ -212,24 +212,23 @@ def data(run_dir: Path) -> str:
     )
 
 
-def slice_shape(run_dir: Path) -> tuple[int, int]:
-    """(H, W) of the slices that the run's networks see."""
-    values = yaml.safe_load((run_dir / "config.yaml").read_text()) or {}
+def slice_shape(options: str) -> tuple[int, int]:
+    """(H, W) of the slices that the run's networks see, from the text of its config.yaml."""
+    values = yaml.safe_load(options) or {}
     size = values.get("generator" if "generator" in values else "segmenter", {}).get("image_size", IMAGE_SIZE)
     return image_shape(size if isinstance(size, int) else tuple(size))
 
 
-def configuration(run_dir: Path) -> str:
-    """Options that differ from the defaults as a table, and all of them, folded."""
-    text = (run_dir / "config.yaml").read_text()
-    values = yaml.safe_load(text) or {}
+def configuration(options: str) -> str:
+    """Options (the text of config.yaml) that differ from the defaults as a table, and all of them, folded."""
+    values = yaml.safe_load(options) or {}
     kind = Config if "generator" in values else SegmenterRunConfig
     changed = differences(values, to_dict(kind()))
     rows = [[key, f"{now}", f"{default}"] for key, now, default in changed]
     return (
         note("Options that differ from their defaults.")
         + table(["option", "this run", "default"], rows, text_columns=3)
-        + fold("All options (config.yaml)", f"<pre>{escape(text)}</pre>")
+        + fold("All options (config.yaml)", f"<pre>{escape(options)}</pre>")
     )
 
 
