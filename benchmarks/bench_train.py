@@ -236,7 +236,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         cpu.append(time.process_time() - begun_cpu)
     cuda = device.type == "cuda"
     row: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, threads: {torch.get_num_threads()}",
         "torch": torch.__version__,
         "seconds_per_update": wall,
         "cpu_seconds_per_update": cpu,
@@ -321,17 +321,25 @@ COLUMNS = (
 )
 
 
-def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Text of each row; speed-ups are per global batch (all four targets), against `plain` at the same batch size."""
-    plain = {
+def plain_rows(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """By batch size, what all others are compared with."""
+    return {
         r["batch"]: r
         for r in rows
         if (r["variant"], r["updates_per_batch"], r["tversky"]) == ("plain", 4, False) and "failed" not in r
     }
+
+
+def name_of(row: dict[str, Any]) -> str:
+    return row["variant"] + (" + tversky" if row["tversky"] else "")
+
+
+def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Text of each row; speed-ups are per global batch (all four targets), against `plain` at the same batch size."""
+    plain = plain_rows(rows)
     lines = []
     for r in rows:
-        name = r["variant"] + (" + tversky" if r["tversky"] else "")
-        start = [name, str(r["updates_per_batch"]), str(r["batch"])]
+        start = [name_of(r), str(r["updates_per_batch"]), str(r["batch"])]
         if "failed" in r:
             lines.append([*start, r["failed"], *[""] * 4, f"{r['predicted_gib']:.2f}", ""])
             continue
@@ -347,7 +355,7 @@ def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
         )
         lines.append(
             [
-                *start, f"{r['seconds_per_batch']:.3f}", f"{r['batch'] / r['seconds_per_batch']:.2f}", *ratios,
+                *start, f"{r['seconds_per_batch']:.4g}", f"{r['batch'] / r['seconds_per_batch']:.3g}", *ratios,
                 f"{r['peak_memory_gib']:.2f}", f"{r['predicted_gib']:.2f}", share,
             ]
         )  # fmt: skip
@@ -378,15 +386,23 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    done = [r for r in rows if "failed" not in r]
+    done, plain = [r for r in rows if "failed" not in r][::-1], plain_rows(rows)
     figure, axis = pyplot.subplots(figsize=(8, 0.3 * len(done) + 1.2), layout="constrained")
-    labels = [
-        f"{r['variant']}{' + tversky' if r['tversky'] else ''}, {r['updates_per_batch']} updates, batch {r['batch']}"
+    updates = {4: ("4 updates", "#3b6ea5"), 1: ("1 update", "#d98c3f")}
+    labels = [f"{name_of(r)}, {updates[r['updates_per_batch']][0]}, batch {r['batch']}" for r in done]
+    colours = [updates[r["updates_per_batch"]][1] for r in done]
+    bars = axis.barh(labels, [r["batch"] / r["seconds_per_batch"] for r in done], color=colours)
+    ratios = [
+        f"{plain[r['batch']]['seconds_per_batch'] / r['seconds_per_batch']:.2f} x"
+        if r["batch"] in plain
+        else ""
         for r in done
     ]
-    colours = ["#3b6ea5" if r["updates_per_batch"] == 4 else "#d98c3f" for r in done]
-    axis.barh(labels[::-1], [r["batch"] / r["seconds_per_batch"] for r in done][::-1], color=colours[::-1])
-    axis.set_xlabel(f"slices a second, all four targets, both networks ({done[0]['device'] if done else ''})")
+    axis.bar_label(bars, ratios, padding=3)
+    axis.margins(x=0.1)
+    axis.set_xlabel(
+        f"slices a second, all four targets, both networks ({done[0]['device'] if done else 'nothing ran'})"
+    )
     figure.savefig(path, dpi=120)
 
 
