@@ -35,6 +35,7 @@ elif python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; the
 else
     run benchmarks/bench_train.py --out "$out/train" --batches 4 --ladder 8 --repeats 1 --warmup 0 --variants plain fast "${segmenter[@]}"
     run benchmarks/bench_infer.py --out "$out" --every 5 "${view[@]}"
+    stream+=(--rounds 1)
 fi
 run benchmarks/bench_stream.py --out "$out" "${stream[@]}"
 run benchmarks/bench_shard.py --out "$out" "${shard[@]}" "${cases[@]}"
