@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         gunzip(case)
     stages, slices = stage_seconds(cases, views)
     runs = []
-    for workers in options.workers:
+    for workers in sorted(set(options.workers)):
         begun, begun_cpu = time.perf_counter(), time.process_time()
         make_shards(
             [cohort],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, VIEW_AXES, Case, find_case, modality_of
 from brasyn_dist.data.codec import DTYPES
-from brasyn_dist.data.nifti import CaseVolumes, read_case
+from brasyn_dist.data.nifti import CaseMemory, CaseVolumes, read_case
 from brasyn_dist.data.scales import foreground_counts, median_of_counts
 from brasyn_dist.data.statistics import Histogram
 from brasyn_dist.errors import DataError
@@ -115,11 +115,14 @@ def examine(
     round_values: bool = False,
     use: Callable[[CaseVolumes], object] = lambda volumes: None,
 ) -> Findings:
-    """Read every volume of the cases, and count the voxels of those in `training`; `use` gets each good case, once."""
-    findings = Findings()
+    """Read every volume of the cases, and count the voxels of those in `training`.
+
+    `use` gets each good case, once, and must not keep it: the next one is read into the same memory.
+    """
+    findings, memory = Findings(), CaseMemory()
     for case in cases:
         try:
-            volumes = read_checked(case, views, round_values)
+            volumes = read_checked(case, views, round_values, memory)
         except DataError as error:
             findings.problems[case.name] = str(error)
             continue
@@ -132,9 +135,11 @@ def examine(
     return findings
 
 
-def read_checked(case: Case, views: Sequence[str], round_values: bool = False) -> CaseVolumes:
+def read_checked(
+    case: Case, views: Sequence[str], round_values: bool = False, memory: CaseMemory | None = None
+) -> CaseVolumes:
     """All modalities of a case and its labels. Raises DataError also for empty brains and slices that are too large."""
-    volumes = read_case(case, MODALITIES, round_values=round_values)
+    volumes = read_case(case, MODALITIES, round_values=round_values, memory=memory)
     empty = [name for name, foreground in zip(MODALITIES, volumes.foreground) if not foreground.any()]
     if empty:
         raise DataError("\n".join(f"{case.files[m]}: empty brain, no voxel is above 0" for m in empty))

@@ -56,6 +56,47 @@ class Volume:
         return self.image.affine @ inv_ornt_aff(_to_lps(self.image), self.image.shape)
 
 
+class CaseMemory:
+    """Memory of all volumes of a case, one behind the other: nearly all are read where they are to be.
+
+    Given to `read_case` again, it is used again, and what was read before is gone: for reading many cases, one at a time.
+    """
+
+    def __init__(self) -> None:
+        self._volumes = np.empty((0, 0, 0, 0), np.int16)
+        self._mask = np.empty((0, 0, 0, 0), bool)
+        self._count = self._used = 0
+
+    def begin(self, count: int) -> None:
+        """The next `count` volumes are those of one case."""
+        self._count, self._used = count, 0
+
+    def place(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """For the next volume; elsewhere if it is not like the first, or not of the usual type."""
+        wanted = (self._count, *reversed(shape))
+        if dtype != np.int16 or (self._used and self._volumes.shape != wanted):
+            return _anywhere(shape, dtype)
+        if self._volumes.shape != wanted:
+            self._volumes = np.empty(wanted, np.int16)
+        self._used += 1
+        return self._volumes[self._used - 1].T
+
+    def joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """(M, x, y, z), of arrays (x, y, z): without a copy if all are where `place` put them, and as they lay there."""
+        joined = self._volumes
+        placed = self._used == len(arrays)
+        if not placed or any(a.ctypes.data != j.ctypes.data for a, j in zip(arrays, joined)):
+            joined = np.stack([a.T for a in arrays])
+        return joined.transpose(0, 3, 2, 1)
+
+    def above_zero(self, images: np.ndarray) -> np.ndarray:
+        """`images > 0`, in memory as `joined` makes them."""
+        images_MZYX = images.transpose(0, 3, 2, 1)
+        if self._mask.shape != images_MZYX.shape:
+            self._mask = np.empty(images_MZYX.shape, bool)
+        return np.greater(images_MZYX, 0, out=self._mask).transpose(0, 3, 2, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class CaseVolumes:
     """Volumes of one case: `images` (M, x, y, z) integers in the order of `modalities`, `labels` (x, y, z) uint8 or None.
@@ -69,11 +110,12 @@ class CaseVolumes:
     labels: np.ndarray | None
     reference: Volume
     """The first modality, for its geometry."""
+    memory: CaseMemory
 
     @cached_property
     def foreground(self) -> np.ndarray:
         """(M, x, y, z) bool, where `images` are above 0; in memory as they are."""
-        return self.images > 0
+        return self.memory.above_zero(self.images)
 
 
 Place = Callable[[tuple[int, ...], np.dtype], np.ndarray]
@@ -213,53 +255,30 @@ def read_case(
     modalities: Sequence[str] = MODALITIES,
     segmentation: bool = True,
     round_values: bool = False,
+    memory: CaseMemory | None = None,
 ) -> CaseVolumes:
-    """Read the given modalities of a case, and its labels if it has any and they are wanted.
+    """Read the given modalities of a case, and its labels if it has any and they are wanted, into `memory` if it is given.
 
     Raises DataError with everything that is wrong, a line each: a modality is missing, a file cannot be used, or its
     shape or affine differs from the others'.
     """
     reasons = [f"{case.folder}: no volume for {m}" for m in modalities if m not in case.files]
     volumes: dict[str, Volume] = {}
-    together = _Together(len(modalities))
+    memory = memory or CaseMemory()
+    memory.begin(len(modalities))
     for name in [*modalities, *(["seg"] if segmentation else [])]:
         if name in case.files:
             with _noted(reasons):
                 path = case.files[name]
                 volumes[name] = (
-                    read_labels(path) if name == "seg" else _read_volume(path, round_values, together.place)
+                    read_labels(path) if name == "seg" else _read_volume(path, round_values, memory.place)
                 )
                 check_geometry(next(iter(volumes.values())), volumes[name])
     if reasons:
         raise DataError("\n".join(reasons))
-    images = together.joined([volumes[m].array for m in modalities])
+    images = memory.joined([volumes[m].array for m in modalities])
     labels = volumes["seg"].array if "seg" in volumes else None
-    return CaseVolumes(case, tuple(modalities), images, labels, volumes[modalities[0]])
-
-
-class _Together:
-    """Memory of all volumes of a case, one behind the other: nearly all are read where they are to be."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._used = 0
-        self._all: np.ndarray | None = None
-
-    def place(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """For the next volume; elsewhere if it is not like the first, or not of the usual type."""
-        if self._all is None and dtype == np.int16:
-            self._all = np.empty((self._count, *reversed(shape)), np.int16)
-        if self._all is None or dtype != np.int16 or self._all.shape[1:] != shape[::-1]:
-            return _anywhere(shape, dtype)
-        self._used += 1
-        return self._all[self._used - 1].T
-
-    def joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """(M, x, y, z), of arrays (x, y, z): without a copy if all are where `place` put them, and as they lay there."""
-        wanted = self._all if self._all is not None and self._used == len(arrays) else None
-        if wanted is None or any(a.ctypes.data != w.ctypes.data for a, w in zip(arrays, wanted)):
-            wanted = np.stack([a.T for a in arrays])
-        return wanted.transpose(0, 3, 2, 1)
+    return CaseVolumes(case, tuple(modalities), images, labels, volumes[modalities[0]], memory)
 
 
 @contextmanager

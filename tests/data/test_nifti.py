@@ -8,7 +8,7 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from brasyn_dist.brats import MODALITIES, find_case
-from brasyn_dist.data.nifti import check_geometry, read_case, read_labels, read_volume, write_like
+from brasyn_dist.data.nifti import CaseMemory, check_geometry, read_case, read_labels, read_volume, write_like
 from brasyn_dist.errors import DataError
 from tests.data.case_files import LPS, NAMES_2021, brain, save, to_ras, write_case
 
@@ -261,6 +261,32 @@ def test_a_case_with_one_volume_unlike_the_others(tmp_path, number, kind):
 def test_volumes_are_read_where_they_stay(tmp_path):
     found = read_case(find_case(write_case(tmp_path, "usual", 4)))
     assert np.shares_memory(found.reference.array, found.images)
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_memory_is_used_again_whatever_was_in_it(tmp_path, kind):
+    """Cases of three shapes in turn, one of them with a volume unlike the others: each as if it were alone."""
+    shapes = [SHAPE, (36, 40, 28), SHAPE, (40, 36, 28), (40, 36, 28)]
+    memory, places = CaseMemory(), []
+    for number, shape in enumerate(shapes):
+        case = find_case(write_case(tmp_path, f"case{number}", number, shape=shape))
+        expected = [brain(number, shape)[0][m] for m in MODALITIES]
+        if number == 3 and kind:
+            expected[1] = unlike(kind, case.files["t1n"], expected[1])
+        found = read_case(case, memory=memory)
+        np.testing.assert_array_equal(found.images, expected)
+        np.testing.assert_array_equal(found.foreground, np.array(expected) > 0)
+        np.testing.assert_array_equal(found.labels, brain(number, shape)[1])
+        places.append(found.images.ctypes.data)
+    one = read_case(find_case(tmp_path / "case1"), ("t2w",), memory=memory)
+    np.testing.assert_array_equal(one.images, [brain(1, shapes[1])[0]["t2w"]])
+    assert kind or places[3] == places[4]
+
+
+def test_without_memory_cases_do_not_share_any(tmp_path):
+    first, second = (read_case(find_case(write_case(tmp_path, n, s))) for n, s in (("a", 1), ("b", 2)))
+    assert not np.shares_memory(first.images, second.images)
+    assert not np.shares_memory(first.foreground, second.foreground)
 
 
 def test_all_problems_of_a_case_come_in_one_message(tmp_path):

@@ -68,6 +68,23 @@ def test_members_are_nobodys_and_timeless(tmp_path: Path) -> None:
             assert (member.mtime, member.uid, member.gid, member.uname, member.mode) == (0, 0, 0, "", 0o644)
 
 
+def test_the_bytes_are_those_that_tarfile_writes(tmp_path: Path) -> None:
+    """Names of all kinds and lengths, among them 99 to 101 letters, where pax begins."""
+    names = (*ODD_NAMES, *("n" * (length - len("/axial/000.json")) for length in (99, 100, 101)))
+    cases = tuple(CaseEntry(name, "gli", "train", name, True) for name in names)
+    write_set(tmp_path, cases=cases, shards=1, slices=1)
+    written, again = tmp_path / "train-00000.tar", tmp_path / "again.tar"
+    with tarfile.open(written) as tar:
+        with tarfile.open(again, "w", format=tarfile.PAX_FORMAT, pax_headers=tar.pax_headers) as other:
+            for member in tar.getmembers():
+                plain = tarfile.TarInfo(member.name)
+                plain.size = member.size
+                other.addfile(plain, tar.extractfile(member))
+        lengths = {len(member.name) for member in tar.getmembers()}
+    assert {99, 100, 101} <= lengths
+    assert written.read_bytes() == again.read_bytes()
+
+
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar program here")
 def test_tar_program_lists_and_extracts_without_warnings(tmp_path: Path) -> None:
     index = write_set(tmp_path / "set", cases=odd_cases(), shards=1, slices=2)
