@@ -32,6 +32,8 @@ from brasyn_dist.errors import DataError
 from brasyn_dist.files import atomic_path
 
 _LPS = axcodes2ornt(("L", "P", "S"))
+_AS_STORED = [[0, 1], [1, 1], [2, 1]]
+"""nibabel's orientation that changes nothing."""
 _WHOLE = 1e-3
 """Floating-point values this close to whole numbers are integers (headers with a scale factor make such)."""
 _AFFINE = 1e-3
@@ -136,7 +138,7 @@ def read_volume(path: Path | str, round_values: bool = False) -> Volume:
 
 def _read_volume(path: Path, round_values: bool, place: Place) -> Volume:
     image, values = _load(path, place)
-    return _canonical(_integers(values, path, round_values), image, path)
+    return _canonical(_integers(values, path, round_values), image, path, place)
 
 
 def read_labels(path: Path | str, order: LabelOrder = "brats") -> Volume:
@@ -146,7 +148,7 @@ def read_labels(path: Path | str, order: LabelOrder = "brats") -> Volume:
     """
     path = Path(path)
     image, values = _load(path, _anywhere)
-    return _canonical(canonical_labels(values, path, order), image, path)
+    return _canonical(canonical_labels(values, path, order), image, path, _anywhere)
 
 
 def _load(path: Path, place: Place) -> tuple[nibabel.Nifti1Image, np.ndarray]:
@@ -155,8 +157,8 @@ def _load(path: Path, place: Place) -> tuple[nibabel.Nifti1Image, np.ndarray]:
         image = _header(stream)
         if image is None:
             raise DataError(f"{path}: not a NIfTI file; fetch or convert it again")
-        _to_lps(image)
-        values = _values(image, stream, place)
+        turned = not np.array_equal(_to_lps(image), _AS_STORED)
+        values = _values(image, stream, _anywhere if turned else place)
     if values.ndim != 3:
         raise DataError(f"{path}: has shape {values.shape}; expected a 3-D volume")
     if values.dtype.kind not in "iubf":
@@ -225,9 +227,14 @@ def _affine_to_lps(affine: bytes) -> np.ndarray:
     return orientation
 
 
-def _canonical(array: np.ndarray, image: nibabel.Nifti1Image, path: Path) -> Volume:
+def _canonical(array: np.ndarray, image: nibabel.Nifti1Image, path: Path, place: Place) -> Volume:
+    """The volume in LPS order: as it is, or else copied to where `place` says."""
+    turned = apply_orientation(array, _to_lps(image))
     # Memory in the order of the file (x fastest), which costs a plain copy at most; C order would be a transposition.
-    return Volume(np.asfortranarray(apply_orientation(array, _to_lps(image))), image, path)
+    if not turned.flags.f_contiguous:
+        turned, source = place(turned.shape, turned.dtype), turned
+        turned[...] = source
+    return Volume(turned, image, path)
 
 
 def _integers(values: np.ndarray, path: Path, round_values: bool) -> np.ndarray:

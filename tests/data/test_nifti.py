@@ -258,9 +258,11 @@ def test_a_case_with_one_volume_unlike_the_others(tmp_path, number, kind):
     np.testing.assert_array_equal(found.images[:, ::-1, ::-1], again)  # LPS, and nibabel's RAS
 
 
-def test_volumes_are_read_where_they_stay(tmp_path):
-    found = read_case(find_case(write_case(tmp_path, "usual", 4)))
+@pytest.mark.parametrize("ras", [False, True])
+def test_volumes_are_read_or_turned_to_where_they_stay(tmp_path, ras):
+    found = read_case(find_case(write_case(tmp_path, "usual", 4, ras=ras)))
     assert np.shares_memory(found.reference.array, found.images)
+    np.testing.assert_array_equal(found.images, [brain(4)[0][m] for m in MODALITIES])
 
 
 @pytest.mark.parametrize("kind", [None, *KINDS])
