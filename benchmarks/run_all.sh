@@ -33,7 +33,7 @@ elif python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; the
     run benchmarks/bench_infer.py --out "$out/infer-bf16" --precision bf16 "${view[@]}"
     run -m pytest -q tests/training/test_step.py tests/models
 else
-    run benchmarks/bench_train.py --out "$out/train" --batches 4 --ladder 8 --repeats 1 --warmup 0 --variants plain fast "${segmenter[@]}"
+    run benchmarks/bench_train.py --out "$out/train" --batches 4 --ladder 8 --repeats 1 --warmup 1 --variants plain fast "${segmenter[@]}"
     run benchmarks/bench_infer.py --out "$out" --every 5 "${view[@]}"
     stream+=(--rounds 1)
 fi

@@ -45,7 +45,7 @@ _PAGE = 1 << 16
 class Volume:
     """`array` (x, y, z) in LPS order with an integer type, in Fortran memory order as NIfTI files have it.
 
-    `image` is what it was read from (for writing likewise).
+    `image` has header and affine of what it was read from (for writing likewise), and no data.
     """
 
     array: np.ndarray
