@@ -39,6 +39,7 @@ _WHOLE = 1e-3
 _AFFINE = 1e-3
 """Affines of one case's volumes may differ by so many mm (headers store float32)."""
 _PAGE = 1 << 16
+"""Bytes that are read at a time of what follows the values."""
 
 
 @dataclass(frozen=True, eq=False)
