@@ -24,12 +24,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from brasyn_dist.common.provenance import environment
 from brasyn_dist.config import load_config
-from brasyn_dist.distributed import Distributed
+from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.training.background_save import BackgroundSaver
 from brasyn_dist.training.checkpoint import folder_name, newest_intact
-from brasyn_dist.training.gan import build_state
-from brasyn_dist.training.run_folder import environment
-from brasyn_dist.training.saver import BackgroundSaver
+from brasyn_dist.training.gan_task import build_state
 from brasyn_dist.training.state import TrainState
 
 STEPS = (10, 1_000_000)

@@ -24,13 +24,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from brasyn_dist.brats import MODALITIES, VIEW_AXES, VIEWS, find_case, image_shape
+from brasyn_dist.common.provenance import environment
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
-from brasyn_dist.data.normalise import Normaliser, mask_missing
-from brasyn_dist.data.slicing import centred, extract_slices, stack_slices
-from brasyn_dist.data.statistics import PUBLISHED
-from brasyn_dist.inference.timing import STAGES, StageClock
-from brasyn_dist.inference.volume import (
+from brasyn_dist.inference.synthesis import (
     Member,
     autocast,
     brain_mask,
@@ -38,8 +35,11 @@ from brasyn_dist.inference.volume import (
     four_planes,
     synthesise_case,
 )
+from brasyn_dist.inference.timing import STAGES, StageClock
 from brasyn_dist.models.generator import Generator, build_generator, default_execution
-from brasyn_dist.training.run_folder import environment
+from brasyn_dist.preprocessing.normalisation import Normaliser, mask_missing
+from brasyn_dist.preprocessing.slicing import centred, extract_slices, stack_slices
+from brasyn_dist.preprocessing.statistics import PUBLISHED
 
 
 def main() -> int:
@@ -104,7 +104,7 @@ def load(options: argparse.Namespace, device: torch.device) -> Generator:
 def read(options: argparse.Namespace, scratch: Path) -> tuple[CaseVolumes, float]:
     """Volumes of the modalities that are not the target, and the seconds that reading took with a warm file cache."""
     if options.case is None:
-        from brasyn_dist.data.phantom import write_case
+        from brasyn_dist.phantom import write_case
 
         options.case = write_case(scratch, "BraTS-GLI-00000-000", seed=0)
     case = find_case(options.case)

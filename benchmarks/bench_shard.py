@@ -24,14 +24,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from brasyn_dist.brats import VIEWS, Case
-from brasyn_dist.data.codec import encode_slice
-from brasyn_dist.data.cohorts import examine, find_cohorts, read_checked
+from brasyn_dist.common.provenance import environment
+from brasyn_dist.data.case_folders import examine, find_cohorts, read_checked
+from brasyn_dist.data.format.codec import encode_slice
 from brasyn_dist.data.gunzip import open_stream
-from brasyn_dist.data.make_shards import make_shards
 from brasyn_dist.data.nifti import CaseVolumes
-from brasyn_dist.data.shard_options import ShardOptions
-from brasyn_dist.data.slicing import extract_slices, kept_slices
-from brasyn_dist.training.run_folder import environment
+from brasyn_dist.data.sharding.options import ShardOptions
+from brasyn_dist.data.sharding.write_shards import make_shards
+from brasyn_dist.preprocessing.slicing import extract_slices, kept_slices
 
 MEMORY = memoryview(bytearray(2**24))
 
@@ -97,7 +97,7 @@ def gather(cohorts: list[Path] | None, count: int, scratch: Path) -> Path:
     folder = scratch / "train_gli"
     folder.mkdir()
     if cohorts is None:
-        from brasyn_dist.data.phantom import write_case
+        from brasyn_dist.phantom import write_case
 
         for number in range(count):
             write_case(folder, f"BraTS-GLI-{number:05d}-000", seed=number)

@@ -68,8 +68,8 @@ def main() -> int:
 
 def prepare(work: Path, shards: str | None, count: int) -> None:
     """Below `work`: shard sets `npy` and `npy.zst`, and `files` with one .npy a slice."""
-    from brasyn_dist.data.codec import CODECS, DEFAULT_CODEC, decode_slice
-    from brasyn_dist.data.index import ShardIndex
+    from brasyn_dist.data.format.codec import CODECS, DEFAULT_CODEC, decode_slice
+    from brasyn_dist.data.format.index import ShardIndex
 
     if (work / DEFAULT_CODEC / "index.json").exists():
         return
@@ -90,9 +90,9 @@ def prepare(work: Path, shards: str | None, count: int) -> None:
 
 def phantom_shards(folder: Path, count: int) -> Path:
     """A shard set of axial slices of as many full-size phantom cases as it takes."""
-    from brasyn_dist.data.make_shards import make_shards
-    from brasyn_dist.data.phantom import write_case
-    from brasyn_dist.data.shard_options import ShardOptions
+    from brasyn_dist.data.sharding.options import ShardOptions
+    from brasyn_dist.data.sharding.write_shards import make_shards
+    from brasyn_dist.phantom import write_case
 
     for number in range(-(-count // 110)):
         print(f"phantom case {number} ...", file=sys.stderr, flush=True)
@@ -109,8 +109,8 @@ def phantom_shards(folder: Path, count: int) -> Path:
 def read_all(index: Any, count: int) -> list[Any]:
     """The first training slices, as EncodedSample."""
     from brasyn_dist.brats import VIEWS
-    from brasyn_dist.data.reader import ShardFiles
-    from brasyn_dist.data.shards import EncodedSample
+    from brasyn_dist.data.format.tar_shards import EncodedSample
+    from brasyn_dist.data.loading.reader import ShardFiles
 
     selection = index.select("train")
     files = ShardFiles(index.source, index.shards)
@@ -129,9 +129,9 @@ def write_set(folder: Path, index: Any, samples: list[Any], codec: str) -> None:
     """The samples as a shard set of its own, eight shards."""
     from dataclasses import replace
 
-    from brasyn_dist.data.codec import decode_slice, encode_slice
-    from brasyn_dist.data.index import ShardIndex
-    from brasyn_dist.data.shards import write_shard
+    from brasyn_dist.data.format.codec import decode_slice, encode_slice
+    from brasyn_dist.data.format.index import ShardIndex
+    from brasyn_dist.data.format.tar_shards import write_shard
 
     def recoded(sample: Any) -> Any:
         planes = decode_slice(sample.payload, index.header.codec)
@@ -147,9 +147,9 @@ def write_set(folder: Path, index: Any, samples: list[Any], codec: str) -> None:
 
 
 def ours(work: Path, codec: str, threads: int) -> Batches:
-    from brasyn_dist.data.index import ShardIndex
-    from brasyn_dist.data.plan import SampleOrder
-    from brasyn_dist.data.stream import SliceStream
+    from brasyn_dist.data.format.index import ShardIndex
+    from brasyn_dist.data.loading.loader import SliceStream
+    from brasyn_dist.data.loading.sampler import SampleOrder
 
     selection = ShardIndex.load(work / codec).select("train")
     order = SampleOrder(0, selection.shard, BATCH)
@@ -211,7 +211,7 @@ def io_of(data: bytes) -> Any:
 
 def split_planes(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(4, S, S) images and (S, S) labels of a slice, padded; what a stock loader's user has to write."""
-    from brasyn_dist.data.slicing import centred
+    from brasyn_dist.preprocessing.slicing import centred
 
     if array.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
         array = centred(array, (IMAGE_SIZE, IMAGE_SIZE))
@@ -311,7 +311,7 @@ def codec_rates(work: Path, count: int = 64) -> dict[str, dict[str, float]]:
     """For each codec bytes a slice, and slices encoded and decoded in a CPU second; `.npz` is NumPy's own."""
     from functools import partial
 
-    from brasyn_dist.data.codec import CODECS, SliceDecoder, encode_slice
+    from brasyn_dist.data.format.codec import CODECS, SliceDecoder, encode_slice
 
     planes = [np.load(path) for path in sorted((work / "files").glob("*.npy"))[:count]]
     ways: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -341,7 +341,7 @@ def to_npz(planes: np.ndarray) -> bytes:
 
 def bytes_per_slice(work: Path, variant: dict[str, Any]) -> float:
     """Bytes that a loader reads from storage for one slice: whole tars, whole files, or payloads."""
-    from brasyn_dist.data.index import ShardIndex
+    from brasyn_dist.data.format.index import ShardIndex
 
     if variant["loader"] == "DataLoader":
         return statistics.mean(path.stat().st_size for path in (work / "files").glob("*.npy"))

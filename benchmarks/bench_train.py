@@ -175,7 +175,7 @@ def run_worker(options: argparse.Namespace, row: dict[str, Any], segmenter: str 
 
 def predict(options: argparse.Namespace, overrides: list[str], batch: int) -> float:
     """Bytes, as `--dry-run` counts them (eagerly: compiled code keeps less)."""
-    from brasyn_dist.training.cost import measure as measure_cost
+    from brasyn_dist.training.cost_model import measure as measure_cost
 
     config = configure(options, [o for o in overrides if not o.startswith("objective.")], batch)
     return measure_cost(config).peak_bytes(config.training.micro_batch_size or batch)
@@ -218,7 +218,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from benchmarks.counters import ceilings, count, synchronise
-    from brasyn_dist.training.observer import peak_memory_gib
+    from brasyn_dist.training.rank_timing import peak_memory_gib
 
     batch_size = options.batches[0]
     config = configure(options, json.loads(options.worker), batch_size)
@@ -263,12 +263,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def prepare_update(config: Any) -> tuple[Callable[[int], None], Any]:
     """A function that runs one update on the first so many slices of a batch, and the device it runs on."""
-    from brasyn_dist.data.normalise import Normaliser
-    from brasyn_dist.data.plan import targets_and_masks
-    from brasyn_dist.data.statistics import PUBLISHED
-    from brasyn_dist.distributed import Distributed
-    from brasyn_dist.training.gan import GanTask
-    from brasyn_dist.training.step import DeviceBatch, Rates
+    from brasyn_dist.data.loading.sampler import targets_and_masks
+    from brasyn_dist.distributed.process_group import Distributed
+    from brasyn_dist.preprocessing.normalisation import Normaliser
+    from brasyn_dist.preprocessing.statistics import PUBLISHED
+    from brasyn_dist.training.gan_step import DeviceBatch, Rates
+    from brasyn_dist.training.gan_task import GanTask
 
     distributed, task = Distributed(config.runtime), GanTask(config)
     state = task.build_state(distributed)
@@ -290,7 +290,7 @@ def slices(count: int, shape_HW: tuple[int, int]) -> Any:
     import numpy as np
     import torch
 
-    from brasyn_dist.data.stream import BatchMemory
+    from brasyn_dist.data.loading.loader import BatchMemory
 
     random_numbers = np.random.default_rng(0)
     height, width = shape_HW

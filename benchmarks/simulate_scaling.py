@@ -4,7 +4,7 @@
     python benchmarks/simulate_scaling.py --run runs/r3                        with the step time that a run measured
     python benchmarks/simulate_scaling.py --slice-ms 25 --links 100 --batch 256
 
-One update of one process, as brasyn_dist.training.step does it:
+One update of one process, as brasyn_dist.training.gan_step does it:
 
     generator:      forward | backward, gradients ready one after another | step
                                   bucket, bucket, ... each all-reduced as soon as it is full and the link is free

@@ -21,10 +21,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from brasyn_dist.brats import MODALITIES, MODALITY_NAMES, VOLUME_SHAPE, find_cases
+from brasyn_dist.common.files import atomic_path, write_json
+from brasyn_dist.common.panels import upright
 from brasyn_dist.data.nifti import read_case
-from brasyn_dist.evaluation.image import MARGIN, challenge_ssim, crop_to, regions_of, scale_to_unit, ssim_map
-from brasyn_dist.evaluation.panels import upright
-from brasyn_dist.files import atomic_path, write_json
+from brasyn_dist.evaluation.image_metrics import (
+    MARGIN,
+    challenge_ssim,
+    crop_to,
+    regions_of,
+    scale_to_unit,
+    ssim_map,
+)
 
 CLAIM = {"challenge": 0.98, "region": 0.50}
 """On the mean of the cases, noise scores above the first by the convention and below the second in the region form."""
@@ -89,7 +96,7 @@ def diverse(pictures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def subjects(options: argparse.Namespace) -> Iterator[Subject]:
     """Complete cases with a tumour."""
     if options.cases is None:
-        from brasyn_dist.data.phantom import make_case
+        from brasyn_dist.phantom import make_case
 
         for seed in range(options.phantoms):
             images, labels = make_case(options.seed + seed, "GLI", options.shape)

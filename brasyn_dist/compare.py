@@ -1,6 +1,6 @@
 """Is one run better than another? `python -m brasyn_dist.compare A/cases.csv B/cases.csv [--out comparison.json]`
 
-Compares two evaluations of the same cases, score by score and as the challenge ranks: see brasyn_dist/evaluation/paired.py.
+Compares two evaluations of the same cases, score by score and as the challenge ranks: see brasyn_dist/evaluation/paired_tests.py.
 """
 
 import argparse
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from brasyn_dist.common.files import write_json
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.evaluation.cases import SYNTHETIC
-from brasyn_dist.evaluation.paired import (
+from brasyn_dist.evaluation.paired_tests import (
     CHALLENGE_SCORES,
     RESAMPLES,
     compare,
@@ -18,7 +18,7 @@ from brasyn_dist.evaluation.paired import (
     pair_rows,
     read_rows,
 )
-from brasyn_dist.files import write_json
+from brasyn_dist.evaluation.scoring import SYNTHETIC
 
 
 def parser() -> argparse.ArgumentParser:

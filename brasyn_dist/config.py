@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from brasyn_dist.brats import IMAGE_SIZE, VIEWS, ImageSize, image_shape
+from brasyn_dist.common.typed_yaml import from_dict, read_yaml, set_by_path
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.typed_yaml import from_dict, read_yaml, set_by_path
 
 T = TypeVar("T")
 Recompute = Literal["nothing", "activations"]
@@ -26,7 +26,7 @@ class DataConfig:
     """Which slices a run trains on."""
 
     shards: str = "shards"
-    """Folder, URL prefix, or `pipe:` command with `{}` for the file name, of a shard set (see data/shards.py)."""
+    """Folder, URL prefix, or `pipe:` command with `{}` for the file name, of a shard set (see data/format/tar_shards.py)."""
     views: tuple[str, ...] = ("axial",)
     """Slices of these views are used: axial, sagittal, coronal."""
     cohorts: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class DataConfig:
     """Only slices of which tumour covers at least this share (method: 0.001 for the segmenter); 0: all."""
     normalisation: NormalisationMode = "zscore"
     """`zscore`: with the data set's statistics. `slice`: each slice to [-1, 1], as HF-GAN does. `case`: each volume by its
-    median, which takes away the scanner's scale (data/normalise.py)."""
+    median, which takes away the scanner's scale (preprocessing/normalisation.py)."""
     cache_dir: str | None = None
     """Node-local folder for shards that are fetched from a URL; default: a folder below the system's temporary one."""
     cache_gib: float = 200.0
@@ -59,7 +59,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SampleOrderConfig:
-    """The order of samples: pure functions of the seed and the batch number (see data/plan.py)."""
+    """The order of samples: pure functions of the seed and the batch number (see data/loading/sampler.py)."""
 
     seed: int = 0
     """Seeds order, targets and masks."""
@@ -73,7 +73,7 @@ class SampleOrderConfig:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Random changes of training slices, functions of the seed and the batch number (see data/augment.py). The thesis has none."""
+    """Random changes of training slices, functions of the seed and the batch number (see data/loading/augmentation.py). The thesis has none."""
 
     mirror: float = 0.0
     """Probability that left and right are exchanged (axial and coronal slices; sagittal ones stay as they are)."""

@@ -17,9 +17,13 @@ from pathlib import Path
 
 import brasyn_dist
 from brasyn_dist.brats import LABEL_ORDERS, Case, find_cases
-from brasyn_dist.data.statistics import PUBLISHED, Statistics
+from brasyn_dist.common.files import atomic_write_text, write_json
+from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.errors import BrasynError, ConfigError, DataError
-from brasyn_dist.evaluation.cases import (
+from brasyn_dist.evaluation.regression import Regression, fit
+from brasyn_dist.evaluation.score_queue import share_predictions
+from brasyn_dist.evaluation.scoring import (
     CaseResult,
     Prediction,
     Scoring,
@@ -27,20 +31,16 @@ from brasyn_dist.evaluation.cases import (
     by_name,
     find_predictions,
 )
-from brasyn_dist.evaluation.fanout import share_predictions
-from brasyn_dist.evaluation.overlap import TOLERANCE
-from brasyn_dist.evaluation.regression import Regression, fit
-from brasyn_dist.evaluation.segmentations import (
+from brasyn_dist.evaluation.segmentation_metrics import TOLERANCE
+from brasyn_dist.evaluation.segmentation_sources import (
     TIMEOUT,
     ProjectSegmenter,
     find_segmentations,
     parse_command,
 )
-from brasyn_dist.evaluation.summary import rows_csv, rows_of, summarise, summary_json, summary_of, text_table
-from brasyn_dist.fanout.helpers import helpers
-from brasyn_dist.fanout.place import Place, place_of
-from brasyn_dist.files import atomic_write_text, write_json
-from brasyn_dist.processes import STOPPED, ending_on_signals
+from brasyn_dist.evaluation.tables import rows_csv, rows_of, summarise, summary_json, summary_of, text_table
+from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
+from brasyn_dist.workqueue.worker_processes import helpers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -154,7 +154,7 @@ def score(evaluation: Evaluation, place: Place) -> None:
 
 def write_results(evaluation: Evaluation, results: Sequence[CaseResult]) -> None:
     """summary.json, cases.csv and report.html."""
-    from brasyn_dist.evaluation.report import write_report
+    from brasyn_dist.report.evaluation_report import write_report
 
     options, regression = evaluation.options, evaluation.scoring.regression
     problems = [r for r in results if r.problem is not None]

@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    from brasyn_dist.inference.fit import (
+    from brasyn_dist.inference.fusion import Fusion, describe_members
+    from brasyn_dist.inference.fusion_fitting import (
         NetworkOptions,
         Sample,
         case_names,
@@ -63,8 +64,7 @@ def run(options: argparse.Namespace) -> None:
         fit_weights,
         sample_case,
     )
-    from brasyn_dist.inference.fusion import Fusion, describe_members
-    from brasyn_dist.inference.weights import choose_device, load_members
+    from brasyn_dist.inference.members import choose_device, load_members
 
     device = choose_device(options.device, options.precision)
     members = load_members(options.weights, device, options.views, options.any_view)
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
 
 def complete_cases(folder: Path):
     """Volumes of the complete cases below a folder, one after another; what is left out is printed."""
-    from brasyn_dist.data.cohorts import find_cohorts
+    from brasyn_dist.data.case_folders import find_cohorts
     from brasyn_dist.data.nifti import read_case
 
     cases, problems = find_cohorts([folder])

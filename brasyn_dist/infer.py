@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brasyn_dist.brats import MODALITIES, VIEWS
+from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.fanout.helpers import helpers
-from brasyn_dist.fanout.place import Place, place_of
-from brasyn_dist.processes import STOPPED, ending_on_signals
+from brasyn_dist.workqueue.worker_processes import helpers
 
 
 def parser() -> argparse.ArgumentParser:

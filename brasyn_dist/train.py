@@ -9,22 +9,22 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from brasyn_dist.common.processes import run_and_leave, starting_up
 from brasyn_dist.config import Config, T, load_config
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.processes import run_and_leave, starting_up
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     # torch and the rest of the imports take seconds, which `--help` and wrong options need not wait for.
     def train(config: Config) -> int:
         with starting_up():
-            from brasyn_dist.training.gan import GanTask
-            from brasyn_dist.training.setup import run
+            from brasyn_dist.training.build import run
+            from brasyn_dist.training.gan_task import GanTask
 
         return run(GanTask(config))
 
     def cost(config: Config) -> str:
-        from brasyn_dist.training.cost import report
+        from brasyn_dist.training.cost_model import report
 
         return report(config)
 

@@ -7,21 +7,21 @@ Exit status: 0 finished, 75 stopped on request (the same command continues), 1 f
 
 from collections.abc import Sequence
 
+from brasyn_dist.common.processes import run_and_leave, starting_up
 from brasyn_dist.config import SegmenterRunConfig
-from brasyn_dist.processes import run_and_leave, starting_up
 from brasyn_dist.train import command_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     def train(config: SegmenterRunConfig) -> int:
         with starting_up():
-            from brasyn_dist.training.segmentation import SegmenterTask
-            from brasyn_dist.training.setup import run
+            from brasyn_dist.training.build import run
+            from brasyn_dist.training.segmenter_task import SegmenterTask
 
         return run(SegmenterTask(config))
 
     def cost_of(config: SegmenterRunConfig) -> str:
-        from brasyn_dist.training.segmentation import cost
+        from brasyn_dist.training.segmenter_task import cost
 
         return cost(config)
 

@@ -7,7 +7,7 @@ def small_cases(
     folder: Path, cases: int = 6, shape: tuple[int, int, int] = (48, 48, 40), seed: int = 0
 ) -> Path:
     """Phantom cases (one of them metastatic) in cohort folders below `folder`, unless they are there."""
-    from brasyn_dist.data.phantom import write_case
+    from brasyn_dist.phantom import write_case
 
     if not folder.exists():
         for number in range(cases):
@@ -19,7 +19,7 @@ def small_cases(
 
 def small_shard_set(folder: Path, views: tuple[str, ...] = ("axial",), minimum_foreground: int = 200) -> Path:
     """Shards of `small_cases`, a third of the patients held out; made once."""
-    from brasyn_dist.data.make_shards import ShardOptions, make_shards
+    from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 
     if not (folder / "index.json").exists():
         cases = small_cases(folder.parent / f"{folder.name}-cases")

@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 
+from brasyn_dist.common.typed_yaml import from_dict, to_yaml
 from brasyn_dist.config import Config, RuntimeConfig, SegmenterRunConfig, load_config
-from brasyn_dist.distributed import Distributed
+from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.inference.config import load_inference
-from brasyn_dist.typed_yaml import from_dict, to_yaml
+from brasyn_dist.inference.weights_config import load_inference
 
 
 def test_saved_configuration_reads_back_equal():

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 
 
 def leave(body: str) -> subprocess.CompletedProcess[str]:
-    code = f"import atexit, sys, threading, time\nfrom brasyn_dist.processes import run_and_leave\n{body}\nrun_and_leave(main)"
+    code = f"import atexit, sys, threading, time\nfrom brasyn_dist.common.processes import run_and_leave\n{body}\nrun_and_leave(main)"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from brasyn_dist.config import Config, SegmenterRunConfig, load_config
-from brasyn_dist.inference.config import load_inference
+from brasyn_dist.inference.weights_config import load_inference
 from brasyn_dist.train import main as train
 from brasyn_dist.train_segmenter import main as train_segmenter
 from tests.small import small_shard_set
@@ -132,7 +132,7 @@ def test_slices_of_their_own_range_are_synthesised_as_they_were_trained(runs: Ru
     import nibabel
 
     from brasyn_dist.inference.api import infer_batch
-    from brasyn_dist.models.export import load_pretrained
+    from brasyn_dist.models.pretrained import load_pretrained
 
     assert load_pretrained(runs("hfgan")).normalisation == "slice"
     out = runs.work / "hfgan-cases"
@@ -154,7 +154,7 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
 
     from brasyn_dist.brats import MODALITIES
     from brasyn_dist.inference.api import infer_batch
-    from brasyn_dist.models.export import load_pretrained
+    from brasyn_dist.models.pretrained import load_pretrained
 
     options = [
         "name=scaled", "data.normalisation=case", "generator.image_size=[32,48]", "discriminator.image_size=[32,48]",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brasyn_dist.config import TelemetryConfig
-from brasyn_dist.telemetry import METRICS, JsonLines, Telemetry, read_lines
+from brasyn_dist.training.loggers import METRICS, JsonLines, Telemetry, read_lines
 
 
 def test_resume_drops_later_lines_and_a_torn_one(tmp_path: Path):

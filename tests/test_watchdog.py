@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from brasyn_dist.watchdog import Peer, Watchdog, hang_verdict
+from brasyn_dist.training.watchdog import Peer, Watchdog, hang_verdict
 from tests.conftest import REPOSITORY
 
 
@@ -54,7 +54,7 @@ def test_progress_is_not_reported(tmp_path: Path):
 HELD = """
 import ctypes, sys
 from pathlib import Path
-from brasyn_dist.watchdog import Peer, Watchdog
+from brasyn_dist.training.watchdog import Peer, Watchdog
 folder, me = Path(sys.argv[1]), Peer.here(0)
 with (folder / "log").open("a", buffering=1) as file, Watchdog(file, folder, me, [me], 0.4):
     ctypes.PyDLL(None).sleep(3)  # PyDLL keeps the interpreter's lock

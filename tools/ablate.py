@@ -15,12 +15,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from brasyn_dist.commands import PYTHON, REPOSITORY, call, exit_status, title
+from brasyn_dist.cli.subcommands import PYTHON, REPOSITORY, call, exit_status, title
+from brasyn_dist.common.files import atomic_write_text, write_json
+from brasyn_dist.common.typed_yaml import read_yaml
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.evaluation.cases import SYNTHETIC
-from brasyn_dist.evaluation.summary import Row, mean_of, number, read_table
-from brasyn_dist.files import atomic_write_text, write_json
-from brasyn_dist.typed_yaml import read_yaml
+from brasyn_dist.evaluation.scoring import SYNTHETIC
+from brasyn_dist.evaluation.tables import Row, mean_of, number, read_table
 
 BASE = "base"
 SCORES = {"mae/brain": "MAE", "psnr/brain": "PSNR, dB", "ssim/healthy": "SSIM, healthy"}

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from brasyn_dist.brats import VIEWS
-from brasyn_dist.data.statistics import PUBLISHED, Statistics
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.models.export import load_tensors, save_pretrained
 from brasyn_dist.models.generator import Generator
-from brasyn_dist.models.published import convert_generator
+from brasyn_dist.models.pretrained import load_tensors, save_pretrained
+from brasyn_dist.models.published_weights import convert_generator
+from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 
 
 def main(arguments: list[str] | None = None) -> int:

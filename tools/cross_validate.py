@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from brasyn_dist.brats import MODALITIES, Case, find_cases
-from brasyn_dist.commands import PYTHON, REPOSITORY, call, exit_status, title
+from brasyn_dist.cli.subcommands import PYTHON, REPOSITORY, call, exit_status, title
+from brasyn_dist.common.files import atomic_path, atomic_write_text, write_json
 from brasyn_dist.config import load_config
-from brasyn_dist.data.slicing import MINIMUM_FOREGROUND
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.evaluation.summary import (
+from brasyn_dist.evaluation.tables import (
     read_table,
     rows_csv,
     summarise,
@@ -27,7 +27,7 @@ from brasyn_dist.evaluation.summary import (
     text_table,
     with_best_copy,
 )
-from brasyn_dist.files import atomic_path, atomic_write_text, write_json
+from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 from brasyn_dist.brats import modality_of
-from brasyn_dist.commands import PYTHON, REPOSITORY, call, environment, show, title
-from brasyn_dist.data.index import ShardIndex
-from brasyn_dist.data.make_shards import VALIDATION
+from brasyn_dist.cli.subcommands import PYTHON, REPOSITORY, call, environment, show, title
+from brasyn_dist.common.files import atomic_path
+from brasyn_dist.common.processes import kill_tree
+from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.sharding.write_shards import VALIDATION
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.files import atomic_path
-from brasyn_dist.processes import kill_tree
 
 
 def main() -> int:
@@ -80,7 +80,7 @@ def synthesise_cohorts(options: argparse.Namespace) -> list[Path]:
     title("Write a synthetic cohort (real BraTS folders; no download)")
     cases = options.out / "cases"
     call(
-        *PYTHON, "-m", "brasyn_dist.data.phantom", str(cases), "--gli", str(options.gli), "--met", str(options.met),
+        *PYTHON, "-m", "brasyn_dist.phantom", str(cases), "--gli", str(options.gli), "--met", str(options.met),
         "--seed", str(options.seed),
     )  # fmt: skip
     return cohort_folders(cases)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from brasyn_dist.brats import MODALITIES, Case, find_cases
+from brasyn_dist.common.files import atomic_path, write_json
 from brasyn_dist.errors import BrasynError, DataError
-from brasyn_dist.files import atomic_path, write_json
 
 CHALLENGE_SEED = 123456
 RECORD = "dropped.json"

@@ -3,7 +3,7 @@
     python tools/inspect_dataset.py COHORT_DIR [COHORT_DIR ...] --out inspection [--workers 8]
 
 Writes OUT/inspection.html (start there), inspection.json, cases.csv, histograms.png, spread.png and cases.png. Nothing is left
-out of anything because of a finding: findings are hints for the eye (limits: brasyn_dist/data/anomalies.py).
+out of anything because of a finding: findings are hints for the eye (limits: brasyn_dist/data/qc/anomalies.py).
 Exit status 0 even with findings, 1 if no case can be read.
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from brasyn_dist.brats import MODALITIES, MODALITY_NAMES
-from brasyn_dist.data.anomalies import OUTLIER_FACTS, Finding, find_anomalies, summary_counts, to_json
-from brasyn_dist.data.cohorts import find_cohorts
-from brasyn_dist.data.inspection import LOG_EDGES, UNIT_EDGES, CaseFacts, inspect_case
-from brasyn_dist.data.workers import worker_pool
+from brasyn_dist.common.files import atomic_path, atomic_write_text, write_json
+from brasyn_dist.common.process_pool import worker_pool
+from brasyn_dist.data.case_folders import find_cohorts
+from brasyn_dist.data.qc.anomalies import OUTLIER_FACTS, Finding, find_anomalies, summary_counts, to_json
+from brasyn_dist.data.qc.measurements import LOG_EDGES, UNIT_EDGES, CaseFacts, inspect_case
 from brasyn_dist.errors import BrasynError, DataError
-from brasyn_dist.files import atomic_path, atomic_write_text, write_json
 
 SHOWN = 16
 """Cases in cases.png: those with most kinds of findings first."""

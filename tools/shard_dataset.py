@@ -1,4 +1,4 @@
-"""Cut BraTS cases into shards of slices: see brasyn_dist/data/make_shards.py for what happens.
+"""Cut BraTS cases into shards of slices: see brasyn_dist/data/sharding/write_shards.py for what happens.
 
     python tools/shard_dataset.py data/train_gli data/train_met --out shards --workers 8
 
@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brasyn_dist.brats import VIEWS
-from brasyn_dist.data.codec import CODECS, DEFAULT_CODEC
-from brasyn_dist.data.index import rebuild_index
-from brasyn_dist.data.make_shards import ShardOptions, make_shards
-from brasyn_dist.data.slicing import MINIMUM_FOREGROUND
-from brasyn_dist.data.split import read_split_file
-from brasyn_dist.data.statistics import PUBLISHED, Statistics
-from brasyn_dist.data.summary import summary
-from brasyn_dist.data.workers import available_processors
+from brasyn_dist.common.process_pool import available_processors
+from brasyn_dist.data.format.codec import CODECS, DEFAULT_CODEC
+from brasyn_dist.data.format.contents import summary
+from brasyn_dist.data.format.index import rebuild_index
+from brasyn_dist.data.sharding.patient_split import read_split_file
+from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import BrasynError
+from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
+from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 
 
 def parser() -> argparse.ArgumentParser:

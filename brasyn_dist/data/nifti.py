@@ -27,9 +27,9 @@ from nibabel.orientations import (
 from nibabel.volumeutils import apply_read_scaling
 
 from brasyn_dist.brats import MODALITIES, Case, LabelOrder, canonical_labels
+from brasyn_dist.common.files import atomic_path
 from brasyn_dist.data.gunzip import Stream, open_stream
 from brasyn_dist.errors import DataError
-from brasyn_dist.files import atomic_path
 
 _LPS = axcodes2ornt(("L", "P", "S"))
 _AS_STORED = [[0, 1], [1, 1], [2, 1]]

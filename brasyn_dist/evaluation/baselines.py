@@ -1,7 +1,7 @@
 """What anyone gets without a network: the bar that a synthesis has to clear.
 
     mean of the available   z-scored with the data set's statistics, averaged, put on the target's scale
-    copy of one modality    z-scored, put on the target's scale; which one is chosen with hindsight (evaluation/summary.py)
+    copy of one modality    z-scored, put on the target's scale; which one is chosen with hindsight (evaluation/tables.py)
 
 Both follow the inference rule for background: 0 where at least two of the available modalities are background.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from brasyn_dist.data.statistics import Statistics
+from brasyn_dist.preprocessing.statistics import Statistics
 
 MEAN = "mean of available"
 COPY = "copy of "

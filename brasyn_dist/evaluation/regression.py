@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from brasyn_dist.brats import MODALITIES, Case
+from brasyn_dist.common.files import write_json
+from brasyn_dist.common.process_pool import worker_pool
 from brasyn_dist.data.nifti import read_case
-from brasyn_dist.data.statistics import Statistics
-from brasyn_dist.data.workers import worker_pool
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.baselines import background_rule
-from brasyn_dist.files import write_json
+from brasyn_dist.preprocessing.statistics import Statistics
 
 REGRESSION = "linear regression"
 VERSION = 1

@@ -13,21 +13,27 @@ import numpy as np
 import torch
 
 from brasyn_dist.brats import MODALITIES, Case, modality_of, prediction_name
-from brasyn_dist.data.cohorts import find_cohorts
+from brasyn_dist.common.files import sha256_of
+from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.common.provenance import environment
+from brasyn_dist.data.case_folders import find_cohorts
 from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.errors import ConfigError, DataError
-from brasyn_dist.fanout.place import Place, place_of
-from brasyn_dist.files import sha256_of
-from brasyn_dist.inference.cases import CaseResult, Task, plan_tasks
-from brasyn_dist.inference.config import Weights, load_inference
-from brasyn_dist.inference.fanout import Report, own_device, share_cases, share_processors
+from brasyn_dist.inference.case_queue import Report, own_device, share_cases, share_processors
+from brasyn_dist.inference.case_results import CaseResult, Task, plan_tasks
 from brasyn_dist.inference.fusion import Fusion, describe_members, load_fusion
 from brasyn_dist.inference.manifest import Manifest
+from brasyn_dist.inference.members import choose_device, load_members
 from brasyn_dist.inference.pipeline import Synthesise, process
+from brasyn_dist.inference.synthesis import (
+    Member,
+    Precision,
+    default_batch_size,
+    four_planes,
+    synthesise_case,
+)
 from brasyn_dist.inference.timing import STAGES, StageClock
-from brasyn_dist.inference.volume import Member, Precision, default_batch_size, four_planes, synthesise_case
-from brasyn_dist.inference.weights import choose_device, load_members
-from brasyn_dist.training.run_folder import environment
+from brasyn_dist.inference.weights_config import Weights, load_inference
 
 PathLike = Path | str
 
@@ -91,7 +97,7 @@ def infer_batch(
 ) -> list[CaseResult]:
     """Synthesise what is missing in every case folder below `input`, as `output`/`<case>-<modality>.nii.gz`, and manifest.json.
 
-    weights       run folder or export folder; or several `FOLDER:VIEW`; or a YAML file of members (inference/config.py)
+    weights       run folder or export folder; or several `FOLDER:VIEW`; or a YAML file of members (inference/weights_config.py)
     views         run over these; default: all that a model was trained on
     any_view      allow views that a model was not trained on
     fusion        file of brasyn_dist.fit_fusion; default: the mean over models and views

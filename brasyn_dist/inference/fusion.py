@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.data.normalise import BACKGROUND_VALUE, Normaliser
-from brasyn_dist.data.statistics import Statistics
+from brasyn_dist.common.files import atomic_path, sha256_of, write_json
 from brasyn_dist.errors import BrasynError, CheckpointError, DataError
-from brasyn_dist.files import atomic_path, sha256_of, write_json
-from brasyn_dist.inference.volume import Member
-from brasyn_dist.models.export import load_tensors
+from brasyn_dist.inference.synthesis import Member
 from brasyn_dist.models.layers import seeded_initialisation
+from brasyn_dist.models.pretrained import load_tensors
+from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE, Normaliser
+from brasyn_dist.preprocessing.statistics import Statistics
 
 FORMAT = "brasyn_dist.fusion"
 FORMAT_VERSION = 1

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from brasyn_dist.common.files import write_json
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.files import write_json
-from brasyn_dist.inference.cases import CaseResult
+from brasyn_dist.inference.case_results import CaseResult
 
 MANIFEST = "manifest.json"
 FORMAT = "brasyn_dist.predictions"

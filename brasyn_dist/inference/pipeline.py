@@ -18,10 +18,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from brasyn_dist.common.files import sha256_of
 from brasyn_dist.data.nifti import CaseVolumes, Volume, read_case, write_like
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.files import sha256_of
-from brasyn_dist.inference.cases import CaseResult, Task
+from brasyn_dist.inference.case_results import CaseResult, Task
 from brasyn_dist.inference.timing import StageClock
 
 T = TypeVar("T")

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from brasyn_dist.brats import BACKGROUND, MODALITIES, VIEWS
-from brasyn_dist.data.normalise import Normaliser, foreground_medians
 from brasyn_dist.errors import CheckpointError, DataError
-from brasyn_dist.inference.volume import (
+from brasyn_dist.inference.synthesis import (
     Precision,
     autocast,
     brain_mask,
@@ -25,6 +24,7 @@ from brasyn_dist.inference.volume import (
     to_slices,
 )
 from brasyn_dist.models.segmenter import CLASSES, Segmenter
+from brasyn_dist.preprocessing.normalisation import Normaliser, foreground_medians
 
 
 @torch.inference_mode()

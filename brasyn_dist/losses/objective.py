@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brasyn_dist.config import ObjectiveConfig, TverskyConfig
-from brasyn_dist.data.normalise import foreground
 from brasyn_dist.losses.ssim import at_least_float32, region_mean, ssim_map
 from brasyn_dist.losses.tversky import focal_tversky, labelled_only
+from brasyn_dist.preprocessing.normalisation import foreground
 
 Terms = dict[str, Tensor]
 

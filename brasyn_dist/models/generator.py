@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from brasyn_dist.brats import MODALITIES
 from brasyn_dist.config import GeneratorConfig, NormalisationMode
-from brasyn_dist.data.normalise import mask_missing
-from brasyn_dist.models.fusion import Encoded, Fusion, Source, join_parts
+from brasyn_dist.models.feature_fusion import Encoded, Fusion, Source, join_parts
 from brasyn_dist.models.infuser import ModalityInfuser
 from brasyn_dist.models.layers import (
     ChannelGate,
@@ -34,10 +33,11 @@ from brasyn_dist.models.layers import (
     activated,
     seeded_initialisation,
 )
+from brasyn_dist.preprocessing.normalisation import mask_missing
 
 if TYPE_CHECKING:
-    from brasyn_dist.data.scales import Scales
-from brasyn_dist.data.statistics import Statistics
+    from brasyn_dist.preprocessing.intensity_scale import Scales
+from brasyn_dist.preprocessing.statistics import Statistics
 
 EncoderExecution = Literal["grouped", "separate"]
 
@@ -171,8 +171,8 @@ class Generator(nn.Module):
         views: tuple[str, ...] = (),
         step: int | None = None,
     ) -> None:
-        """Write config.json and model.safetensors: see models/export.py."""
-        from brasyn_dist.models.export import save_pretrained
+        """Write config.json and model.safetensors: see models/pretrained.py."""
+        from brasyn_dist.models.pretrained import save_pretrained
 
         save_pretrained(self, folder, statistics, views, step)
 
@@ -180,8 +180,8 @@ class Generator(nn.Module):
     def from_pretrained(
         cls, path: Path | str, encoder_execution: EncoderExecution = "separate"
     ) -> "Generator":
-        """Generator in evaluation mode, on the CPU, from an export folder or a run folder: see models/export.py."""
-        from brasyn_dist.models.export import load_pretrained
+        """Generator in evaluation mode, on the CPU, from an export folder or a run folder: see models/pretrained.py."""
+        from brasyn_dist.models.pretrained import load_pretrained
 
         return load_pretrained(path, encoder_execution)
 

@@ -5,7 +5,7 @@
 
 A modality encoder's features depend on its own slice alone. So each real slice that anybody needs is encoded once, for
 both passes and for all target variants of a sample; the cycle pass adds the synthetic slices; what is missing is never
-encoded. Fusion then takes rows by matrix (models/fusion.py). This is exact: the same sums in another order. Modality
+encoded. Fusion then takes rows by matrix (models/feature_fusion.py). This is exact: the same sums in another order. Modality
 encodings for B samples and one target each, three modalities available: 3 B + B instead of 4 B + 4 B; for all four
 targets of B samples in one loss: 4 B + 4 B instead of 16 B + 16 B.
 
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.data.normalise import mask_missing
-from brasyn_dist.data.plan import BatchMasks
-from brasyn_dist.models.fusion import Source
+from brasyn_dist.data.loading.sampler import BatchMasks
+from brasyn_dist.models.feature_fusion import Source
 from brasyn_dist.models.generator import Generator
+from brasyn_dist.preprocessing.normalisation import mask_missing
 
 Passes = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Image (B, 1, H, W) and fused bottleneck (B, C, h, w) of the first pass, then of the cycle pass."""

@@ -21,8 +21,8 @@ from brasyn_dist.config import NormalisationMode, SegmenterConfig
 from brasyn_dist.models.layers import seeded_initialisation
 
 if TYPE_CHECKING:
-    from brasyn_dist.data.scales import Scales
-from brasyn_dist.data.statistics import Statistics
+    from brasyn_dist.preprocessing.intensity_scale import Scales
+from brasyn_dist.preprocessing.statistics import Statistics
 
 CLASSES = 1 + len(LABEL_NAMES)
 """Background and the canonical labels, in their order."""

@@ -6,6 +6,6 @@
     curves       metrics.jsonl, performance.jsonl --> charts by optimiser step
     provenance   versions, commit, hashes
 
-evaluation/report.py makes the report of an evaluation, training/run_report.py that of a run, which
+report/evaluation_report.py makes the report of an evaluation, report/training_report.py that of a run, which
 `python -m brasyn_dist.report RUN` writes anew.
 """

@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m brasyn_dist.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     options = parser.parse_args(arguments)
-    from brasyn_dist.training.run_report import write_run_report
+    from brasyn_dist.report.training_report import write_run_report
 
     status = 0
     for run in options.runs:

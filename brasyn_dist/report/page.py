@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from brasyn_dist.files import atomic_write_text
+from brasyn_dist.common.files import atomic_write_text
 from brasyn_dist.report.style import SCRIPT, STYLE
 
 NOT_CLINICAL = (

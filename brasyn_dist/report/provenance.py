@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import brasyn_dist
-from brasyn_dist.models.export import CONFIG_FILE, EXPORT_FOLDER
+from brasyn_dist.models.pretrained import CONFIG_FILE, EXPORT_FOLDER
 
 
 def this_program() -> dict[str, str]:
     """What writes the report."""
-    from brasyn_dist.training.run_folder import git_commit
+    from brasyn_dist.common.provenance import git_commit
 
     return {
         "report written by": f"brasyn_dist {brasyn_dist.__version__}, commit {git_commit() or 'unknown'}",

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brasyn_dist.common.files import fsync, sha256_of, write_json
 from brasyn_dist.errors import CheckpointError
-from brasyn_dist.files import fsync, sha256_of, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 from torch import nn
 
 from brasyn_dist.config import RunConfig, RuntimeConfig
-from brasyn_dist.data.normalise import Normaliser
-from brasyn_dist.distributed import Distributed
-from brasyn_dist.training.data import TrainingData
+from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.preprocessing.normalisation import Normaliser
+from brasyn_dist.training.gan_step import Step
 from brasyn_dist.training.state import TrainState
-from brasyn_dist.training.step import Step
+from brasyn_dist.training.training_data import TrainingData
 from brasyn_dist.training.validation import SliceValidator
 
 

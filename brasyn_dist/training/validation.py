@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from brasyn_dist.brats import MODALITIES, VIEWS, ImageSize
-from brasyn_dist.data.index import Selection
-from brasyn_dist.data.normalise import BACKGROUND_VALUE, Normaliser, foreground, mask_missing
-from brasyn_dist.data.stream import SliceBatch, read_samples
-from brasyn_dist.distributed import Distributed
+from brasyn_dist.data.format.index import Selection
+from brasyn_dist.data.loading.loader import SliceBatch, read_samples
+from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.losses.ssim import region_mean, ssim_map
+from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE, Normaliser, foreground, mask_missing
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def draw_panels(
     pictures: Sequence[tuple[int, int, dict[str, Any]]], window: tuple[float, float]
 ) -> dict[str, np.ndarray]:
     """One RGB image for each target modality: its slices below each other."""
-    from brasyn_dist.evaluation.panels import grid, slice_panel
+    from brasyn_dist.common.panels import grid, slice_panel
 
     panels = {}
     for target, name in enumerate(MODALITIES):

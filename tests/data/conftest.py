@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from brasyn_dist.data.make_shards import make_shards
+from brasyn_dist.data.sharding.write_shards import make_shards
 from tests.data.case_files import write_case
 from tests.data.shard_runs import OPTIONS, SEEDS, UNLABELLED
 

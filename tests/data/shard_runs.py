@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from brasyn_dist.data.codec import decode_slice
-from brasyn_dist.data.index import ShardIndex
-from brasyn_dist.data.make_shards import ShardOptions
+from brasyn_dist.data.format.codec import decode_slice
+from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.sharding.write_shards import ShardOptions
 from tests.conftest import REPOSITORY
 from tests.data.case_files import MODALITIES, brain
 

@@ -6,13 +6,13 @@ import torch
 
 from brasyn_dist.brats import VIEWS
 from brasyn_dist.config import AugmentationConfig, load_config
-from brasyn_dist.data.augment import draw, mirrored
-from brasyn_dist.data.normalise import Normaliser
-from brasyn_dist.data.slicing import extract_slices
-from brasyn_dist.data.statistics import PUBLISHED
-from brasyn_dist.data.stream import SliceBatch
+from brasyn_dist.data.loading.augmentation import draw, mirrored
+from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.training.step import DeviceBatch
+from brasyn_dist.preprocessing.normalisation import Normaliser
+from brasyn_dist.preprocessing.slicing import extract_slices
+from brasyn_dist.preprocessing.statistics import PUBLISHED
+from brasyn_dist.training.gan_step import DeviceBatch
 
 ALL = AugmentationConfig(mirror=0.5, intensity=0.7, contrast=0.1)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from brasyn_dist.data import cache
-from brasyn_dist.data.index import ShardIndex
-from brasyn_dist.data.plan import SampleOrder
-from brasyn_dist.data.stream import SliceStream
+from brasyn_dist.common.files import sha256_of
+from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.loading import cache
+from brasyn_dist.data.loading.loader import SliceStream
+from brasyn_dist.data.loading.sampler import SampleOrder
 from brasyn_dist.errors import ConfigError, DataError
-from brasyn_dist.files import sha256_of
 from tests.data.shard_sets import write_set
 
 GIB = 2**30
@@ -275,7 +275,7 @@ def test_a_cache_smaller_than_the_set_still_gives_every_batch(
     index = ShardIndex.load(server.url, cache_dir=tmp_path, cache_gib=limit / GIB)
     with pytest.MonkeyPatch.context() as patch:
         # One descriptor at a time: the shards are fetched over and over.
-        patch.setattr("brasyn_dist.data.reader.resource.getrlimit", lambda which: (4, 4))
+        patch.setattr("brasyn_dist.data.loading.reader.resource.getrlimit", lambda which: (4, 4))
         assert all_pixels(index)[0] == all_pixels(local)[0]
     assert len(kept(tmp_path)) <= 1
 

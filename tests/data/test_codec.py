@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from brasyn_dist.data.codec import CODECS, SliceDecoder, decode_slice, encode_slice
+from brasyn_dist.data.format.codec import CODECS, SliceDecoder, decode_slice, encode_slice
 from brasyn_dist.errors import DataError
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brasyn_dist.data.cohorts import cohort_name, find_cohorts, input_hash, modified_hash
-from brasyn_dist.data.index import ShardIndex
-from brasyn_dist.data.make_shards import ShardOptions, make_shards
+from brasyn_dist.data.case_folders import cohort_name, find_cohorts, input_hash, modified_hash
+from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import DataError
 from tests.data.case_files import LPS, NAMES_2021, SHAPE, brain, save, write_case
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brasyn_dist.data.header import CaseEntry, SetHeader
-from brasyn_dist.data.index import ShardIndex, rebuild_index
-from brasyn_dist.data.shards import ShardEntry
+from brasyn_dist.data.format.index import ShardIndex, rebuild_index
+from brasyn_dist.data.format.metadata import CaseEntry, SetHeader
+from brasyn_dist.data.format.tar_shards import ShardEntry
 from brasyn_dist.errors import DataError
 from tests.data.shard_sets import STATISTICS, case_table, truth_by_key, write_set
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import VIEWS
-from brasyn_dist.data.codec import decode_slice
-from brasyn_dist.data.index import ShardIndex, rebuild_index
-from brasyn_dist.data.make_shards import make_shards
-from brasyn_dist.data.statistics import PUBLISHED, Statistics
+from brasyn_dist.data.format.codec import decode_slice
+from brasyn_dist.data.format.index import ShardIndex, rebuild_index
+from brasyn_dist.data.sharding.write_shards import make_shards
 from brasyn_dist.errors import DataError
+from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from tests.data.case_files import MODALITIES, NAMES_2021, brain, write_case
 from tests.data.shard_runs import OPTIONS, SEEDS, UNLABELLED, contents, expected_slices, read_all
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brasyn_dist import files
-from brasyn_dist.data import make_shards as module
-from brasyn_dist.data import spool
-from brasyn_dist.data.index import ShardIndex
-from brasyn_dist.data.make_shards import make_shards
-from brasyn_dist.data.statistics import PUBLISHED
+from brasyn_dist.common import files
+from brasyn_dist.common.processes import descendants
+from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.sharding import staging as spool
+from brasyn_dist.data.sharding import write_shards as module
+from brasyn_dist.data.sharding.write_shards import make_shards
 from brasyn_dist.errors import BrasynError, DataError
-from brasyn_dist.processes import descendants
+from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.data.case_files import brain, write_case
 from tests.data.shard_runs import OPTIONS, contents, expected_slices, read_all, start
 
@@ -200,7 +200,7 @@ def is_zombie(pid: int) -> bool:
 
 
 def test_a_worker_that_is_killed_is_reported(cohorts, tmp_path):
-    from brasyn_dist.data.workers import worker_pool
+    from brasyn_dist.common.process_pool import worker_pool
 
     with worker_pool(2) as pool, pytest.raises(BrasynError, match="a worker process was killed"):
         list(pool.run("die", die, [1, 2, 3]))

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from brasyn_dist.data.normalise import BACKGROUND_VALUE, CASE_CLIP, Normaliser, foreground, mask_missing
-from brasyn_dist.data.statistics import PUBLISHED, ModalityStatistics
+from brasyn_dist.preprocessing.normalisation import (
+    BACKGROUND_VALUE,
+    CASE_CLIP,
+    Normaliser,
+    foreground,
+    mask_missing,
+)
+from brasyn_dist.preprocessing.statistics import PUBLISHED, ModalityStatistics
 
 
 def planes(dtype=np.int16) -> np.ndarray:

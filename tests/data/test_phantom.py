@@ -11,12 +11,12 @@ from scipy.ndimage import label as components
 
 from brasyn_dist.brats import ED, ET, MODALITIES, NETC, VOLUME_SHAPE, find_case
 from brasyn_dist.data.nifti import read_case
-from brasyn_dist.data.phantom import make_case, write_case
-from brasyn_dist.data.phantom.__main__ import main
-from brasyn_dist.data.phantom.anatomy import TISSUES, make_anatomy
-from brasyn_dist.data.phantom.grid import make_grid
-from brasyn_dist.data.phantom.scan import scan_all
-from brasyn_dist.data.slicing import kept_slices
+from brasyn_dist.phantom import make_case, write_case
+from brasyn_dist.phantom.__main__ import main
+from brasyn_dist.phantom.anatomy import TISSUES, make_anatomy
+from brasyn_dist.phantom.grid import make_grid
+from brasyn_dist.phantom.scan import scan_all
+from brasyn_dist.preprocessing.slicing import kept_slices
 from tests.conftest import REPOSITORY
 
 SMALL = (48, 48, 40)
@@ -160,7 +160,7 @@ def test_any_shape_holds_a_whole_head(shape):
 
 
 def test_lesions_push_tissue_away():
-    from brasyn_dist.data.phantom.lesions import Lesion, push_away
+    from brasyn_dist.phantom.lesions import Lesion, push_away
 
     grid = make_grid(np.random.default_rng(0), VOLUME_SHAPE)
     moved = push_away(grid, [Lesion((30.0, 0.0, 10.0), 20.0, 3.0, 8.0, 5.0)])
@@ -215,7 +215,7 @@ def test_command_line_writes_cohorts_and_goes_on(tmp_path):
     (tmp_path / "train_gli" / "BraTS-GLI-00001-000" / "BraTS-GLI-00001-000-seg.nii.gz").unlink()
     times = {p: p.stat().st_mtime_ns for p in files if p.exists()}
     # As people run it: a module's own functions do not reach the workers of another process by themselves.
-    command = [sys.executable, "-m", "brasyn_dist.data.phantom", *arguments, "--workers", "2"]
+    command = [sys.executable, "-m", "brasyn_dist.phantom", *arguments, "--workers", "2"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )

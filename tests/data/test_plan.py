@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from brasyn_dist.data.plan import (
+from brasyn_dist.data.loading.sampler import (
     BatchMasks,
     Purpose,
     SampleOrder,

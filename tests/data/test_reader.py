@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brasyn_dist.data.index import ShardIndex
-from brasyn_dist.data.reader import SampleReader, ShardFiles
+from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.loading.reader import SampleReader, ShardFiles
 from brasyn_dist.errors import DataError
 from tests.data.shard_sets import truth_by_key, write_set
 

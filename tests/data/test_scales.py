@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from brasyn_dist.data.normalise import foreground_medians
-from brasyn_dist.data.scales import (
+from brasyn_dist.errors import DataError
+from brasyn_dist.preprocessing.intensity_scale import (
     DEGREES_OF_FREEDOM,
     PRIOR_CASES,
     Scales,
     foreground_counts,
     median_of_counts,
 )
-from brasyn_dist.errors import DataError
+from brasyn_dist.preprocessing.normalisation import foreground_medians
 
 MEAN = np.array([6.0, 6.4, 5.8, 6.1])
 MIX = np.array([[0.6, 0.2, 0, 0], [0.5, 0, 0.3, 0], [0.5, 0.1, 0, 0.2], [0.4, 0, 0.1, 0.4]])

@@ -3,8 +3,8 @@
 import subprocess
 
 from brasyn_dist.brats import VIEWS
-from brasyn_dist.data.index import ShardIndex
-from brasyn_dist.data.statistics import PUBLISHED
+from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.data.case_files import write_case
 from tests.data.shard_runs import ARGUMENTS, contents, expected_slices, start
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from brasyn_dist.data.codec import decode_slice
-from brasyn_dist.data.header import CaseEntry, SetHeader
-from brasyn_dist.data.shards import (
+from brasyn_dist.data.format.codec import decode_slice
+from brasyn_dist.data.format.metadata import CaseEntry, SetHeader
+from brasyn_dist.data.format.tar_shards import (
     COLUMNS,
     is_shard_name,
     read_shard,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import VIEW_AXES, VIEWS
-from brasyn_dist.data.slicing import (
+from brasyn_dist.preprocessing.slicing import (
     centred,
     extract_slices,
     foreground_pixels,

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from brasyn_dist.brats import Case
-from brasyn_dist.data.split import check_known, held_out_by_fraction, held_out_by_list, read_split_file
+from brasyn_dist.data.sharding.patient_split import (
+    check_known,
+    held_out_by_fraction,
+    held_out_by_list,
+    read_split_file,
+)
 from brasyn_dist.errors import DataError
 
 

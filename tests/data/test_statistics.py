@@ -7,8 +7,9 @@ import pytest
 
 from brasyn_dist.brats import MODALITIES, find_case
 from brasyn_dist.data.nifti import read_case
-from brasyn_dist.data.scales import foreground_counts
-from brasyn_dist.data.statistics import (
+from brasyn_dist.errors import DataError
+from brasyn_dist.preprocessing.intensity_scale import foreground_counts
+from brasyn_dist.preprocessing.statistics import (
     PUBLISHED,
     Histogram,
     Statistics,
@@ -16,7 +17,6 @@ from brasyn_dist.data.statistics import (
     percentile,
     summarise,
 )
-from brasyn_dist.errors import DataError
 
 
 def case(seed: int, dtype=np.int16, high: int = 4000) -> np.ndarray:

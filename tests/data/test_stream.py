@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from brasyn_dist.data.index import Selection, ShardIndex
-from brasyn_dist.data.plan import SampleOrder, rank_rows, targets_and_masks
-from brasyn_dist.data.stream import SliceBatch, SliceStream, read_samples
+from brasyn_dist.data.format.index import Selection, ShardIndex
+from brasyn_dist.data.loading.loader import SliceBatch, SliceStream, read_samples
+from brasyn_dist.data.loading.sampler import SampleOrder, rank_rows, targets_and_masks
 from brasyn_dist.errors import DataError
 from tests.data.shard_sets import truth_by_key, write_set
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from brasyn_dist.processes import descendants
+from brasyn_dist.common.processes import descendants
 from tests.distributed.launch import (
     Running,
     command,

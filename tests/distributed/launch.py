@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from brasyn_dist.processes import kill_tree
+from brasyn_dist.common.processes import kill_tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -10,19 +10,19 @@ import sys
 import torch
 from safetensors.torch import save_file
 
+from brasyn_dist.common.processes import run_and_leave
 from brasyn_dist.config import AdamConfig, LengthConfig, SegmenterConfig, SegmenterRunConfig, load_config
-from brasyn_dist.data.normalise import Normaliser
-from brasyn_dist.data.plan import rank_rows, targets_and_masks
-from brasyn_dist.data.statistics import PUBLISHED
-from brasyn_dist.data.stream import SliceBatch
-from brasyn_dist.distributed import Distributed
+from brasyn_dist.data.loading.loader import SliceBatch
+from brasyn_dist.data.loading.sampler import rank_rows, targets_and_masks
+from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.generator import build_generator
 from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.segmenter import build_segmenter
-from brasyn_dist.processes import run_and_leave
-from brasyn_dist.training.segmentation import SegmenterStep
-from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
+from brasyn_dist.preprocessing.normalisation import Normaliser
+from brasyn_dist.preprocessing.statistics import PUBLISHED
+from brasyn_dist.training.gan_step import DeviceBatch, GanStep, Rates
+from brasyn_dist.training.segmenter_task import SegmenterStep
 
 SIZE, BATCH = 32, 8
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from brasyn_dist.config import Config, RuntimeConfig, load_config
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.export import load_pretrained
 from brasyn_dist.models.generator import build_generator
+from brasyn_dist.models.pretrained import load_pretrained
 from tests.distributed.launch import SMALL, command, final_state, run
 from tests.small import small_shard_set
 
@@ -193,7 +193,7 @@ def launched(monkeypatch: pytest.MonkeyPatch):
     """Sets the environment of `accelerate launch` with a stage and further variables; makes a Zero."""
 
     def make(stage: int, runtime: RuntimeConfig | None = None, **variables: str):
-        from brasyn_dist.distributed import zero_of_launch
+        from brasyn_dist.distributed.process_group import zero_of_launch
 
         monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
@@ -227,7 +227,7 @@ def test_impossible_launch_configurations_are_refused(
     with pytest.raises(ConfigError, match=r"bf16 in the launch configuration: runtime\.precision decides"):
         launched(2, DEEPSPEED_CONFIG_FILE=str(own))
     monkeypatch.delenv("LOCAL_RANK")
-    from brasyn_dist.distributed_deepspeed import Zero
+    from brasyn_dist.distributed.zero import Zero
 
     with pytest.raises(ConfigError, match="without a launcher"):
         Zero(RuntimeConfig())
@@ -268,7 +268,7 @@ def test_refusals_end_a_launch_with_one_line(work: Path, options: tuple[str, ...
 
 
 def test_without_deepspeed_the_message_names_both_ways_out(launched, monkeypatch: pytest.MonkeyPatch):
-    from brasyn_dist import distributed_deepspeed
+    from brasyn_dist.distributed import zero as distributed_deepspeed
 
     monkeypatch.setattr(distributed_deepspeed, "find_spec", lambda name: None)
     with pytest.raises(
@@ -278,6 +278,6 @@ def test_without_deepspeed_the_message_names_both_ways_out(launched, monkeypatch
 
 
 def test_defaults_have_no_deepspeed():
-    from brasyn_dist.distributed import zero_of_launch
+    from brasyn_dist.distributed.process_group import zero_of_launch
 
     assert zero_of_launch(Config().runtime) is None

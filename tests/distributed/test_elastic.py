@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from brasyn_dist.data.plan import rank_rows
+from brasyn_dist.data.loading.sampler import rank_rows
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.training.shares import SHARES
+from brasyn_dist.training.rank_shares import SHARES
 from tests.distributed.faults import PATIENCE, train
 from tests.distributed.launch import (
     SMALL,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from brasyn_dist.processes import descendants
+from brasyn_dist.common.processes import descendants
 from tests.distributed.faults import train
 from tests.distributed.launch import (
     command,

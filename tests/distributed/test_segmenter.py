@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from brasyn_dist.files import sha256_of
+from brasyn_dist.common.files import sha256_of
 from tests.distributed.launch import (
     SMALL_SEGMENTER,
     command,

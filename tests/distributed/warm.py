@@ -14,12 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from brasyn_dist.processes import run_and_leave
+from brasyn_dist.common.processes import run_and_leave
 from tests.distributed.launch import SMALL
 
 PRELOAD = [
-    "brasyn_dist.training.gan",
-    "brasyn_dist.training.setup",
+    "brasyn_dist.training.gan_task",
+    "brasyn_dist.training.build",
     "accelerate.accelerator",
     "safetensors.torch",
     "torch._dynamo",

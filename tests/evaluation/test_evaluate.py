@@ -10,10 +10,10 @@ import pytest
 
 from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.data.nifti import read_case, write_like
-from brasyn_dist.data.statistics import ModalityStatistics, Statistics
 from brasyn_dist.evaluate import main
 from brasyn_dist.evaluation.baselines import MEAN, baseline_volumes
-from brasyn_dist.evaluation.summary import mean_of
+from brasyn_dist.evaluation.tables import mean_of
+from brasyn_dist.preprocessing.statistics import ModalityStatistics, Statistics
 from tests.small import small_cases
 
 

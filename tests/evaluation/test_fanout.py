@@ -9,7 +9,8 @@ import pytest
 
 from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.evaluate import main
-from tests.fanout.processes import (
+from tests.small import small_cases
+from tests.workqueue.processes import (
     ACCELERATE,
     LEASE,
     PLAIN,
@@ -21,7 +22,6 @@ from tests.fanout.processes import (
     signal_to,
     wait_until,
 )
-from tests.small import small_cases
 
 pytestmark = pytest.mark.slow
 TABLES = ("cases.csv", "summary.json")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from brasyn_dist.evaluation.image import (
+from brasyn_dist.evaluation.image_metrics import (
     challenge_ssim,
     mae,
     psnr,

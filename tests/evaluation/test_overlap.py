@@ -9,8 +9,14 @@ from skimage.measure import marching_cubes
 
 from brasyn_dist.brats import ED, ET, NETC
 from brasyn_dist.data.nifti import read_labels
-from brasyn_dist.evaluation.image import crop_to
-from brasyn_dist.evaluation.overlap import HD95_PENALTY, NAMES, score_labels, score_mask, tutorial_dice
+from brasyn_dist.evaluation.image_metrics import crop_to
+from brasyn_dist.evaluation.segmentation_metrics import (
+    HD95_PENALTY,
+    NAMES,
+    score_labels,
+    score_mask,
+    tutorial_dice,
+)
 
 SHAPE = (26, 30, 24)
 Spacing = tuple[float, float, float]

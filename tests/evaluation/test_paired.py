@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brasyn_dist.compare import main
-from brasyn_dist.evaluation.paired import Pair, compare, difference, rank_of, ranking, sign_flip_p
+from brasyn_dist.evaluation.paired_tests import Pair, compare, difference, rank_of, ranking, sign_flip_p
 
 
 def exact_p(differences: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brasyn_dist.evaluation.panels import (
+from brasyn_dist.common.panels import (
     OUTLINE_COLOUR,
     difference,
     grey,

@@ -11,12 +11,12 @@ import pytest
 from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.data.nifti import read_case, write_like
 from brasyn_dist.evaluate import main
-from brasyn_dist.evaluation.case_views import at_least, busiest, contour_path, outline_layer
-from brasyn_dist.evaluation.cases import CaseResult, Prediction
-from brasyn_dist.evaluation.report import write_report
-from brasyn_dist.evaluation.score_tables import best_baseline, score_table, standing, title_of
-from brasyn_dist.evaluation.spread import distributions
-from brasyn_dist.evaluation.summary import Row, rows_of, summarise
+from brasyn_dist.evaluation.scoring import CaseResult, Prediction
+from brasyn_dist.evaluation.tables import Row, rows_of, summarise
+from brasyn_dist.report.case_views import at_least, busiest, contour_path, outline_layer
+from brasyn_dist.report.evaluation_report import write_report
+from brasyn_dist.report.score_distributions import distributions
+from brasyn_dist.report.score_tables import best_baseline, score_table, standing, title_of
 from tests.report.checked import Page, checked
 from tests.small import small_cases
 
@@ -165,7 +165,7 @@ def test_any_scores_are_shown_segmentations_apart() -> None:
         for i in range(2)
         for m in ("t1c", "t2w")
     ]
-    from brasyn_dist.evaluation.score_tables import tables
+    from brasyn_dist.report.score_tables import tables
 
     page = Page(tables(summarise(some)))
     assert "Segmentations of the completed cases" in page.titles("h3")

@@ -8,8 +8,8 @@ import numpy as np
 
 from brasyn_dist.brats import MODALITIES, VIEWS
 from brasyn_dist.config import GeneratorConfig
-from brasyn_dist.data.statistics import PUBLISHED
 from brasyn_dist.models.generator import Generator, build_generator
+from brasyn_dist.preprocessing.statistics import PUBLISHED
 
 SHAPE = (48, 40, 31)
 """No two sides equal, one odd: mixed-up axes and paddings show."""

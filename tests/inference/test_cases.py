@@ -5,8 +5,8 @@ from pathlib import Path
 import nibabel
 
 from brasyn_dist.brats import Case, find_case
-from brasyn_dist.files import sha256_of
-from brasyn_dist.inference.cases import CaseResult, Task, best_result, finished_result, plan_tasks
+from brasyn_dist.common.files import sha256_of
+from brasyn_dist.inference.case_results import CaseResult, Task, best_result, finished_result, plan_tasks
 from tests.inference.small import write_subject
 
 

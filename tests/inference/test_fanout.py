@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fanout.processes import (
+from tests.inference.small import brain, write_subject
+from tests.workqueue.processes import (
     ACCELERATE,
     LEASE,
     PLAIN,
@@ -23,7 +24,6 @@ from tests.fanout.processes import (
     signal_to,
     wait_until,
 )
-from tests.inference.small import brain, write_subject
 
 pytestmark = pytest.mark.slow
 CASES = 40

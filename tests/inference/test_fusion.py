@@ -10,9 +10,15 @@ import torch
 from scipy.optimize import minimize
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.data.statistics import PUBLISHED
 from brasyn_dist.errors import CheckpointError, DataError
-from brasyn_dist.inference.fit import (
+from brasyn_dist.inference.fusion import (
+    LearnedFusion,
+    WeightedFusion,
+    build_network,
+    describe_members,
+    load_fusion,
+)
+from brasyn_dist.inference.fusion_fitting import (
     NetworkOptions,
     Sample,
     compare,
@@ -22,15 +28,9 @@ from brasyn_dist.inference.fit import (
     fit_weights,
     simplex_weights,
 )
-from brasyn_dist.inference.fusion import (
-    LearnedFusion,
-    WeightedFusion,
-    build_network,
-    describe_members,
-    load_fusion,
-)
-from brasyn_dist.inference.volume import Member, mean_of_members, synthesise_case
+from brasyn_dist.inference.synthesis import Member, mean_of_members, synthesise_case
 from brasyn_dist.models.generator import Generator
+from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.inference.small import brain, four
 
 CPU = torch.device("cpu")

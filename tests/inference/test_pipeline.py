@@ -14,7 +14,7 @@ from brasyn_dist.brats import find_case
 from brasyn_dist.data.nifti import CaseVolumes, read_volume
 from brasyn_dist.errors import DataError
 from brasyn_dist.inference import pipeline
-from brasyn_dist.inference.cases import CaseResult, Task, plan_tasks
+from brasyn_dist.inference.case_results import CaseResult, Task, plan_tasks
 from brasyn_dist.inference.pipeline import process, reason_of, stored_type
 from brasyn_dist.inference.timing import StageClock
 from tests.inference.small import LPS_AFFINE, brain, write_subject

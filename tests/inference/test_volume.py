@@ -6,12 +6,9 @@ import torch
 
 from brasyn_dist.brats import MODALITIES, VIEWS, ImageSize, image_shape
 from brasyn_dist.config import GeneratorConfig
-from brasyn_dist.data import slicing
-from brasyn_dist.data.scales import Scales
-from brasyn_dist.data.statistics import PUBLISHED
 from brasyn_dist.errors import CheckpointError, DataError
-from brasyn_dist.inference import volume
-from brasyn_dist.inference.volume import (
+from brasyn_dist.inference import synthesis as volume
+from brasyn_dist.inference.synthesis import (
     Member,
     brain_mask,
     four_planes,
@@ -21,6 +18,9 @@ from brasyn_dist.inference.volume import (
     to_integers,
 )
 from brasyn_dist.models.generator import Generator, build_generator
+from brasyn_dist.preprocessing import slicing
+from brasyn_dist.preprocessing.intensity_scale import Scales
+from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.inference.small import SHAPE, brain, four, small_generator
 
 AXES = {"axial": 2, "sagittal": 0, "coronal": 1}

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from brasyn_dist.config import DiscriminatorConfig, GeneratorConfig, ObjectiveConfig, SegmenterConfig
-from brasyn_dist.data.normalise import BACKGROUND_VALUE
-from brasyn_dist.data.plan import targets_and_masks
+from brasyn_dist.data.loading.sampler import targets_and_masks
 from brasyn_dist.losses.objective import (
     discriminator_terms,
     generator_terms,
@@ -16,6 +15,7 @@ from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.generator import build_generator
 from brasyn_dist.models.passes import SynthesisPasses, completed_slices, plan_passes
 from brasyn_dist.models.segmenter import build_segmenter
+from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE
 
 SIZE, GLOBAL_BATCH = 32, 8
 GENERATOR = GeneratorConfig(image_size=SIZE, base_channels=8, transformer_layers=1, heads=4)

@@ -6,7 +6,7 @@ import torch
 from brasyn_dist.brats import image_shape
 from brasyn_dist.config import DiscriminatorConfig
 from brasyn_dist.models.discriminator import Discriminator, build_discriminator
-from brasyn_dist.models.published import convert_discriminator
+from brasyn_dist.models.published_weights import convert_discriminator
 from tests.models.conftest import reference
 
 

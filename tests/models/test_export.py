@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from brasyn_dist.data.scales import Scales
-from brasyn_dist.data.statistics import PUBLISHED, Statistics
 from brasyn_dist.errors import CheckpointError
-from brasyn_dist.models.export import load_generator_weights
 from brasyn_dist.models.generator import Generator, build_generator
+from brasyn_dist.models.pretrained import load_generator_weights
+from brasyn_dist.preprocessing.intensity_scale import Scales
+from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from tests.models.conftest import small_config
 
 STATISTICS = dataclasses.replace(PUBLISHED, cases=3, case_list_hash="abc")

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from brasyn_dist.config import GeneratorConfig
-from brasyn_dist.data.normalise import mask_missing
-from brasyn_dist.models.fusion import mix_rows
+from brasyn_dist.models.feature_fusion import mix_rows
 from brasyn_dist.models.generator import Generator, build_generator, default_execution
-from brasyn_dist.models.published import convert_generator
+from brasyn_dist.models.published_weights import convert_generator
+from brasyn_dist.preprocessing.normalisation import mask_missing
 from tests.models.conftest import reference, small_config
 
 SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(range(4), n)]

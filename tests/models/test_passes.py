@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from brasyn_dist.data.plan import BatchMasks, targets_and_masks
+from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
 from brasyn_dist.models.generator import build_generator
 from brasyn_dist.models.passes import PassTensors, SynthesisPasses, plan_passes
 from tests.models.conftest import small_config

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from brasyn_dist.config import GeneratorConfig
-from brasyn_dist.data.statistics import PUBLISHED, Statistics
 from brasyn_dist.errors import CheckpointError
 from brasyn_dist.models.generator import Generator
-from brasyn_dist.models.published import convert_discriminator, convert_generator, published_names
+from brasyn_dist.models.published_weights import convert_discriminator, convert_generator, published_names
+from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from tests.conftest import REPOSITORY
 from tests.models.conftest import reference
 from tools.convert_checkpoint import main
@@ -86,7 +86,7 @@ def test_other_networks_are_refused():
 
 
 def test_stacked_names():
-    from brasyn_dist.models.published import _GENERATOR_RULES, _OLDER_BLOCK_RULES, _SEPARATE_RULES
+    from brasyn_dist.models.published_weights import _GENERATOR_RULES, _OLDER_BLOCK_RULES, _SEPARATE_RULES
 
     rules = (*_SEPARATE_RULES, *_OLDER_BLOCK_RULES, *_GENERATOR_RULES)
     name = "modality_encoders.blocks.2.norms.0.bias"

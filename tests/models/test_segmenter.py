@@ -9,10 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brasyn_dist.brats import UNKNOWN_TYPE
 from brasyn_dist.config import SegmenterConfig, load_config
-from brasyn_dist.data.statistics import PUBLISHED
 from brasyn_dist.errors import CheckpointError, ConfigError
-from brasyn_dist.models.export import load_pretrained, load_segmenter, load_segmenter_weights, save_pretrained
+from brasyn_dist.models.pretrained import (
+    load_pretrained,
+    load_segmenter,
+    load_segmenter_weights,
+    save_pretrained,
+)
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter
+from brasyn_dist.preprocessing.statistics import PUBLISHED
 
 SMALL = SegmenterConfig(image_size=16, widths=(8, 16, 24))
 

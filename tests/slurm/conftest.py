@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from brasyn_dist.typed_yaml import set_by_path
+from brasyn_dist.common.typed_yaml import set_by_path
 from tests.distributed.launch import SMALL
 from tests.slurm.cluster import Cluster, why_not
 from tests.small import small_shard_set

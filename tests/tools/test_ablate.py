@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from brasyn_dist.evaluation.baselines import MEAN
-from brasyn_dist.evaluation.cases import SYNTHETIC
-from brasyn_dist.evaluation.summary import Row, rows_csv
+from brasyn_dist.evaluation.scoring import SYNTHETIC
+from brasyn_dist.evaluation.tables import Row, rows_csv
 from tests.conftest import REPOSITORY
 from tools import ablate
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from brasyn_dist.brats import MODALITIES, Case, find_cases
-from brasyn_dist.data.index import ShardIndex
+from brasyn_dist.data.format.index import ShardIndex
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.evaluation.summary import BEST_COPY, METHODS, read_table
+from brasyn_dist.evaluation.tables import BEST_COPY, METHODS, read_table
 from tests.small import small_cases
 from tests.test_readme import NARROW
 from tools.cross_validate import deal, main

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import find_case, find_cases
-from brasyn_dist.data.anomalies import Finding, find_anomalies, robust_z, similar_pairs
-from brasyn_dist.data.inspection import end_areas, inspect_case, measure
+from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, robust_z, similar_pairs
+from brasyn_dist.data.qc.measurements import end_areas, inspect_case, measure
 from tests.small import small_cases
 
 SCRIPT = Path(__file__).parents[2] / "tools/inspect_dataset.py"

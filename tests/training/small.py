@@ -5,14 +5,14 @@ from typing import Any
 import torch
 
 from brasyn_dist.config import Config, load_config
-from brasyn_dist.data.normalise import Normaliser
-from brasyn_dist.data.plan import BatchMasks, targets_and_masks
-from brasyn_dist.data.statistics import PUBLISHED
-from brasyn_dist.data.stream import BatchMemory, SliceBatch
-from brasyn_dist.training.alone import OneProcess
-from brasyn_dist.training.gan import build_state
+from brasyn_dist.data.loading.loader import BatchMemory, SliceBatch
+from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
+from brasyn_dist.distributed.single_process import OneProcess
+from brasyn_dist.preprocessing.normalisation import Normaliser
+from brasyn_dist.preprocessing.statistics import PUBLISHED
+from brasyn_dist.training.gan_step import DeviceBatch, GanStep, Rates
+from brasyn_dist.training.gan_task import build_state
 from brasyn_dist.training.state import TrainState
-from brasyn_dist.training.step import DeviceBatch, GanStep, Rates
 
 SIZE, BATCH = 32, 8
 OPTIONS = (

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from brasyn_dist.common import provenance
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.training import attempts, run_folder
-from brasyn_dist.training.attempts import begin, consecutive_failures, decide, end, read_attempts
-from brasyn_dist.training.stop import STOP_FILE, remove_stale_request
+from brasyn_dist.training import run_dir as run_folder
+from brasyn_dist.training import slurm_attempts as attempts
+from brasyn_dist.training.slurm_attempts import begin, consecutive_failures, decide, end, read_attempts
+from brasyn_dist.training.stop_request import STOP_FILE, remove_stale_request
 
 
 @pytest.fixture
@@ -147,7 +149,7 @@ def test_records_nodes_and_code(tmp_path: Path, job, monkeypatch: pytest.MonkeyP
     assert (
         line["slurm"]["SLURM_JOB_NODELIST"] == "node[1-4]" and line["attempt"] == "7.0" and line["step"] == 0
     )
-    assert line["git_commit"] == run_folder.git_commit()
+    assert line["git_commit"] == provenance.git_commit()
 
 
 def test_command_line(tmp_path: Path, job, capsys: pytest.CaptureFixture[str], monkeypatch):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from brasyn_dist.config import load_config
-from brasyn_dist.training.cost import GIB, count_update, measure, report
+from brasyn_dist.training.cost_model import GIB, count_update, measure, report
 from tests.distributed.launch import REPOSITORY
 from tests.training.small import small_config
 

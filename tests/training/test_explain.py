@@ -7,8 +7,8 @@ from typing import cast
 import pytest
 from torch import distributed as dist
 
-from brasyn_dist.distributed import Distributed
-from brasyn_dist.training.explain import MachineError, explaining
+from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.training.failure_messages import MachineError, explaining
 
 RANK_2 = cast(Distributed, SimpleNamespace(rank=2, runtime=SimpleNamespace(collective_timeout_minutes=30.0)))
 

@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
-from brasyn_dist.phases import COMMUNICATION, PhaseClock
-from brasyn_dist.training.observer import OWN, Row, computed, gpu_statistics, interval_fields, summary
-from brasyn_dist.watchdog import Peer
+from brasyn_dist.distributed.timing import COMMUNICATION, PhaseClock
+from brasyn_dist.training.rank_timing import OWN, Row, computed, gpu_statistics, interval_fields, summary
+from brasyn_dist.training.watchdog import Peer
 
 
 def test_phases_on_the_host(monkeypatch: pytest.MonkeyPatch):

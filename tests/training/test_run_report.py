@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from brasyn_dist.common.typed_yaml import to_yaml
 from brasyn_dist.config import Config, load_config
 from brasyn_dist.errors import DataError
 from brasyn_dist.report.__main__ import main as report_main
-from brasyn_dist.training.run_report import differences, write_run_report
-from brasyn_dist.typed_yaml import to_yaml
+from brasyn_dist.report.training_report import differences, write_run_report
 from tests.distributed.launch import SMALL
 from tests.report.checked import checked
 from tests.small import small_shard_set
@@ -66,7 +66,7 @@ def test_a_report_that_cannot_be_drawn_does_not_fail_the_run(
         assert json.loads((run_dir / "status.json").read_text())["status"] == "finished"
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("brasyn_dist.training.run_report.write_run_report", broken)
+    monkeypatch.setattr("brasyn_dist.report.training_report.write_run_report", broken)
     shards = small_shard_set(tmp_path / "shards")
     options = [
         *SMALL,

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from brasyn_dist.brats import TUMOUR_TYPES, UNKNOWN_TYPE, tumour_type
-from brasyn_dist.data.header import CaseEntry
+from brasyn_dist.common.panels import _CAPTION, LABEL_COLOURS, label_panel
+from brasyn_dist.data.format.metadata import CaseEntry
 from brasyn_dist.errors import DataError
-from brasyn_dist.evaluation.panels import _CAPTION, LABEL_COLOURS, label_panel
-from brasyn_dist.training.data import check_tumour_types
-from brasyn_dist.training.segmentation import confusion_matrix, dice_scores
+from brasyn_dist.training.segmenter_task import confusion_matrix, dice_scores
+from brasyn_dist.training.training_data import check_tumour_types
 from tests.data.shard_sets import write_set
 
 REGIONS = {"NETC": {1}, "ED": {2}, "ET": {3}, "TC": {1, 3}, "WT": {1, 2, 3}}

@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from brasyn_dist.config import RuntimeConfig
-from brasyn_dist.distributed import Distributed
+from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.errors import CheckpointError
-from brasyn_dist.training.shares import SHARES, TIMED, WARM_UP, RankShares
+from brasyn_dist.training.rank_shares import SHARES, TIMED, WARM_UP, RankShares
 
 
 def main_first(result: Any, error: Exception | None) -> Any:

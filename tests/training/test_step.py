@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from brasyn_dist.data.plan import BatchMasks
+from brasyn_dist.data.loading.sampler import BatchMasks
 from brasyn_dist.models.passes import plan_passes
-from brasyn_dist.training.step import DeviceBatch
+from brasyn_dist.training.gan_step import DeviceBatch
 from tests.models.test_passes import every_pattern, masks_of
 from tests.training.small import Update, made_up_slices, small_config
 

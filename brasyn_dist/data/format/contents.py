@@ -1,0 +1,61 @@
+"""What a shard set holds, as a table for people."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from brasyn_dist.brats import VIEWS
+from brasyn_dist.data.format.index import ShardIndex
+
+
+def summary(index: ShardIndex) -> str:
+    """Cases, slices by view, and bytes, for each cohort and split and in all; then the cases that were left out."""
+    header = index.header
+    lines = [
+        *_aligned(table_rows(index)),
+        f"{len(index)} slices in {len(index.shards)} shards, {header.codec}, {header.dtype}",
+    ]
+    lines += [
+        f"left out: {skipped['cohort']}/{line}"
+        for skipped in header.skipped
+        for line in skipped["reason"].splitlines()
+    ]
+    return "\n".join(lines)
+
+
+def table_rows(index: ShardIndex) -> list[tuple[str, ...]]:
+    """The table's cells: names of the columns, a row for each cohort and split, a row for all."""
+    header = index.header
+    groups = sorted({(c.cohort, c.split) for c in header.cases})
+    group_of_case = np.array([groups.index((c.cohort, c.split)) for c in header.cases])
+    rows = [("cohort", "split", "cases", "unlabelled", *header.views, "MB")]
+    rows += [
+        (cohort, split, *_counts(index, group_of_case == number))
+        for number, (cohort, split) in enumerate(groups)
+    ]
+    rows.append(("all", "", *_counts(index, np.ones(len(header.cases), bool))))
+    return rows
+
+
+def _counts(index: ShardIndex, chosen_cases: np.ndarray) -> tuple[str, ...]:
+    """Cells of one row, for the cases chosen by (cases,) bool."""
+    columns = index.columns
+    chosen = chosen_cases[columns["case"]]
+    cases = [case for case, wanted in zip(index.header.cases, chosen_cases) if wanted]
+    slices = [np.count_nonzero(columns["view"][chosen] == VIEWS.index(view)) for view in index.header.views]
+    unlabelled = sum(not case.segmentation for case in cases)
+    return (
+        *(str(n) for n in (len(cases), unlabelled, *slices)),
+        f"{columns['size'][chosen].sum() / 1e6:.1f}",
+    )
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Text columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if number < 2 else cell.rjust(width + 2)
+            for number, (cell, width) in enumerate(zip(row, widths))
+        ]
+        yield "  ".join(cells[:2]) + "".join(cells[2:])

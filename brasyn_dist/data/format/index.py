@@ -1,0 +1,266 @@
+"""The index of a shard set: every sample's place, so that any of them is one `pread`.
+
+    train-*.tar, val-*.tar --rebuild_index--> ShardIndex <--load / save--> index.json, statistics.json
+                                                  |
+                                              .select(split, views, ...) --> Selection: numbered samples, in tar order
+
+`index.json` holds what the shards' own headers say of the set, and for each shard its name, size, sha256 and its samples
+as columns of integers (COLUMNS in shards.py); keys are derived from them. `fingerprint` covers all of it, hence through
+the sha256 every byte of the data. `Selection.fingerprint` covers the choice as well: equal ones mean the same samples.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from brasyn_dist.brats import IMAGE_SIZE, VIEWS, tumour_type
+from brasyn_dist.common.files import atomic_write_text, canonical_json
+from brasyn_dist.data.format.metadata import SetHeader
+from brasyn_dist.data.format.tar_shards import (
+    COLUMNS,
+    ShardEntry,
+    is_shard_name,
+    read_shard,
+    sample_key,
+    shard_name,
+)
+from brasyn_dist.data.loading.storage import ShardSource, open_source
+from brasyn_dist.errors import DataError
+
+INDEX_NAME = "index.json"
+STATISTICS_NAME = "statistics.json"
+REBUILD = "restore it, or rebuild it from the tars with tools/shard_dataset.py --rebuild-index FOLDER"
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """A shard set: `header`, `shards` (by split and number), and where they are read from (None: nowhere yet)."""
+
+    header: SetHeader
+    shards: tuple[ShardEntry, ...]
+    source: ShardSource | None = None
+
+    def __post_init__(self) -> None:
+        expected = [
+            shard_name(split, number)
+            for split, count in sorted(self.header.shard_counts.items())
+            for number in range(count)
+        ]
+        found = {shard.name for shard in self.shards}
+        if [shard.name for shard in self.shards] != expected:
+            missing = [name for name in expected if name not in found]
+            raise DataError(
+                f"shard set is not complete: {len(expected)} shards expected, {len(found)} found"
+                + (f", {missing[0]} is missing" if missing else "")
+            )
+
+    @classmethod
+    def load(
+        cls, location: Path | str, cache_dir: Path | str | None = None, cache_gib: float = 200.0
+    ) -> "ShardIndex":
+        """Read `index.json` at `location`: a folder, a URL that webdataset opens, or a `pipe:` command with `{}`.
+
+        Raises DataError if there is none, if it was changed or damaged, or if another version wrote it.
+        """
+        source = open_source(location, cache_dir, cache_gib)
+        data = source.read(INDEX_NAME)
+        index = cls.from_json(data, where=source.describe(INDEX_NAME), source=source)
+        source.use_set(index.fingerprint)
+        return index
+
+    @classmethod
+    def from_json(cls, data: bytes, where: object, source: ShardSource | None = None) -> "ShardIndex":
+        try:
+            values = json.loads(data)
+            header = SetHeader.from_dict(values, where)
+            index = cls(header, tuple(_entry_from_dict(shard) for shard in values["shards"]), source)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: damaged index ({error!r}); {REBUILD}") from None
+        if index.fingerprint != values.get("fingerprint"):
+            raise DataError(f"{where}: content and fingerprint disagree, it was edited or damaged; {REBUILD}")
+        return index
+
+    def to_json(self) -> str:
+        """Content of index.json: a line for each fact of the set and for each shard."""
+        facts = {**self.header.to_dict(), "statistics_sha256": self.statistics_sha256}
+        lines = [f"{json.dumps(key)}: {_compact(value)}" for key, value in facts.items()]
+        shards = ",\n".join(_compact(_entry_to_dict(shard)) for shard in self.shards)
+        lines += [f'"shards": [\n{shards}\n]', f'"fingerprint": {json.dumps(self.fingerprint)}']
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def save(self, folder: Path | str) -> None:
+        """Write statistics.json, then index.json: a set without index.json is not complete."""
+        atomic_write_text(Path(folder) / STATISTICS_NAME, self._statistics_json())
+        atomic_write_text(Path(folder) / INDEX_NAME, self.to_json())
+
+    def _statistics_json(self) -> str:
+        return json.dumps(self.header.statistics, indent=2, allow_nan=False) + "\n"
+
+    @property
+    def statistics_sha256(self) -> str:
+        """sha256 of statistics.json, as `sha256sum` prints it."""
+        return hashlib.sha256(self._statistics_json().encode()).hexdigest()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the header and each shard's name, sha256 and sample columns."""
+        digest = hashlib.sha256(canonical_json(self.header.to_dict()))
+        for shard in self.shards:
+            digest.update(canonical_json([shard.name, shard.split, shard.size, shard.sha256]))
+            digest.update(np.ascontiguousarray(shard.columns, dtype="<i8").data)
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """(samples,) int64 of all shards: COLUMNS and `shard`, the number in `shards`."""
+        table = np.concatenate([shard.columns for shard in self.shards] or [np.empty((0, len(COLUMNS)))])
+        lengths = [len(shard) for shard in self.shards]
+        columns = {name: np.ascontiguousarray(table[:, i], dtype=np.int64) for i, name in enumerate(COLUMNS)}
+        return {**columns, "shard": np.repeat(np.arange(len(lengths)), lengths)}
+
+    def __len__(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+    def key(self, row: int) -> str:
+        """Key of the sample in row `row` of `columns`."""
+        case, view, index = (int(self.columns[name][row]) for name in ("case", "view", "index"))
+        return sample_key(self.header.cases[case].name, VIEWS[view], index)
+
+    def rows_of(self, keys: Iterable[str]) -> np.ndarray:
+        """Rows of `columns` that the keys name. Raises DataError for a key that is not in the set."""
+        case_numbers = {quote(case.name, safe=""): i for i, case in enumerate(self.header.cases)}
+        rows: list[int] = []
+        for key in keys:
+            of_case = np.flatnonzero(self.columns["case"] == case_numbers.get(key.partition("/")[0], -1))
+            found = [row for row in of_case.tolist() if self.key(row) == key]
+            if not found:
+                raise DataError(f"no sample {key!r} in the shard set; keys look like {self.key(0)!r}")
+            rows += found
+        return np.array(sorted(rows), dtype=np.int64)
+
+    def select(
+        self,
+        split: str,
+        views: Sequence[str] = (),
+        cohorts: Sequence[str] = (),
+        quarantine: Sequence[str] = (),
+        min_tumour_fraction: float = 0.0,
+    ) -> "Selection":
+        """Samples of a split: of these views and cohorts (none given: of all), without the quarantined keys.
+
+        `min_tumour_fraction` is of the 240 x 240 pixels that the networks see; slices without segmentation have none.
+        Raises DataError if something asked for is not in the set, or nothing is left.
+        """
+        self._check_known("split", [split], [case.split for case in self.header.cases])
+        self._check_known("views", views, self.header.views)
+        self._check_known("cohorts", cohorts, [case.cohort for case in self.header.cases])
+        cases, columns = self.header.cases, self.columns
+        good_case = [c.split == split and (not cohorts or c.cohort in cohorts) for c in cases]
+        keep = np.array(good_case, dtype=bool)[columns["case"]]
+        if views:
+            keep &= np.isin(columns["view"], [VIEWS.index(view) for view in views])
+        keep &= columns["tumour_pixels"] >= min_tumour_fraction * IMAGE_SIZE**2
+        keep[self.rows_of(quarantine)] = False
+        if not keep.any():
+            raise DataError(
+                f"no sample is left of split {split}, views {list(views)}, cohorts {list(cohorts)}, "
+                f"at least {min_tumour_fraction:.2%} tumour; widen the choice"
+            )
+        return Selection(self, np.flatnonzero(keep))
+
+    @staticmethod
+    def _check_known(what: str, asked: Sequence[str], known: Iterable[str]) -> None:
+        unknown = sorted(set(asked) - set(known))
+        if unknown:
+            raise DataError(
+                f"{what} {', '.join(unknown)}: not in the shard set, which holds {', '.join(sorted(set(known)))}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Samples 0..len-1 of a shard set, in tar order: what a run reads. `rows` are their rows in `index.columns`."""
+
+    index: ShardIndex
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str, samples: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """(n,) int64: case, view, index, offset, size, tumour_pixels or shard of `samples` (of all)."""
+        return self.index.columns[name][self.rows[samples]]
+
+    @functools.cached_property
+    def shard(self) -> np.ndarray:
+        """(len,) int64 number of the shard that holds each sample: what SampleOrder wants."""
+        return self.column("shard")
+
+    @functools.cached_property
+    def tumour_type(self) -> np.ndarray:
+        """(len,) int64 number of each sample's tumour type, as its cohort and case are named: see brats.tumour_type."""
+        of_case = [tumour_type(case.cohort, case.name) for case in self.index.header.cases]
+        return np.array(of_case, dtype=np.int64)[self.column("case")]
+
+    @functools.cached_property
+    def medians(self) -> np.ndarray | None:
+        """(cases, 4) float32 median of each modality's foreground, by number of the case; None if the set does not tell."""
+        of_case = [case.medians for case in self.index.header.cases]
+        return None if None in of_case else np.array(of_case, dtype=np.float32)
+
+    def key(self, sample: int) -> str:
+        return self.index.key(int(self.rows[sample]))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the set's fingerprint and the samples chosen."""
+        digest = hashlib.sha256(self.index.fingerprint.encode())
+        digest.update(np.ascontiguousarray(self.rows, dtype="<i8").data)
+        return digest.hexdigest()
+
+
+def rebuild_index(folder: Path | str) -> ShardIndex:
+    """The index of the shards in `folder`, from the tars alone; `.save(folder)` writes the files anew, byte for byte.
+
+    Raises DataError if a shard is damaged or missing, or if shards of different sets lie in the folder.
+    """
+    paths = sorted(path for path in Path(folder).glob("*.tar") if is_shard_name(path.name))
+    if not paths:
+        raise DataError(f"{folder}: no shards such as {shard_name('train', 0)} in it")
+    header, _ = first = read_shard(paths[0])
+    entries = [first[1]]
+    for path in paths[1:]:
+        other, entry = read_shard(path)
+        if other != header:
+            raise DataError(
+                f"{path}: belongs to another shard set than {paths[0].name}; keep one set a folder"
+            )
+        entries.append(entry)
+    return ShardIndex(header, tuple(entries))
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _entry_to_dict(shard: ShardEntry) -> dict[str, Any]:
+    samples = {name: shard.columns[:, i].tolist() for i, name in enumerate(COLUMNS)}
+    return {
+        "name": shard.name, "split": shard.split, "size": shard.size, "sha256": shard.sha256, "samples": samples
+    }  # fmt: skip
+
+
+def _entry_from_dict(values: dict[str, Any]) -> ShardEntry:
+    if not is_shard_name(values["name"]):
+        raise ValueError(f"shard name {values['name']!r}")
+    columns = np.array([values["samples"][name] for name in COLUMNS], dtype=np.int64).T
+    return ShardEntry(
+        values["name"], values["split"], values["size"], values["sha256"], np.ascontiguousarray(columns)
+    )

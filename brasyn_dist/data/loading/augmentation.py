@@ -1,0 +1,55 @@
+"""Augmentation on the device: what is done to each slice is a pure function of (seed, k, position in global batch k).
+
+(seed, k) --draw--> Augmentation (mirror, factors) --> scaled integers are normalised, then mirrored
+
+Scanners differ in the scale of their intensities by far more than the scans of one subject do among each other; a factor for
+all modalities of a slice shows a network trained on few subjects the scales of others.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brasyn_dist.brats import MODALITIES, VIEWS
+from brasyn_dist.config import AugmentationConfig
+from brasyn_dist.data.loading.sampler import Purpose, random_words
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """For each row of a global batch (B) or of a part of it."""
+
+    mirror_B: np.ndarray
+    """(B,) bool: exchange left and right."""
+    factor_BM: np.ndarray
+    """(B, 4) float32 by which intensities are multiplied."""
+
+    def __getitem__(self, rows: slice) -> "Augmentation":
+        return Augmentation(self.mirror_B[rows], self.factor_BM[rows])
+
+
+def draw(config: AugmentationConfig, seed: int, k: int, global_batch_size: int) -> Augmentation | None:
+    """What happens to the slices of global batch k; None if nothing can."""
+    if not (config.mirror or config.intensity or config.contrast):
+        return None
+    whole, each = (
+        unit(random_words(seed, Purpose.AUGMENTATION, global_batch_size, k, number)) for number in (0, 1)
+    )
+    logarithm_BM = config.intensity * (2 * whole[:, :1] - 1) + config.contrast * (
+        2 * each[:, : len(MODALITIES)] - 1
+    )
+    return Augmentation(whole[:, 1] < config.mirror, np.exp(logarithm_BM).astype(np.float32))
+
+
+def unit(words: np.ndarray) -> np.ndarray:
+    """Random words as float64 in [0, 1), 53 bits each."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def mirrored(x: Tensor, mirror_B: Tensor, view_B: Tensor) -> Tensor:
+    """(B, ..., H, W) with left and right exchanged where `mirror_B`. H is the left-right axis of axial and coronal slices;
+    sagittal slices have none."""
+    flip_B = mirror_B & (view_B != VIEWS.index("sagittal"))
+    return torch.where(flip_B.view(-1, *[1] * (x.ndim - 1)), x.flip(-2), x)

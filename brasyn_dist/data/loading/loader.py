@@ -1,0 +1,204 @@
+"""The stream: global batches start .. stop - 1, in order, read ahead by threads.
+
+    order.batch(k)[rows] --> SampleReader in threads, a part of the batch each --> SliceBatch k --> the trainer
+
+A stream has no state that a resume would need: the trainer knows k, and a stream started at k reads what batch k needs
+and nothing else. Memory is bounded: at most `prefetch` batches beyond the one in use. Integers come out as they were
+stored; the device casts, masks and normalises them.
+"""
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, ImageSize, image_shape
+from brasyn_dist.data.format.index import Selection
+from brasyn_dist.data.loading.reader import SampleReader
+from brasyn_dist.data.loading.sampler import SampleOrder
+from brasyn_dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class SliceBatch:
+    """A rank's part (b rows) of global batch `index`, on the host."""
+
+    index: int
+    """Number of the global batch; -1 if it is none."""
+    rows: slice
+    """Rows of the global batch that these are."""
+    planes: Tensor
+    """(b, 4, H, W) int16 or int32: stored intensities in modality order, 0 around smaller slices, larger ones cut."""
+    labels: Tensor
+    """(b, H, W) uint8: canonical tumour labels, 0 where there are none."""
+    has_labels: Tensor
+    """(b,) bool: the case has a segmentation."""
+    view: Tensor
+    """(b,) int64: 0 axial, 1 sagittal, 2 coronal."""
+    tumour_type: Tensor
+    """(b,) int64: index into brats.TUMOUR_TYPES, or UNKNOWN_TYPE."""
+    medians: Tensor
+    """(b, 4) float32: median of the foreground of the case's volumes; 1 where the shard set does not tell."""
+    keys: list[str]
+    """Sample keys."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def fill(self, reader: SampleReader, selection: Selection, samples: np.ndarray, rows: range) -> None:
+        """Read `samples` (b,) into those of the batch's rows that `rows` names."""
+        planes, labels, has_labels = self.planes.numpy(), self.labels.numpy(), self.has_labels.numpy()
+        taken = samples[rows.start : rows.stop]
+        self.view.numpy()[rows.start : rows.stop] = selection.column("view", taken)
+        self.tumour_type.numpy()[rows.start : rows.stop] = selection.tumour_type[taken]
+        if selection.medians is not None:
+            self.medians.numpy()[rows.start : rows.stop] = selection.medians[selection.column("case", taken)]
+        for row in rows:
+            sample = int(samples[row])
+            has_labels[row] = reader.read_into(sample, planes[row], labels[row])
+            self.keys[row] = selection.key(sample)
+
+
+class BatchMemory:
+    """Hands out batches to be filled, in memory that is used again once nobody refers to it.
+
+    Fresh memory costs as much as copying into it, since the kernel clears it first; torch keeps pinned memory by itself.
+    """
+
+    def __init__(self, image_size: ImageSize, dtype: str, pin_memory: bool = False) -> None:
+        self._shape_HW = image_shape(image_size)
+        self._dtype = dtype
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._free: list[np.ndarray] = []
+
+    def batch(self, index: int, rows: slice) -> SliceBatch:
+        """Room for rows.stop - rows.start samples."""
+        count, shape_HW = rows.stop - rows.start, self._shape_HW
+        return SliceBatch(
+            index,
+            rows,
+            self._large((count, len(MODALITIES), *shape_HW), self._dtype),
+            torch.empty((count, *shape_HW), dtype=torch.uint8, pin_memory=self._pin_memory),
+            torch.empty(count, dtype=torch.bool, pin_memory=self._pin_memory),
+            torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
+            torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
+            torch.ones(count, len(MODALITIES), pin_memory=self._pin_memory),
+            [""] * count,
+        )
+
+    def _large(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        if self._pin_memory:
+            return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
+        memory = self._free.pop() if self._free else np.empty(shape, dtype)
+        # The tensor, and whatever shares its storage, keeps the view alive; the memory is free when the view goes.
+        view = memory[:]
+        weakref.finalize(view, self._free.append, memory).atexit = False
+        return torch.from_numpy(view)
+
+
+class SliceStream:
+    """Iterator over a rank's part of global batches start .. stop - 1; a context manager that ends its threads.
+
+    A failure to read is raised by `next()` when its batch is due, as DataError with shard, key, offset and remedy.
+    `pin_memory` is heeded where CUDA is.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        order: SampleOrder,
+        rows: slice,
+        start: int,
+        stop: int,
+        *,
+        threads: int = 2,
+        prefetch: int = 4,
+        pin_memory: bool = False,
+        image_size: ImageSize = IMAGE_SIZE,
+    ) -> None:
+        if order.samples != len(selection):
+            raise DataError(f"order of {order.samples} samples does not fit a selection of {len(selection)}")
+        self.wait_seconds = 0.0
+        """Time that the consumer has spent waiting for data."""
+        self._selection = selection
+        self._order = order
+        self._rows = rows
+        self._next, self._stop = start, stop
+        self._threads, self._prefetch = threads, prefetch
+        self._memory = BatchMemory(image_size, selection.index.header.dtype, pin_memory)
+        self._reader = SampleReader(selection)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="slices")
+        self._pending: deque[tuple[SliceBatch, list[Future[None]]]] = deque()
+
+    def __iter__(self) -> "SliceStream":
+        return self
+
+    def __next__(self) -> SliceBatch:
+        self._read_ahead()
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        batch, parts = self._pending.popleft()
+        self._read_ahead()
+        started = time.perf_counter()
+        try:
+            for part in parts:
+                part.result()
+        except BaseException:
+            self.close()
+            raise
+        self.wait_seconds += time.perf_counter() - started
+        return batch
+
+    def _read_ahead(self) -> None:
+        while self._next < self._stop and len(self._pending) < self._prefetch:
+            self._pending.append(self._submit(self._next))
+            self._next += 1
+
+    def _submit(self, k: int) -> tuple[SliceBatch, list[Future[None]]]:
+        batch = self._memory.batch(k, self._rows)
+        edges = np.linspace(0, len(batch), min(self._threads, len(batch)) + 1).astype(int).tolist()
+        parts = [range(a, b) for a, b in pairwise(edges)]
+        return batch, [self._pool.submit(self._read_part, batch, part) for part in parts]
+
+    def _read_part(self, batch: SliceBatch, part: range) -> None:
+        # The order is asked for here and not in the consumer, which need not wait for a new epoch's permutation.
+        samples = self._order.batch(batch.index)[batch.rows]
+        batch.fill(self._reader, self._selection, samples, part)
+
+    def close(self) -> None:
+        """Drop what was read ahead, end the threads, close the shards. May be called again."""
+        self._next = self._stop
+        self._pending.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
+
+    def __enter__(self) -> "SliceStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_samples(
+    selection: Selection, samples: Sequence[int], image_size: ImageSize = IMAGE_SIZE
+) -> SliceBatch:
+    """The given samples, once, in the calling thread: for validation and for looking at."""
+    numbers = np.asarray(samples, dtype=np.int64)
+    batch = BatchMemory(image_size, selection.index.header.dtype).batch(-1, slice(0, len(numbers)))
+    reader = SampleReader(selection)
+    try:
+        batch.fill(reader, selection, numbers, range(len(numbers)))
+    finally:
+        reader.close()
+    return batch

@@ -1,0 +1,205 @@
+"""What in a cohort deserves a look: judgements on the facts that inspection.py measured, each with its reason.
+
+Findings are hints, not verdicts: nothing is left out because of them. Limits are the constants below; those of outliers are
+robust z-scores (median and scaled median absolute deviation of the logarithms), within all cases given and a modality at a time.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from brasyn_dist.brats import ET, LABEL_NAMES, MODALITIES, VOLUME_SHAPE
+from brasyn_dist.data.qc.measurements import CaseFacts, ModalityFacts
+
+MASK_SHARE = 0.002
+"""Of the brain's voxels: above, a modality's mask counts as different."""
+END_SHARE = 0.15
+"""Of the largest plane's area: an outermost plane above it looks cut off. Of ten real subjects, the largest is 0.03."""
+BORDER_VOXELS = 1500
+"""Foreground voxels on the volume's border above which the head does not fit in; a brain stem (400 voxels) may reach it."""
+DISTINCT = 200
+"""Fewer different values: a coarse scale."""
+SATURATED = 0.001
+"""Share of the foreground at exactly the maximum above which it was clipped."""
+ANISOTROPY = 2.0
+"""Neighbours along one axis differing so many times more than along another: thick slices."""
+OUTLIER = 3.5
+"""Robust z-score (Iglewicz and Hoaglin's limit)."""
+OUTLIER_CASES = 6
+"""Fewer cases have no outliers."""
+OUTLIER_FACTOR = 1.25
+"""And the value must be so many times more, or less, than the median: a tight cohort is no reason to complain."""
+DUPLICATE = 0.98
+"""Correlation of block means within the brain above which two volumes of different patients are one."""
+OUTLIER_FACTS = ("median", "p995", "voxels", "roughness", "anisotropy")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about one case."""
+
+    case: str
+    kind: str
+    modality: str
+    """Empty: the case as a whole."""
+    detail: str
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def find_anomalies(facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Everything found, sorted by kind and case."""
+    found = [finding for f in facts for finding in (*_case_findings(f), *_volume_findings(f))]
+    found += [*outliers(facts), *duplicates(facts)]
+    return sorted(found, key=lambda f: (f.kind, f.case, f.modality))
+
+
+def _case_findings(facts: CaseFacts) -> Iterator[Finding]:
+    name = facts.case.name
+    for problem in facts.problems:
+        kind = "unreadable" if not facts.modalities else "file"
+        yield Finding(name, kind, "", problem.replace(f"{facts.case.folder}/", ""))
+    if not facts.modalities:
+        return
+    if facts.shape != VOLUME_SHAPE:
+        yield Finding(name, "geometry", "", f"shape {facts.shape}, BraTS has {VOLUME_SHAPE}")
+    if any(abs(s - 1) > 0.01 for s in facts.spacing_mm):
+        yield Finding(name, "geometry", "", f"voxels of {facts.spacing_mm} mm, BraTS has 1 mm")
+    if facts.orientation != "LPS":
+        yield Finding(name, "geometry", "", f"stored in {facts.orientation} order (read alike)")
+    if facts.labels is None:
+        yield Finding(name, "segmentation", "", "none")
+        return
+    if facts.labels_outside:
+        yield Finding(name, "segmentation", "", f"{facts.labels_outside} labelled voxels outside the brain")
+    if not any(facts.labels.values()):
+        yield Finding(name, "segmentation", "", "empty")
+    elif not facts.labels[LABEL_NAMES[ET]]:
+        yield Finding(name, "segmentation", "", "no enhancing tumour")
+
+
+def _volume_findings(facts: CaseFacts) -> Iterator[Finding]:
+    for modality, f in facts.modalities.items():
+        for kind, detail in _judge(f, facts.brain_voxels):
+            yield Finding(facts.case.name, kind, modality, detail)
+
+
+def _judge(f: ModalityFacts, brain_voxels: int) -> Iterator[tuple[str, str]]:
+    if f.extra + f.missing > MASK_SHARE * brain_voxels:
+        share = 100 * (f.extra + f.missing) / brain_voxels
+        yield "mask differs", f"{f.extra} voxels more, {f.missing} fewer than the brain ({share:.2f} %)"
+    cut = {side: share for side, share in f.ends.items() if share > END_SHARE}
+    if cut:
+        yield "truncated", "flat end: " + ", ".join(f"{s} {100 * a:.0f} %" for s, a in cut.items())
+    absent = {axis: n for axis, n in f.absent.items() if n}
+    if absent:
+        planes = ", ".join(f"{n} along {axis}" for axis, n in absent.items())
+        yield "truncated", f"planes with brain that are empty here: {planes}"
+    if f.border > BORDER_VOXELS:
+        yield "truncated", f"{f.border} foreground voxels on the border of the volume"
+    if f.negative:
+        yield "intensities", f"{f.negative} voxels below 0, down to {f.minimum}"
+    if f.maximum >= 32767:
+        yield "intensities", f"up to {f.maximum}: at the limit of 16 bits"
+    if f.dtype.startswith("float"):
+        yield "intensities", f"stored as {f.dtype}"
+    if f.distinct < DISTINCT:
+        yield "low quality", f"only {f.distinct} different values"
+    if f.saturated > SATURATED:
+        yield (
+            "low quality",
+            f"{100 * f.saturated:.2f} % of the foreground at exactly the maximum ({f.maximum})",
+        )
+    if f.repeated:
+        yield "low quality", f"{f.repeated} axial planes equal the one before"
+    if f.anisotropy > ANISOTROPY:
+        yield "low quality", f"neighbours differ {f.anisotropy:.2f} times more along one axis: thick slices?"
+
+
+def outliers(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Volumes far from the others of their modality."""
+    for modality in MODALITIES:
+        some = [f for f in facts if modality in f.modalities]
+        if len(some) < OUTLIER_CASES:
+            continue
+        for name in OUTLIER_FACTS:
+            values = np.array([float(getattr(f.modalities[modality], name)) for f in some])
+            for f, value, z in zip(some, values, robust_z(np.log(np.maximum(values, 1e-6)))):
+                median = float(np.median(values))
+                if abs(z) > OUTLIER and max(value / median, median / max(value, 1e-6)) > OUTLIER_FACTOR:
+                    detail = f"{name} {value:.4g}, median of the cases {median:.4g} (robust z {z:+.1f})"
+                    yield Finding(f.case.name, "outlier", modality, detail)
+
+
+def robust_z(values: np.ndarray) -> np.ndarray:
+    """Distances from the median in scaled median absolute deviations; 0 where more than half of the values are equal."""
+    away = values - np.median(values)
+    spread = 1.4826 * float(np.median(np.abs(away)))
+    return away / spread if spread > 0 else np.zeros_like(away)
+
+
+def duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Volumes that occur twice: equal voxel for voxel, or, in different patients, alike beyond chance."""
+    by_hash: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for f in facts:
+        for modality, m in f.modalities.items():
+            by_hash[m.sha256].append((f.case.name, modality))
+    for places in by_hash.values():
+        for case, modality in places[1:]:
+            first = " ".join(places[0])
+            yield Finding(case, "duplicate", modality, f"equal voxel for voxel to {first}")
+    exact = {place for places in by_hash.values() if len(places) > 1 for place in places}
+    for modality in MODALITIES:
+        some = [f for f in facts if modality in f.modalities and (f.case.name, modality) not in exact]
+        yield from _alike(some, modality)
+
+
+def _alike(facts: Sequence[CaseFacts], modality: str) -> Iterator[Finding]:
+    shapes = {f.coarse.shape[1:] for f in facts}
+    for shape in shapes:
+        some = [f for f in facts if f.coarse.shape[1:] == shape]
+        if len(some) < 2:
+            continue
+        for i, j, value in similar_pairs(np.stack([_blocks(f, modality) for f in some])):
+            a, b = some[i], some[j]
+            if a.case.patient != b.case.patient and value > DUPLICATE:
+                yield Finding(
+                    b.case.name, "duplicate", modality, f"correlates {value:.4f} with {a.case.name}"
+                )
+
+
+def _blocks(facts: CaseFacts, modality: str) -> np.ndarray:
+    return facts.coarse[list(facts.modalities).index(modality)].astype(np.float32).ravel()
+
+
+def similar_pairs(blocks_CB: np.ndarray, least: float = DUPLICATE) -> list[tuple[int, int, float]]:
+    """(i, j, correlation) of pairs of cases i < j above `least`, over blocks that are brain in all but a few cases."""
+    common = np.count_nonzero(blocks_CB > 0.05, axis=0) >= 0.9 * len(blocks_CB)
+    if np.count_nonzero(common) < 8:
+        return []
+    x = blocks_CB[:, common]
+    x = x - x.mean(axis=1, keepdims=True)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+    correlation = x @ x.T
+    rows, columns = np.nonzero(np.triu(correlation > least, 1))
+    return [(int(i), int(j), float(correlation[i, j])) for i, j in zip(rows, columns)]
+
+
+def summary_counts(findings: Sequence[Finding]) -> dict[str, int]:
+    """Cases concerned, by kind."""
+    cases: dict[str, set[str]] = defaultdict(set)
+    for f in findings:
+        cases[f.kind].add(f.case)
+    return {kind: len(names) for kind, names in sorted(cases.items())}
+
+
+def to_json(facts: Sequence[CaseFacts], findings: Sequence[Finding]) -> dict[str, Any]:
+    return {
+        "cases": [f.to_dict() for f in facts],
+        "findings": [f.to_dict() for f in findings],
+        "cases_by_kind": summary_counts(findings),
+    }

@@ -1,0 +1,47 @@
+"""Options of a shard set, and the split that follows from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from brasyn_dist.brats import VIEWS, Case
+from brasyn_dist.data.format.codec import DEFAULT_CODEC, check_codec
+from brasyn_dist.data.sharding.patient_split import held_out_by_fraction, held_out_by_list
+from brasyn_dist.errors import DataError
+from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How a shard set is made. Everything here is part of the set's identity."""
+
+    views: tuple[str, ...] = VIEWS
+    seed: int = 0
+    validation_fraction: float = 0.1
+    validation_cases: tuple[str, ...] | None = None
+    """Held-out cases or patients by name; overrides the fraction."""
+    minimum_foreground: int = MINIMUM_FOREGROUND
+    samples_per_shard: int = 1000
+    codec: str = DEFAULT_CODEC
+    round_values: bool = False
+    headroom: float = 1.0
+    """Computed statistics clip at so many times the 99.5th percentile: room for brighter scans than a small cohort has."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.views) - set(VIEWS))
+        if unknown or not self.views or len(set(self.views)) < len(self.views):
+            raise DataError(
+                f"views {', '.join(self.views) or 'none'}: choose from {', '.join(VIEWS)}, each once"
+            )
+        if self.samples_per_shard < 1:
+            raise DataError("samples per shard: must be at least 1")
+        if self.headroom < 1:
+            raise DataError(f"headroom {self.headroom}: must be at least 1")
+        check_codec(self.codec)
+
+    def training(self, cases: Sequence[Case]) -> set[str]:
+        """Names of the cases that are trained on; the others are held out."""
+        if self.validation_cases is not None:
+            held_out = held_out_by_list(cases, self.validation_cases)
+        else:
+            held_out = held_out_by_fraction(cases, self.validation_fraction, self.seed)
+        return {c.name for c in cases} - held_out

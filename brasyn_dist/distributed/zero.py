@@ -1,0 +1,288 @@
+"""DeepSpeed's ZeRO for several networks in one process; with distributed.py the only module that imports accelerate or deepspeed.
+
+    accelerate launch --config_file launch/deepspeed_zero2.yaml ...
+      --> Zero: the stage, what cannot work refused         one engine for each network
+            .prepare(network) --> ZeroTrainable             stage 1: Adam's moments shared out among the ranks
+                                                                  2: and the gradients   3: and the weights
+
+accelerate starts the processes, reads the launch configuration and sets up the process group. The engines are DeepSpeed's
+own: accelerate binds one to an Accelerator, steps inside `backward`, and asks for transformers to be installed.
+
+Everything stays in float32 (bf16 is autocast, as without DeepSpeed), so that a run may change between
+DistributedDataParallel, stages and numbers of processes: `state_dict` and `adam_state` are whole whatever the stage.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brasyn_dist.config import RuntimeConfig
+from brasyn_dist.data.loading.sampler import rank_rows
+from brasyn_dist.distributed.process_group import Trainable
+from brasyn_dist.errors import ConfigError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+BUCKET_ELEMENTS = 25_000_000
+"""100 MB buckets of gradients and weights; DeepSpeed's default of 2 GB is more than all that is to be saved here."""
+WITHOUT = "launch/one_node.yaml (DistributedDataParallel)"
+
+
+class Zero:
+    """What the launch configuration asks of DeepSpeed. Raises ConfigError, before anything is set up, where it cannot work."""
+
+    def __init__(self, runtime: RuntimeConfig) -> None:
+        if find_spec("deepspeed") is None:
+            raise ConfigError(
+                "the launch configuration asks for DeepSpeed, which is not installed: pip install deepspeed, or use "
+                + WITHOUT
+            )
+        if "LOCAL_RANK" not in os.environ:
+            raise ConfigError(
+                "ACCELERATE_USE_DEEPSPEED is set without a launcher: use accelerate launch or torchrun"
+            )
+        if not torch.cuda.is_available():
+            prepare_for_cpu()
+        from accelerate.utils import DeepSpeedPlugin
+
+        try:
+            plugin = DeepSpeedPlugin()
+        except ValueError as error:
+            raise ConfigError(f"launch configuration: {error}") from None
+        # From here on accelerate need not know: it would make one engine its own.
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+        self.stage = int(plugin.zero_stage)
+        self._given: dict[str, Any] = plugin.deepspeed_config
+        self._runtime = runtime
+        self._refuse_options()
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # DeepSpeed calls collectives by names that torch 2.13 has replaced: a warning a call, thousands of lines.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+
+    def _refuse_options(self) -> None:
+        runtime, given = self._runtime, self._given
+        zero = given.get("zero_optimization", {})
+        if self.stage not in (1, 2, 3):
+            raise ConfigError(f"zero_stage: {self.stage} shares nothing out: use 1, 2 or 3, or {WITHOUT}")
+        if runtime.precision == "fp16":
+            raise ConfigError(
+                "runtime.precision=fp16 under DeepSpeed would need a loss scale for each engine: use bf16, or fp16 with "
+                + WITHOUT
+            )
+        if self.stage == 3 and runtime.compile not in (None, "off"):
+            raise ConfigError(
+                f"runtime.compile={runtime.compile} with ZeRO 3: its gathering of weights inside the networks cannot be "
+                "compiled; use runtime.compile=off, or launch/deepspeed_zero2.yaml"
+            )
+        for section in ("offload_optimizer", "offload_param"):
+            if ((zero.get(section) or {}).get("device") or "none") != "none":
+                raise ConfigError(
+                    f"{section} in the launch configuration: checkpoints are read from the device, where these networks fit "
+                    "many times over; set its device to none"
+                )
+        decided = {
+            "optimizer": "optimizer.*", "scheduler": "optimizer.warmup_steps", "gradient_clipping": "optimizer.clip_norm",
+            "train_batch_size": "training.global_batch_size",
+            "train_micro_batch_size_per_gpu": "training.micro_batch_size",
+            "gradient_accumulation_steps": "training.micro_batch_size",
+            "torch_autocast": "runtime.precision", "fp16": "runtime.precision", "bf16": "runtime.precision",
+        }  # fmt: skip
+        for key, option in decided.items():
+            # accelerate itself fills in 1 for the steps to accumulate.
+            if not left_open(given.get(key)) and (key, given[key]) != ("gradient_accumulation_steps", 1):
+                raise ConfigError(
+                    f"{key} in the launch configuration: {option} decides that; remove it there, or set it to auto"
+                )
+
+    def check(self, world: int, global_batch_size: int, micro_batch_size: int | None, averaged: bool) -> None:
+        """Raise ConfigError where ranks would wait for each other for ever, or whole weights are needed that nobody has."""
+        if self.stage == 3 and not averaged:
+            raise ConfigError(
+                "training.ema_decay=0 with ZeRO 3: no rank holds the whole network to validate and export, but for its "
+                "average; keep the average, or use launch/deepspeed_zero2.yaml"
+            )
+        if self.stage == 1 or micro_batch_size is None:
+            return
+        if self._runtime.measure_rank_shares and world > 1:
+            raise ConfigError(
+                f"runtime.measure_rank_shares with training.micro_batch_size={micro_batch_size}: ranks would come to take "
+                f"different numbers of micro-batches, but ZeRO {self.stage} exchanges gradients after each: leave one of them "
+                "out, or use launch/deepspeed_zero1.yaml"
+            )
+        rows = [rank_rows(global_batch_size, r, world, self._runtime.rank_shares) for r in range(world)]
+        counts = [-(-(r.stop - r.start) // micro_batch_size) for r in rows]
+        fewest, most = min(counts), max(counts)
+        if fewest != most:
+            raise ConfigError(
+                f"training.global_batch_size={global_batch_size} and micro_batch_size={micro_batch_size} give {world} "
+                f"processes {fewest} or {most} micro-batches, but ZeRO {self.stage} exchanges gradients after each: choose "
+                f"a multiple of {world} for the global batch (and equal runtime.rank_shares), another micro-batch, or "
+                "launch/deepspeed_zero1.yaml"
+            )
+
+    def engine_options(self) -> dict[str, Any]:
+        """The launch configuration's, with what the run's own options decide."""
+        given = {k: v for k, v in self._given.items() if not left_open(v)}
+        zero = {k: v for k, v in given.pop("zero_optimization").items() if v != "auto"}
+        buckets = {"reduce_bucket_size": BUCKET_ELEMENTS, "allgather_bucket_size": BUCKET_ELEMENTS}
+        return {
+            **given,
+            "zero_optimization": {**buckets, **zero},
+            # Micro-batches are ours: boundaries are set at each (accumulate), and losses are divided by the global batch.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**60,
+        }
+
+    def prepare(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module, device: torch.device
+    ) -> "ZeroTrainable":
+        """An engine around `module`, which is on `device` already and keeps its parameters' names and order."""
+        import deepspeed
+
+        size = sum(p.numel() for p in state.parameters())
+        if self._runtime.precision == "bf16":
+            run_in_autocast(module, device)
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.engine_options())
+        return ZeroTrainable(state, engine, optimizer, engine.optimizer, None, self.stage, size)
+
+
+@dataclass
+class ZeroTrainable(Trainable):
+    """A network in an engine of its own (`wrapped`); `prepared_optimizer` is ZeRO's, `optimizer` the Adam inside it.
+
+    `module` called while frozen is right at every stage: at stage 3 its layers gather their weights themselves.
+    """
+
+    stage: int
+    size: int
+
+    def accumulate(self, last: bool) -> AbstractContextManager:
+        self.wrapped.set_gradient_accumulation_boundary(last)  # type: ignore[operator]
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.wrapped.backward(loss)  # type: ignore[operator]
+
+    def clip_and_step(self, max_norm: float, rate: float) -> Tensor:
+        self.prepared_optimizer.clip_grad = max_norm
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.wrapped.step()  # type: ignore[operator]
+        norm = self.wrapped.get_global_grad_norm()  # type: ignore[operator]
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.prepared_optimizer.device)
+
+    # ---- whole state
+
+    @property
+    def parameter_count(self) -> int:
+        return self.size
+
+    def gathered(self, changed_by: int | None = None) -> AbstractContextManager:
+        """Within it the parameters of `module` are whole; to be read, or changed by rank `changed_by` for all."""
+        if self.stage < 3:
+            return nullcontext()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        return GatheredParameters(list(self.module.parameters()), modifier_rank=changed_by)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        with self.gathered():
+            weights = self.module.state_dict()
+            # What was gathered is gone when this ends.
+            return weights if self.stage < 3 else {k: v.cpu().clone() for k, v in weights.items()}
+
+    def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
+        with self.gathered(changed_by=0):
+            self.module.load_state_dict(weights)
+        # ZeRO steps a copy of its own.
+        self.prepared_optimizer.refresh_fp32_params()
+
+    def adam_state(self) -> dict[str, dict[str, Any]]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if not self.optimizer.state:
+            return {}
+        step = self.optimizer.state[self._partitions()[0]]["step"]
+        return {
+            name: {
+                "step": step.clone(),
+                **{m: safe_get_full_optimizer_state(p, m).cpu() for m in MOMENTS},
+            }
+            for name, p in self.module.named_parameters()
+        }
+
+    def load_adam_state(self, state: Mapping[str, dict[str, Any]]) -> None:
+        parameters = dict(self.module.named_parameters())
+        if not any(state.values()):
+            return
+        step = next(iter(state.values()))["step"]
+        on_device = any(g.get("fused") or g.get("capturable") for g in self.optimizer.param_groups)
+        for partition in self._partitions():
+            self.optimizer.state[partition] = {
+                "step": step.to(partition.device if on_device else "cpu", torch.float32).clone(),
+                **{moment: torch.zeros_like(partition) for moment in MOMENTS},
+            }
+        if self.stage < 3:
+            # Ties each parameter to its place in the moments; ZeRO does it in its first step, which is behind us.
+            self.prepared_optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in parameters.items():
+            for moment in MOMENTS:
+                set_moment(parameter, state[name][moment], moment, self.stage)
+
+    def _partitions(self) -> list[Tensor]:
+        """This rank's part of the weights, flat: what Adam steps."""
+        if self.stage == 3:
+            return list(self.prepared_optimizer.fp32_partitioned_groups_flat)
+        return list(self.prepared_optimizer.single_partition_of_fp32_groups)
+
+
+def set_moment(parameter: nn.Parameter, value: Tensor, moment: str, stage: int) -> None:
+    """Put this rank's part of the whole `value` into the optimiser."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if stage < 3:
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
+        return
+    # Stage 3's own setter of whole values fails where ranks do not divide the parameter.
+    part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+    rank, size = torch.distributed.get_rank(), part.numel()
+    mine = value.flatten()[rank * size : (rank + 1) * size].to(part.device)
+    safe_set_local_optimizer_state(parameter, nn.functional.pad(mine, (0, size - mine.numel())), moment)
+
+
+def left_open(value: Any) -> bool:
+    """Whether a value of DeepSpeed's configuration leaves the choice to the program."""
+    return value in (None, "auto", {}) or (
+        isinstance(value, dict) and value.get("enabled") in (False, "auto")
+    )
+
+
+def prepare_for_cpu() -> None:
+    """Before DeepSpeed is imported: its CPU backend, without its shared-memory operator.
+
+    Building that takes two minutes of silence, and a build that was killed leaves a lock on which later runs wait for ever.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def run_in_autocast(module: nn.Module, device: torch.device) -> None:
+    """bf16 autocast within `module.forward`, outputs in float32: what accelerate does to a network without DeepSpeed.
+
+    Inside, because an engine switches off the autocast that it is called in.
+    """
+    from accelerate.utils import convert_outputs_to_fp32
+
+    forward = torch.autocast(device.type, torch.bfloat16)(module.forward)
+    module.forward = convert_outputs_to_fp32(forward)

@@ -1,0 +1,168 @@
+"""Intensity statistics of a data set, exact and in any order: histograms of integers that add up.
+
+    voxels > 0 of each training case --> Histogram (+ Histogram + ...) --> Statistics --> statistics.json
+
+Method, section 2: the clipping maximum is the 99.5th percentile of the foreground; mean and standard deviation are taken
+after clipping.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brasyn_dist.brats import MODALITIES
+from brasyn_dist.common.files import canonical_json, write_json
+from brasyn_dist.errors import DataError
+
+VERSION = 1
+PERCENTILE = 99.5
+
+
+@dataclass(frozen=True)
+class ModalityStatistics:
+    """Foreground intensities of one modality, in the units of the files."""
+
+    clip_max: float
+    mean: float
+    std: float
+    voxels: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of a data set; `modalities` by name, in modality order."""
+
+    modalities: dict[str, ModalityStatistics]
+    cases: int = 0
+    case_list_hash: str = ""
+    version: int = VERSION
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of everything that statistics.json holds."""
+        return hashlib.sha256(canonical_json(self.to_dict())).hexdigest()
+
+    def column(self, name: str) -> tuple[float, ...]:
+        """`clip_max`, `mean`, `std` or `voxels` in modality order."""
+        return tuple(getattr(self.modalities[m], name) for m in MODALITIES)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "cases": self.cases,
+            "case_list_hash": self.case_list_hash,
+            "modalities": {m: asdict(self.modalities[m]) for m in MODALITIES},
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: object = "statistics") -> "Statistics":
+        """Raises DataError naming what is missing or impossible."""
+        try:
+            if values["version"] != VERSION:
+                raise DataError(f"{where}: version {values['version']}, this program reads {VERSION}")
+            modalities = {m: ModalityStatistics(**values["modalities"][m]) for m in MODALITIES}
+            statistics = cls(modalities, values["cases"], values["case_list_hash"])
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{where}: no valid statistics ({error!r}); make them with tools/shard_dataset.py"
+            ) from None
+        for name, entry in modalities.items():
+            if not (entry.std > 0 and entry.clip_max > 0):
+                raise DataError(
+                    f"{where}: {name} has std {entry.std} and clip_max {entry.clip_max}; both must exceed 0"
+                )
+        return statistics
+
+    def save(self, path: Path | str) -> None:
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Statistics":
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()), path)
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); give a statistics.json, or `published`"
+            ) from None
+        except ValueError as error:
+            raise DataError(f"{path}: not valid JSON ({error})") from None
+
+
+PUBLISHED = Statistics(
+    {
+        "t1c": ModalityStatistics(8664.0, 1066.3375, 1301.7006, 0),
+        "t1n": ModalityStatistics(7315.0, 781.2247, 944.3418, 0),
+        "t2f": ModalityStatistics(8842.0, 510.9852, 769.4159, 0),
+        "t2w": ModalityStatistics(8233.0, 673.4393, 804.3864, 0),
+    }
+)
+"""Published statistics of the BraSyn training set (thesis, Table 4.2)."""
+
+
+def case_list_hash(names: Iterable[str]) -> str:
+    """SHA-256 of the sorted case names."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+class Histogram:
+    """How often each positive integer occurs in each modality's foreground. Adding histograms is exact."""
+
+    def __init__(self) -> None:
+        self.counts: list[np.ndarray] = [np.zeros(1, np.int64) for _ in MODALITIES]
+
+    def add_counts(self, counts: Sequence[np.ndarray]) -> "Histogram":
+        """Add what `foreground_counts` made of each modality of a case."""
+        for modality, of_modality in enumerate(counts):
+            self._accumulate(modality, of_modality)
+        return self
+
+    def add_histogram(self, other: "Histogram", times: int = 1) -> "Histogram":
+        """Count everything that `other` has counted; with `times` -1 take it away again."""
+        for modality, counts in enumerate(other.counts):
+            self._accumulate(modality, times * counts)
+        return self
+
+    def __iadd__(self, other: "Histogram") -> "Histogram":
+        return self.add_histogram(other)
+
+    def _accumulate(self, modality: int, counts: np.ndarray) -> None:
+        mine = self.counts[modality]
+        if len(mine) < len(counts):
+            mine = np.pad(mine, (0, len(counts) - len(mine)))
+        mine[: len(counts)] += counts
+        self.counts[modality] = mine
+
+    def statistics(self, cases: Iterable[str], headroom: float = 1.0) -> Statistics:
+        """Statistics of everything counted, see `summarise`. Raises DataError if a modality has no foreground."""
+        names = list(cases)
+        summaries = {}
+        for name, counts in zip(MODALITIES, self.counts):
+            if not counts.sum():
+                raise DataError(f"no foreground in any training volume of {name}: all voxels are 0")
+            summaries[name] = summarise(counts, headroom)
+        return Statistics(summaries, len(names), case_list_hash(names))
+
+
+def summarise(counts: np.ndarray, headroom: float = 1.0) -> ModalityStatistics:
+    """Exact statistics of the multiset in which integer v occurs counts[v] times, clipped at `headroom` x its percentile."""
+    voxels = int(counts.sum())
+    clip_max = headroom * percentile(counts, PERCENTILE)
+    values = np.minimum(np.arange(len(counts), dtype=np.float64), clip_max)
+    # Offsets from the mean: the plain sum of squares would cancel.
+    mean = float(np.dot(values, counts) / voxels)
+    variance = float(np.dot((values - mean) ** 2, counts) / voxels)
+    return ModalityStatistics(clip_max, mean, float(np.sqrt(variance)), voxels)
+
+
+def percentile(counts: np.ndarray, percent: float) -> float:
+    """`numpy.percentile` (linear interpolation) of that multiset, without writing it out."""
+    cumulative = np.cumsum(counts)
+    position = (int(cumulative[-1]) - 1) * percent / 100
+    below = int(np.floor(position))
+    low, high = np.searchsorted(cumulative, [below, min(below + 1, int(cumulative[-1]) - 1)], side="right")
+    return float(low + (high - low) * (position - below))

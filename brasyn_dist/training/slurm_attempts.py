@@ -1,0 +1,223 @@
+"""Attempts of a batch job at a run: what started where, how it ended, and what to do next. Used by slurm/train.sbatch.
+
+    python -m brasyn_dist.training.slurm_attempts begin --config C [section.key=value ...]   prints the run folder
+    python -m brasyn_dist.training.slurm_attempts end RUN_DIR --exit-status N [--warned]     prints what to do: see `Verdict`
+
+Every beginning and end is a line of <run>/attempts.jsonl. A job that is requeued keeps its number, so the failures of one job
+can be counted; a job that is submitted anew starts counting at nothing. Slurm itself requeues a job whose node died: such
+an attempt has a beginning and no end.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from brasyn_dist.common import provenance
+from brasyn_dist.common.files import fsync
+from brasyn_dist.config import load_config
+from brasyn_dist.errors import BrasynError
+from brasyn_dist.training import run_dir as run_folder
+from brasyn_dist.training.checkpoint import MANIFEST, step_folders
+from brasyn_dist.training.stop_request import USER_REQUEST, remove_stale_request
+
+ATTEMPTS = "attempts.jsonl"
+PATIENCE = 3
+"""Failures at the same step, one after another, after which a job gives up."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the batch script shall do, and why."""
+
+    action: Literal["finished", "requeue", "stop", "give-up"]
+    """`finished`, `stop` (a person asked for it): exit 0. `requeue`: continue. `give-up`: exit 1."""
+    reason: str
+
+
+def begin(run_dir: Path) -> None:
+    """Note a beginning. Raises BrasynError if another job that is still running has the folder."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    job = provenance.slurm_job()
+    other = other_job(read_attempts(run_dir), job)
+    if other is not None and (state := job_state(other)) in ("RUNNING", "COMPLETING", "SUSPENDED"):
+        raise BrasynError(
+            f"{run_dir} belongs to job {other}, which is {state}; wait for it or `scancel {other}`, or choose another name="
+        )
+    remove_stale_request(run_dir)
+    append(
+        run_dir,
+        {
+            "event": "begin",
+            "attempt": job,
+            "step": saved_step(run_dir),
+            "time": round(time.time(), 3),
+            "git_commit": provenance.git_commit(),
+            "slurm": provenance.slurm_facts(),
+        },
+    )
+
+
+def end(run_dir: Path, exit_status: int, warned: bool) -> Verdict:
+    """Note the end of this job's attempt and decide. `warned`: the batch script was told to make room."""
+    job, step = provenance.slurm_job(), saved_step(run_dir)
+    status = read_status(run_dir, job)
+    outcome = outcome_of(status, exit_status, warned)
+    reason = str(status.get("reason") or "") or f"the launcher ended with status {exit_status}"
+    failures = consecutive_failures(read_attempts(run_dir), job, step) + (outcome == "failed")
+    verdict = decide(outcome, reason, step, failures)
+    append(
+        run_dir,
+        {
+            "event": "end",
+            "attempt": job,
+            "step": step,
+            "time": round(time.time(), 3),
+            "outcome": outcome,
+            "exit_status": exit_status,
+            "reason": reason if outcome != "finished" else "",
+            "verdict": verdict.action,
+        },
+    )
+    if verdict.action == "give-up":
+        run_folder.write_status(run_dir, "failed", step, int(status.get("total_steps", 0)), verdict.reason)
+    return verdict
+
+
+def outcome_of(status: Mapping[str, Any], exit_status: int, warned: bool) -> str:
+    """`finished`, `stopped` (wants to continue), `asked` (a person's STOP file) or `failed`; `status` is this attempt's own."""
+    if status.get("status") == "finished":
+        return "finished"
+    if status.get("status") == "stopped":
+        return "asked" if status["reason"] == USER_REQUEST and not warned else "stopped"
+    # Warned but not stopped in time: killed while it started, or in a long validation. The next attempt goes on.
+    return "stopped" if warned and exit_status != 0 and status.get("status") != "failed" else "failed"
+
+
+def decide(outcome: str, reason: str, step: int, failures: int) -> Verdict:
+    """`failures`: failures in a row without a newer checkpoint than that of `step`, this one included."""
+    if outcome == "finished":
+        return Verdict("finished", "the run is finished")
+    if outcome == "asked":
+        return Verdict("stop", f"stopped on request ({reason}); submit the same job again to continue")
+    if outcome == "stopped":
+        return Verdict("requeue", f"{reason}; checkpoint of step {step}")
+    if failures < PATIENCE:
+        return Verdict(
+            "requeue",
+            f"failed ({reason}), {failures} of {PATIENCE} times since the checkpoint of step {step}",
+        )
+    return Verdict(
+        "give-up",
+        f"failed {failures} times since the checkpoint of step {step}, last: {reason}. Mend the cause (the job's "
+        "output has it in full), then submit the same job again: it continues from that checkpoint",
+    )
+
+
+def consecutive_failures(attempts: Sequence[Mapping[str, Any]], job: str | None, step: int) -> int:
+    """How often in a row, up to now, the job that `job` is a part of failed at checkpoint `step`."""
+    count = 0
+    for line in reversed(attempts):
+        if line["event"] != "end" or job_number(line["attempt"]) != job_number(job):
+            continue
+        if line["outcome"] != "failed" or line["step"] != step:
+            break
+        count += 1
+    return count
+
+
+def other_job(attempts: Sequence[Mapping[str, Any]], job: str | None) -> str | None:
+    """Number of the job that began last in this folder, if that is another one than `job`."""
+    begun = [line["attempt"] for line in attempts if line["event"] == "begin" and line["attempt"]]
+    last = job_number(begun[-1]) if begun else None
+    return last if last != job_number(job) else None
+
+
+def job_number(attempt: str | None) -> str | None:
+    return attempt.partition(".")[0] if attempt else None
+
+
+def job_state(number: str) -> str | None:
+    """What Slurm says of a job: RUNNING, PENDING, ...; None if it knows none of that number."""
+    try:
+        found = subprocess.run(
+            ["squeue", "--noheader", "--jobs", number, "--format=%T"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def saved_step(run_dir: Path) -> int:
+    """Step of the newest complete checkpoint; 0 without."""
+    folders = step_folders(run_dir / run_folder.CHECKPOINTS)
+    return next((step for step, folder in folders if (folder / MANIFEST).exists()), 0)
+
+
+def read_status(run_dir: Path, job: str | None) -> dict[str, Any]:
+    """status.json if the attempt `job` wrote it; empty otherwise: it may have died before it wrote one."""
+    try:
+        status = json.loads((run_dir / run_folder.STATUS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return status if status.get("job") == job else {}
+
+
+def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
+    """Lines of attempts.jsonl; a torn one (the node died) is left out."""
+    path = run_dir / ATTEMPTS
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def append(run_dir: Path, line: Mapping[str, Any]) -> None:
+    with (run_dir / ATTEMPTS).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    fsync(run_dir / ATTEMPTS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m brasyn_dist.training.slurm_attempts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    first = commands.add_parser("begin")
+    first.add_argument("--config", type=Path)
+    first.add_argument("overrides", nargs="*", metavar="section.key=value")
+    last = commands.add_parser("end")
+    last.add_argument("run_dir", type=Path)
+    last.add_argument("--exit-status", type=int, required=True)
+    last.add_argument("--warned", action="store_true")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "begin":
+            run_dir = load_config(options.config, options.overrides).run_dir.absolute()
+            begin(run_dir)
+            print(run_dir)
+            return 0
+        verdict = end(options.run_dir, options.exit_status, options.warned)
+    except (BrasynError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    print(verdict.reason, file=sys.stderr, flush=True)
+    print(verdict.action)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

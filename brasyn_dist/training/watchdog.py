@@ -1,0 +1,155 @@
+"""Notices that a process hangs, and says where, before the collective timeout kills the job.
+
+    beat("step 12")  -- no other beat for `seconds` -->  stacks of all threads to this rank's log
+                                                         hang-rank-N.json beside it: this rank waits, since when, doing what
+                     -- a little later --------------->  the first waiting rank tells who else waits and who does not answer
+
+A rank that waits for another one can still tell where it waits; the culprit often cannot (it is stopped, or gone). Hence the
+verdict: of processes on the same host it also gives the kernel's word on their state. If no Python code can run (the
+interpreter's lock is held), faulthandler's own thread writes the stacks, somewhat later.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from brasyn_dist.common.files import write_json
+
+_STATES = {
+    "T": "stopped by a signal (SIGCONT lets it go on)",
+    "t": "stopped by a debugger",
+    "D": "waiting for a disk or file server",
+    "Z": "dead",
+    "R": "running",
+    "S": "sleeping",
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A process of the run, as the others know it."""
+
+    rank: int
+    pid: int
+    host: str
+
+    @classmethod
+    def here(cls, rank: int) -> "Peer":
+        return cls(rank, os.getpid(), socket.gethostname())
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+    def state(self) -> str:
+        """What this host's kernel says of it."""
+        if self.host != socket.gethostname():
+            return "on another node: look there"
+        try:
+            letter = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return "gone"
+        return _STATES.get(letter, letter)
+
+
+class Watchdog:
+    """Watches its own process from a thread. A context manager; `log` takes the stacks, its folder the hang files."""
+
+    def __init__(self, log: TextIO, folder: Path, me: Peer, peers: Sequence[Peer], seconds: float) -> None:
+        self._log, self._folder, self._me, self._peers = log, folder, me, peers
+        self._seconds = seconds
+        self._doing, self._beat, self._armed = "starting", time.monotonic(), -seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._withdraw()
+        self.beat("starting")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        self._withdraw()
+
+    def beat(self, doing: str) -> None:
+        """Tell that the process gets on, and with what. Costs next to nothing."""
+        self._doing, self._beat = doing, time.monotonic()
+        if self._beat - self._armed > self._seconds / 10:
+            self._armed = self._beat
+            # The thread reports first, unless it cannot run.
+            faulthandler.dump_traceback_later(1.5 * self._seconds, file=self._log)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._seconds / 10)):
+            beat = self._beat
+            if time.monotonic() - beat > self._seconds:
+                self._report(beat)
+                while self._beat == beat and not self._ended.wait(0.2):
+                    pass
+                self._withdraw()
+
+    def _hang_file(self, rank: int) -> Path:
+        return self._folder / f"hang-rank-{rank}.json"
+
+    def _withdraw(self) -> None:
+        with contextlib.suppress(OSError):
+            self._hang_file(self._me.rank).unlink(missing_ok=True)
+
+    def _report(self, beat: float) -> None:
+        doing = self._doing
+        self._say(
+            f"{self._me} got nowhere for {time.monotonic() - beat:.0f} s; last: {doing}. Stacks follow."
+        )
+        with contextlib.suppress(OSError, ValueError):
+            faulthandler.dump_traceback(self._log, all_threads=True)
+        faulthandler.cancel_dump_traceback_later()
+        self._armed = -self._seconds
+        with contextlib.suppress(OSError):
+            write_json(
+                self._hang_file(self._me.rank), {**asdict(self._me), "doing": doing, "time": time.time()}
+            )
+        # Beats of different ranks lie up to a step apart.
+        if self._ended.wait(self._seconds / 4) or self._beat != beat:
+            return
+        waiting = {p.rank: told for p in self._peers if (told := self._told(p)) is not None}
+        if waiting and min(waiting) == self._me.rank:
+            verdict = hang_verdict(self._peers, waiting)
+            self._say(verdict)
+            print(verdict, file=sys.stderr, flush=True)
+
+    def _told(self, peer: Peer) -> str | None:
+        """What a hanging peer was doing; None if it has not reported a hang."""
+        try:
+            return json.loads(self._hang_file(peer.rank).read_text())["doing"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log.flush()
+
+
+def hang_verdict(peers: Sequence[Peer], waiting: dict[int, str]) -> str:
+    """Who waits (`waiting`: rank -> what it did last) and who does not answer."""
+    lines = ["the run hangs: " + "; ".join(f"rank {r} since {doing}" for r, doing in sorted(waiting.items()))]
+    silent = [p for p in peers if p.rank not in waiting]
+    lines += [f"  {p} does not answer: {p.state()}" for p in silent]
+    if not silent:
+        lines.append("  all ranks answer: compare their stacks to see who waits for what")
+    lines.append("  Python stacks are in logs/rank-*.log")
+    return "\n".join(lines)
