@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from brasyn_dist.errors import DataError
+from brasyn_dist.modality_set import ModalitySet
 
 MODALITIES = ("t1c", "t1n", "t2f", "t2w")
 """Channel order of every 4-plane array and of published weights (thesis, Table 4.1)."""
@@ -63,6 +64,9 @@ _SUFFIXES = {
     "t1c": "t1c", "t1n": "t1n", "t2f": "t2f", "t2w": "t2w", "seg": "seg",
     "t1ce": "t1c", "t1gd": "t1c", "flair": "t2f", "t1": "t1n", "t2": "t2w",
 }  # fmt: skip
+BRATS = ModalitySet("brats", MODALITIES, MODALITY_NAMES, _SUFFIXES, LABEL_NAMES, REGIONS)
+"""The preset: what shard sets and exports hold that do not name a modality set."""
+
 _FILE = re.compile(
     r"^(?P<stem>.+)[-_](?P<suffix>t1ce|t1gd|t1c|t1n|t2f|t2w|flair|seg|t1|t2)\.nii(\.gz)?$", re.I
 )
