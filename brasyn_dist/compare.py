@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brasyn_dist.common.files import write_json
+from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.evaluation.paired_tests import (
     CHALLENGE_SCORES,
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    set_up_logging()
     options = parser().parse_args(arguments)
     try:
         a = read_rows(options.a, options.method_a)

@@ -19,6 +19,7 @@ import brasyn_dist
 from brasyn_dist.brats import LABEL_ORDERS, Case, find_cases
 from brasyn_dist.common.files import atomic_write_text, write_json
 from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.errors import BrasynError, ConfigError, DataError
 from brasyn_dist.evaluation.regression import Regression, fit
@@ -105,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    set_up_logging()
     options = parser().parse_args(arguments)
     try:
         with ending_on_signals(STOPPED):

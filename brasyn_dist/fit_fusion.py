@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from brasyn_dist.brats import MODALITIES, VIEWS
+from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.errors import BrasynError, ConfigError, DataError
 
 
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    set_up_logging()
     options = parser().parse_args(arguments)
     if options.out.suffix != ".json":
         parser().error("--out must end in .json")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from brasyn_dist.brats import MODALITIES, VIEWS
 from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.workqueue.worker_processes import helpers
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    set_up_logging()
     options = parser().parse_args(arguments)
     for name in ("batch_size", "workers"):
         if getattr(options, name) is not None and getattr(options, name) < 1:

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.processes import run_and_leave, starting_up
 from brasyn_dist.config import Config, T, load_config
 from brasyn_dist.errors import BrasynError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    set_up_logging()
+
     # torch and the rest of the imports take seconds, which `--help` and wrong options need not wait for.
     def train(config: Config) -> int:
         with starting_up():

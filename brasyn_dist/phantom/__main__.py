@@ -7,12 +7,14 @@ from pathlib import Path
 
 from brasyn_dist import phantom
 from brasyn_dist.brats import VOLUME_SHAPE
+from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.process_pool import available_processors
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.phantom.cohort import plan_cohorts, write_cohorts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    set_up_logging()
     parser = argparse.ArgumentParser(
         description=phantom.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

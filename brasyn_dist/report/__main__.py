@@ -5,10 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.errors import BrasynError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    set_up_logging()
     parser = argparse.ArgumentParser(prog="python -m brasyn_dist.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     options = parser.parse_args(arguments)
