@@ -371,14 +371,8 @@ class RuntimeConfig:
     gradient_exchange=bf16, nor under DeepSpeed."""
     rank_shares: tuple[float, ...] = ()
     """Share of the global batch for each rank, in any unit: [2, 1] gives rank 0 two thirds. Empty: equal shares."""
-    measure_rank_shares: bool = False
-    """For cards of different speeds: measure each rank's in the first batches, then share out by it (shares.json)."""
 
     def __post_init__(self) -> None:
-        if self.rank_shares and self.measure_rank_shares:
-            raise ConfigError(
-                "runtime.rank_shares is given: set runtime.measure_rank_shares=false, or leave it empty"
-            )
         if min(self.rank_shares, default=1.0) <= 0:
             raise ConfigError(
                 "runtime.rank_shares must be above 0: a rank without slices only holds the others up"

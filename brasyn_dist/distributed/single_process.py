@@ -1,6 +1,6 @@
-"""One process without Accelerate: for counting what an update costs, and for looking at one under a magnifying glass.
+"""One process without Accelerate: to count what an update costs, and for tests of the training step.
 
-Works on any device, also on fake tensors of a device that this machine does not have.
+It works on any device, also with fake tensors of a device that this machine does not have.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -11,31 +11,45 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from brasyn_dist.config import RuntimeConfig
-from brasyn_dist.distributed.process_group import Distributed, Trainable
+from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.timing import PhaseClock
+from brasyn_dist.distributed.trainable import Replicated, Trainable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class OneProcess(Distributed):
-    """`Distributed` for a world of 1; networks run under the configured autocast, losses are not scaled."""
+class LocalTrainable(Replicated):
+    """See `Trainable`. Losses are not scaled."""
 
-    rank, world, local_rank, local_world, is_main = 0, 1, 0, 1, True
-    device = torch.device("cpu")
+    def accumulate(self, last: bool) -> AbstractContextManager:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip_and_step(self, max_norm: float, rate: float) -> Tensor:
+        norm = self._clip(max_norm, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+
+class SingleProcess(ProcessGroup):
+    """A group of one process. Networks run under the configured autocast."""
+
+    trainable: type[LocalTrainable] = LocalTrainable
 
     def __init__(self, runtime: RuntimeConfig, device: torch.device | str = "cpu") -> None:
-        self.runtime = runtime
-        self.device = torch.device(device)
-        # The host's time, which nobody reads here: the device may be one that this machine does not have.
-        self.clock = PhaseClock(torch.device("cpu"))
+        # Host time: the device may be one that this machine does not have.
+        super().__init__(runtime, torch.device(device), PhaseClock(torch.device("cpu")))
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module) -> Trainable:
         if self.runtime.precision != "no":
-            module.forward = self._autocast(module.forward)
-        return Trainable(state, module, optimizer, optimizer, None)
+            module.forward = self._autocast_forward(module.forward)
+        return self.trainable(state, module, optimizer)
 
-    def _autocast(self, forward: Any) -> Any:
-        """As Accelerate does it: results in float32 again."""
+    def _autocast_forward(self, forward: Any) -> Any:
+        """`forward` under autocast with float32 results, as Accelerate does it."""
 
         def run(*inputs: Any) -> Any:
             with self.autocast():
@@ -43,20 +57,6 @@ class OneProcess(Distributed):
             return tree_map(lambda x: x.float() if isinstance(x, Tensor) else x, outputs)
 
         return run
-
-    def accumulate(self, network: Trainable, last: bool) -> AbstractContextManager:
-        return nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def clip_and_step(self, network: Trainable, max_norm: float, rate: float) -> Tensor:
-        norm = torch.nn.utils.clip_grad_norm_(network.module.parameters(), max_norm or float("inf"))
-        for group in network.optimizer.param_groups:
-            group["lr"] = rate
-        network.optimizer.step()
-        network.optimizer.zero_grad()
-        return norm
 
     def autocast(self) -> AbstractContextManager:
         dtype = DTYPES.get(self.runtime.precision)

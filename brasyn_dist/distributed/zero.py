@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO for several networks in one process; with distributed.py the only module that imports accelerate or deepspeed.
+"""DeepSpeed's ZeRO for several networks in one process.
 
     accelerate launch --config_file launch/deepspeed_zero2.yaml ...
       --> Zero: the stage, what cannot work refused         one engine for each network
@@ -17,7 +17,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from brasyn_dist.config import RuntimeConfig
 from brasyn_dist.data.loading.sampler import rank_rows
-from brasyn_dist.distributed.process_group import Trainable
+from brasyn_dist.distributed.trainable import Trainable, frozen
 from brasyn_dist.errors import ConfigError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -110,12 +109,6 @@ class Zero:
             )
         if self.stage == 1 or micro_batch_size is None:
             return
-        if self._runtime.measure_rank_shares and world > 1:
-            raise ConfigError(
-                f"runtime.measure_rank_shares with training.micro_batch_size={micro_batch_size}: ranks would come to take "
-                f"different numbers of micro-batches, but ZeRO {self.stage} exchanges gradients after each: leave one of them "
-                "out, or use launch/deepspeed_zero1.yaml"
-            )
         rows = [rank_rows(global_batch_size, r, world, self._runtime.rank_shares) for r in range(world)]
         counts = [-(-(r.stop - r.start) // micro_batch_size) for r in rows]
         fewest, most = min(counts), max(counts)
@@ -144,7 +137,7 @@ class Zero:
 
     def prepare(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module, device: torch.device
-    ) -> "ZeroTrainable":
+    ) -> Trainable:
         """An engine around `module`, which is on `device` already and keeps its parameters' names and order."""
         import deepspeed
 
@@ -152,43 +145,50 @@ class Zero:
         if self._runtime.precision == "bf16":
             run_in_autocast(module, device)
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.engine_options())
-        return ZeroTrainable(state, engine, optimizer, engine.optimizer, None, self.stage, size)
+        return ZeroTrainable(state, engine, optimizer, self.stage, size)
 
 
-@dataclass
-class ZeroTrainable(Trainable):
-    """A network in an engine of its own (`wrapped`); `prepared_optimizer` is ZeRO's, `optimizer` the Adam inside it.
+class ZeroTrainable:
+    """A network in a DeepSpeed engine (`wrapped`). See `Trainable`.
 
-    `module` called while frozen is right at every stage: at stage 3 its layers gather their weights themselves.
+    `module` called while frozen is correct at every stage: at stage 3 its layers gather their weights themselves.
     """
 
-    stage: int
-    size: int
+    def __init__(
+        self,
+        module: nn.Module,
+        engine: Any,
+        optimizer: torch.optim.Optimizer,
+        stage: int,
+        parameter_count: int,
+    ) -> None:
+        self.module, self.wrapped, self.optimizer = module, engine, optimizer
+        self.parameter_count = parameter_count
+        self._engine, self._zero_optimizer, self._stage = engine, engine.optimizer, stage
+
+    def frozen(self) -> AbstractContextManager[nn.Module]:
+        return frozen(self.module)
 
     def accumulate(self, last: bool) -> AbstractContextManager:
-        self.wrapped.set_gradient_accumulation_boundary(last)  # type: ignore[operator]
+        self._engine.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        self.wrapped.backward(loss)  # type: ignore[operator]
+        self._engine.backward(loss)
 
     def clip_and_step(self, max_norm: float, rate: float) -> Tensor:
-        self.prepared_optimizer.clip_grad = max_norm
+        self._zero_optimizer.clip_grad = max_norm
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.wrapped.step()  # type: ignore[operator]
-        norm = self.wrapped.get_global_grad_norm()  # type: ignore[operator]
-        return torch.as_tensor(norm, dtype=torch.float32, device=self.prepared_optimizer.device)
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self._zero_optimizer.device)
 
     # ---- whole state
 
-    @property
-    def parameter_count(self) -> int:
-        return self.size
-
     def gathered(self, changed_by: int | None = None) -> AbstractContextManager:
         """Within it the parameters of `module` are whole; to be read, or changed by rank `changed_by` for all."""
-        if self.stage < 3:
+        if self._stage < 3:
             return nullcontext()
         from deepspeed.runtime.zero import GatheredParameters
 
@@ -198,13 +198,13 @@ class ZeroTrainable(Trainable):
         with self.gathered():
             weights = self.module.state_dict()
             # What was gathered is gone when this ends.
-            return weights if self.stage < 3 else {k: v.cpu().clone() for k, v in weights.items()}
+            return weights if self._stage < 3 else {k: v.cpu().clone() for k, v in weights.items()}
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         with self.gathered(changed_by=0):
             self.module.load_state_dict(weights)
         # ZeRO steps a copy of its own.
-        self.prepared_optimizer.refresh_fp32_params()
+        self._zero_optimizer.refresh_fp32_params()
 
     def adam_state(self) -> dict[str, dict[str, Any]]:
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -231,18 +231,18 @@ class ZeroTrainable(Trainable):
                 "step": step.to(partition.device if on_device else "cpu", torch.float32).clone(),
                 **{moment: torch.zeros_like(partition) for moment in MOMENTS},
             }
-        if self.stage < 3:
+        if self._stage < 3:
             # Ties each parameter to its place in the moments; ZeRO does it in its first step, which is behind us.
-            self.prepared_optimizer._lazy_init_hp_params_optimizer_state()
+            self._zero_optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in parameters.items():
             for moment in MOMENTS:
-                set_moment(parameter, state[name][moment], moment, self.stage)
+                set_moment(parameter, state[name][moment], moment, self._stage)
 
     def _partitions(self) -> list[Tensor]:
         """This rank's part of the weights, flat: what Adam steps."""
-        if self.stage == 3:
-            return list(self.prepared_optimizer.fp32_partitioned_groups_flat)
-        return list(self.prepared_optimizer.single_partition_of_fp32_groups)
+        if self._stage == 3:
+            return list(self._zero_optimizer.fp32_partitioned_groups_flat)
+        return list(self._zero_optimizer.single_partition_of_fp32_groups)
 
 
 def set_moment(parameter: nn.Parameter, value: Tensor, moment: str, stage: int) -> None:

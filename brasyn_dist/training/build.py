@@ -10,7 +10,7 @@ from torch import nn
 from brasyn_dist.common.processes import starting_up
 from brasyn_dist.common.typed_yaml import to_dict
 from brasyn_dist.config import RunConfig
-from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.distributed.process_group import Distributed, resolve_runtime, zero_of_launch
 from brasyn_dist.errors import BrasynError, CheckpointError, ConfigError
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.report.training_report import record_data
@@ -30,8 +30,10 @@ from brasyn_dist.training.validation import SliceValidator
 def run(task: Task) -> int:
     """Train, or continue training, until the end or a request to stop. Returns the exit status (training/stop_request.py)."""
     with starting_up():
-        distributed = Distributed(task.config.runtime)
-    task = task.with_runtime(distributed.runtime)
+        zero = zero_of_launch(task.config.runtime)
+        runtime = resolve_runtime(task.config.runtime, zero)
+        distributed = Distributed(runtime, zero)
+    task = task.with_runtime(runtime)
     config = task.config
     try:
         training = config.training

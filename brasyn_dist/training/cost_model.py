@@ -22,8 +22,9 @@ from brasyn_dist.config import Config
 from brasyn_dist.data.format.index import ShardIndex
 from brasyn_dist.data.loading.loader import BatchMemory
 from brasyn_dist.data.loading.sampler import targets_and_masks
-from brasyn_dist.distributed.process_group import Distributed, Trainable
-from brasyn_dist.distributed.single_process import OneProcess
+from brasyn_dist.distributed.process_group import ProcessGroup
+from brasyn_dist.distributed.single_process import LocalTrainable, SingleProcess
+from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.models.discriminator import Discriminator
 from brasyn_dist.models.generator import Generator, default_execution
 from brasyn_dist.models.layers import set_recompute
@@ -118,7 +119,7 @@ def count_update(config: Config, batch: int) -> Counted:
     return Counted(counts[0], counts[1], operations.get_total_flops(), memory.peak)
 
 
-def fake_networks(config: Config, distributed: Distributed) -> tuple[Trainable, Trainable]:
+def fake_networks(config: Config, distributed: ProcessGroup) -> tuple[Trainable, Trainable]:
     """As training/build.py builds them, but never moved nor compiled; with gradients, as they are after a step."""
     execution = config.runtime.encoder_execution or default_execution(distributed.device)
     generator = Generator(config.generator, execution)
@@ -128,7 +129,7 @@ def fake_networks(config: Config, distributed: Distributed) -> tuple[Trainable, 
     passes = SynthesisPasses(generator, fast=config.training.fast_passes, cycle=cycle)
     for parameter in (*generator.parameters(), *discriminator.parameters()):
         parameter.grad = torch.zeros_like(parameter)
-    # CountingProcess takes no step with it.
+    # CountingTrainable takes no step with it.
     unused = torch.optim.SGD(generator.parameters())
     return (
         distributed.prepare(passes, unused, generator),
@@ -136,14 +137,20 @@ def fake_networks(config: Config, distributed: Distributed) -> tuple[Trainable, 
     )
 
 
-class CountingProcess(OneProcess):
-    """Takes no step: Adam looks at the value of its step count, and fake tensors have no values.
+class CountingTrainable(LocalTrainable):
+    """Takes no optimiser step: Adam reads the value of its step count, and fake tensors have no values.
 
-    Gradients stay, as DistributedDataParallel's do, and as those of earlier micro-batches do.
+    Gradients stay allocated, like those of DistributedDataParallel and of earlier micro-batches.
     """
 
-    def clip_and_step(self, network: Trainable, max_norm: float, rate: float) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(network.module.parameters(), max_norm or float("inf"))
+    def clip_and_step(self, max_norm: float, rate: float) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(self.module.parameters(), max_norm or float("inf"))
+
+
+class CountingProcess(SingleProcess):
+    """Networks of this group are `CountingTrainable`."""
+
+    trainable = CountingTrainable
 
 
 class LiveBytes(TorchDispatchMode):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from brasyn_dist.distributed.process_group import Distributed, lost_contact
+from brasyn_dist.distributed.process_group import Distributed, is_lost_peer
 from brasyn_dist.errors import BrasynError
 
 INTACT = "Complete checkpoints are untouched: when that is mended, the same command continues"
@@ -24,7 +24,7 @@ def explaining(run_dir: Path, distributed: Distributed) -> Iterator[None]:
             f"rank {distributed.rank}: {run_dir}: {error}. Free space, or make the folder writable. {INTACT}"
         ) from error
     except RuntimeError as error:
-        if not lost_contact(error):
+        if not is_lost_peer(error):
             raise
         minutes = distributed.runtime.collective_timeout_minutes
         raise MachineError(

@@ -19,7 +19,8 @@ from brasyn_dist.config import Config, RunConfig
 from brasyn_dist.data.loading.augmentation import Augmentation, draw, mirrored
 from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
-from brasyn_dist.distributed.process_group import Distributed, Trainable
+from brasyn_dist.distributed.process_group import ProcessGroup
+from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.losses.objective import (
     discriminator_terms,
     generator_terms,
@@ -137,7 +138,7 @@ class GanStep:
     def __init__(
         self,
         config: Config,
-        distributed: Distributed,
+        distributed: ProcessGroup,
         generator: Trainable,
         discriminator: Trainable,
         normaliser: Normaliser,
@@ -153,8 +154,8 @@ class GanStep:
         self.normaliser = normaliser
         self.variants = len(MODALITIES) // config.training.updates_per_batch
         self.headline = ("L1", "reconstruction")
-        self._has_critic = config.objective.adversarial > 0 or config.objective.classification > 0
-        """Nobody listens to a discriminator whose terms weigh nothing: it is neither asked nor trained."""
+        self._use_discriminator = config.objective.adversarial > 0 or config.objective.classification > 0
+        """If both discriminator loss weights are 0, the discriminator is neither evaluated nor updated."""
         # Compiled code wants few shapes; eager code is quicker without padded rows.
         self._equal_rows = compile_mode(config, distributed.device) != "off"
 
@@ -167,7 +168,7 @@ class GanStep:
         sums: dict[str, Tensor] = {}
         with self._distributed.clock.phase("generator"):
             pairs = self._generator_phase(batch, masks, rates.generator, sums)
-        if self._has_critic:
+        if self._use_discriminator:
             with self._distributed.clock.phase("discriminator"):
                 self._discriminator_phase(pairs, rates.discriminator, sums)
         return sums
@@ -200,29 +201,27 @@ class GanStep:
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Returns (real target, detached synthetic, target modality) of each micro-batch, for the discriminator."""
         config, pairs = self._config, []
-        with self._discriminator.frozen() as critic:
+        with self._discriminator.frozen() as discriminator:
             for start, stop in chunks(len(batch), config.training.micro_batch_size):
                 part = batch.rows(start, stop)
                 plan = plan_passes([m[start:stop] for m in masks], self._equal_rows).to(part.real_BMHW.device)
-                with self._distributed.accumulate(self._generator, last=stop == len(batch)):
+                with self._generator.accumulate(last=stop == len(batch)):
                     passes = self._generator.wrapped(part.real_BMHW, part.view_B, *plan)
-                    terms = self._generator_terms(critic, part, plan, passes)
+                    terms = self._generator_terms(discriminator, part, plan, passes)
                     loss = weighted_sum(config.objective, terms).sum() * self._scale()
-                    self._distributed.backward(loss)
+                    self._generator.backward(loss)
                 add_sums(sums, terms)
                 real = modality_slices(part.real_BMHW, plan.row_B, plan.target_B)
                 pairs.append((real, passes[0].detach(), plan.target_B))
-        sums["generator_norm"] = self._distributed.clip_and_step(
-            self._generator, config.optimizer.clip_norm, rate
-        )
+        sums["generator_norm"] = self._generator.clip_and_step(config.optimizer.clip_norm, rate)
         return pairs
 
     def _generator_terms(
-        self, critic: torch.nn.Module, part: DeviceBatch, plan: PassTensors, passes: Passes
+        self, discriminator: torch.nn.Module, part: DeviceBatch, plan: PassTensors, passes: Passes
     ) -> dict[str, Tensor]:
         image_B1HW, bottleneck_BCHW, cycle_image_B1HW, cycle_bottleneck_BCHW = passes
         real_B1HW = modality_slices(part.real_BMHW, plan.row_B, plan.target_B)
-        patch_B1hw, class_B4 = critic(image_B1HW) if self._has_critic else (None, None)
+        patch_B1hw, class_B4 = discriminator(image_B1HW) if self._use_discriminator else (None, None)
         labels_BHW = part.labels_BHW[plan.row_B]
         return generator_terms(
             self._config.objective,
@@ -257,7 +256,7 @@ class GanStep:
     ) -> None:
         config = self._config
         for number, (real_B1HW, synthetic_B1HW, target_B) in enumerate(pairs):
-            with self._distributed.accumulate(self._discriminator, last=number == len(pairs) - 1):
+            with self._discriminator.accumulate(last=number == len(pairs) - 1):
                 patch, classes = self._discriminator.wrapped(torch.cat([real_B1HW, synthetic_B1HW]))
                 real_patch, synthetic_patch = patch.chunk(2)
                 real_class, synthetic_class = classes.chunk(2)
@@ -265,11 +264,9 @@ class GanStep:
                     real_patch, real_class, synthetic_patch, synthetic_class, target_B
                 )
                 loss = weighted_discriminator_sum(config.objective, terms).sum() * self._scale()
-                self._distributed.backward(loss)
+                self._discriminator.backward(loss)
             add_sums(sums, terms)
-        sums["discriminator_norm"] = self._distributed.clip_and_step(
-            self._discriminator, config.optimizer.clip_norm, rate
-        )
+        sums["discriminator_norm"] = self._discriminator.clip_and_step(config.optimizer.clip_norm, rate)
 
 
 def modality_slices(real_BMHW: Tensor, row_V: Tensor, modality_V: Tensor) -> Tensor:

@@ -52,8 +52,6 @@ class Observer:
         self._pending: Row = {}
         self._rows: list[Row] = [{} for _ in self._peers]
         self._steps = 0
-        self.computed_seconds = 0.0
-        """Of this execution's updates so far, without waiting for other ranks; as of the last `collect`."""
 
     def __enter__(self) -> "Observer":
         self.note(f"{self._peers[self._distributed.rank]} of {self._distributed.world} starts")
@@ -85,7 +83,6 @@ class Observer:
         phases = self._distributed.clock.take()
         for name, seconds in phases.items():
             self._pending[name] = self._pending.get(name, 0.0) + seconds
-        self.computed_seconds += computed(phases)
 
     def interval(self, step: int, steps: int, host: Mapping[str, float]) -> dict[str, Any]:
         """Close an interval of `steps` updates up to `step`: fields for performance.jsonl, the same on all ranks.

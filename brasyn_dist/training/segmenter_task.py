@@ -16,7 +16,8 @@ from brasyn_dist.brats import LABEL_NAMES, REGIONS, VIEWS
 from brasyn_dist.common.typed_yaml import to_dict
 from brasyn_dist.config import RuntimeConfig, SegmenterRunConfig
 from brasyn_dist.data.loading.loader import SliceBatch
-from brasyn_dist.distributed.process_group import Distributed, Trainable
+from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.losses.tversky import focal_tversky, labelled_only
 from brasyn_dist.models.pretrained import load_segmenter_weights, save_pretrained
 from brasyn_dist.models.segmenter import CLASSES, Segmenter, build_segmenter
@@ -62,13 +63,13 @@ class SegmenterStep:
         sums: dict[str, Tensor] = {}
         for start, stop in chunks(len(loaded), config.training.micro_batch_size):
             part = loaded.rows(start, stop)
-            with distributed.accumulate(self._segmenter, last=stop == len(loaded)):
+            with self._segmenter.accumulate(last=stop == len(loaded)):
                 logits_B4HW = self._segmenter.wrapped(part.real_BMHW, part.view_B, part.type_B)
                 loss_B = focal_tversky(config.tversky, logits_B4HW, part.labels_BHW)
                 terms = {"tversky": labelled_only(loss_B, part.has_labels_B)}
-                distributed.backward(terms["tversky"].sum() * scale)
+                self._segmenter.backward(terms["tversky"].sum() * scale)
             add_sums(sums, terms)
-        sums["segmenter_norm"] = distributed.clip_and_step(self._segmenter, config.optimizer.clip_norm, rate)
+        sums["segmenter_norm"] = self._segmenter.clip_and_step(config.optimizer.clip_norm, rate)
         return sums
 
     def trace(self, batch: SliceBatch, number: int) -> list[list[object]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from brasyn_dist.distributed.process_group import Trainable
+from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.errors import CheckpointError
 from brasyn_dist.training.checkpoint import Checkpoint
 

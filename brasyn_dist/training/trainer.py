@@ -8,7 +8,7 @@ for each global batch k of the stream          position = optimiser step; batch 
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -26,7 +26,6 @@ from brasyn_dist.training.ema import update_average
 from brasyn_dist.training.gan_step import Step
 from brasyn_dist.training.loggers import JsonLines, Telemetry
 from brasyn_dist.training.metrics import Monitor
-from brasyn_dist.training.rank_shares import RankShares
 from brasyn_dist.training.rank_timing import DATA_WAIT, Observer
 from brasyn_dist.training.schedule import ema_decay, rate_factor, scaled_rate
 from brasyn_dist.training.state import TrainState
@@ -92,7 +91,6 @@ class Trainer:
             else None
         )
         self.observer = Observer(config, distributed)
-        self.shares = RankShares(config.runtime, self.run_dir, config.training.global_batch_size, distributed)
         self.stop = stop.StopRequest(self.run_dir, distributed.is_main)
         self.clock = Clock(since=time.monotonic())
         self.saver = (
@@ -115,26 +113,17 @@ class Trainer:
     def _updates(self) -> Iterator[tuple[SliceBatch, int]]:
         """(batch, number of the update within it) from the current step on, also from the middle of a batch."""
         per_batch = self.config.training.updates_per_batch
-        while self.state.step < self.total_steps:  # anew whenever this rank's rows change
-            first, skip = divmod(self.state.step, per_batch)
-            self.data = replace(self.data, rows=self.shares.rows(first))
-            with self.data.stream(first, -(-self.total_steps // per_batch)) as stream:
+        first, skip = divmod(self.state.step, per_batch)
+        with self.data.stream(first, -(-self.total_steps // per_batch)) as stream:
+            waited = time.monotonic()
+            for batch in stream:
+                self.clock.wait += time.monotonic() - waited
+                for update in range(skip, per_batch):
+                    if self.state.step == self.total_steps:
+                        return
+                    yield batch, update
+                skip = 0
                 waited = time.monotonic()
-                for batch in stream:
-                    self.clock.wait += time.monotonic() - waited
-                    for update in range(skip, per_batch):
-                        if self.state.step == self.total_steps:
-                            return
-                        yield batch, update
-                    skip = 0
-                    if self.shares.batch_done(batch.index, self._computed_seconds):
-                        self._log()  # what it says of slices is about the old rows
-                        break
-                    waited = time.monotonic()
-
-    def _computed_seconds(self) -> float:
-        self.observer.collect()
-        return self.observer.computed_seconds
 
     def _train(self, batch: SliceBatch, update: int) -> None:
         config, state = self.config, self.state

@@ -8,13 +8,10 @@ import pytest
 
 from brasyn_dist.data.loading.sampler import rank_rows
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.training.rank_shares import SHARES
 from tests.distributed.faults import PATIENCE, train
 from tests.distributed.launch import (
     SMALL,
-    final_state,
     kill,
-    logged_step,
     saved_step,
     start,
     wait_until,
@@ -109,39 +106,6 @@ def test_unequal_shares_change_no_batch(work: Path, undisturbed: Path):
     }
     assert first_rows == {0, 6}
     check_same_course(work / "runs" / name, undisturbed)
-
-
-@pytest.mark.slow
-def test_measured_shares_are_recorded_and_a_resume_uses_them(work: Path, undisturbed: Path):
-    """Shares that were recorded hold from their batch on: killed and resumed, the run ends bit-identical to one that was not."""
-    more = ("runtime.measure_rank_shares=true", "training.max_steps=36")
-    whole, log = work / "runs/measured", work / "measured.log"
-    assert train(options(work, "measured", *more), log) == 0, log.read_text()[-4000:]
-    record = json.loads((whole / SHARES).read_text())["2"]
-    assert record["from_batch"] == 6 and sum(record["shares"]) == pytest.approx(1, abs=2e-3)
-    # Another machine would measure otherwise; what counts is what is recorded.
-    states = []
-    for name, kills in (("recorded", 0), ("recorded-killed", 1)):
-        run_dir = work / "runs" / name
-        run_dir.mkdir()
-        (run_dir / SHARES).write_text(json.dumps({"2": {"from_batch": 1, "shares": [0.62, 0.38]}}))
-        arguments = options(work, name, "runtime.measure_rank_shares=true")
-        for _ in range(kills):
-            process = WarmRun(arguments, log)
-            assert wait_until(process, lambda: logged_step(run_dir) >= 5, log, PATIENCE)  # noqa: B023
-            kill(process)
-        assert train(arguments, log) == 0, log.read_text()[-4000:]
-        firsts = [
-            [
-                json.loads(line)["first_row"]
-                for line in (run_dir / "trace-2-1.jsonl").read_text().splitlines()
-            ][i]
-            for i in (0, 3, 4, STEPS - 1)
-        ]
-        assert firsts == [4, 4, 5, 5]
-        states.append(final_state(run_dir, STEPS))
-        check_same_course(run_dir, undisturbed)
-    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("rows", [3, 8, 64, 65])

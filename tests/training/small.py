@@ -7,7 +7,7 @@ import torch
 from brasyn_dist.config import Config, load_config
 from brasyn_dist.data.loading.loader import BatchMemory, SliceBatch
 from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
-from brasyn_dist.distributed.single_process import OneProcess
+from brasyn_dist.distributed.single_process import SingleProcess
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.gan_step import DeviceBatch, GanStep, Rates
@@ -48,7 +48,7 @@ class Update:
 
     def __init__(self, config: Config, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.config = config
-        self.distributed = OneProcess(config.runtime, device)
+        self.distributed = SingleProcess(config.runtime, device)
         self.state: TrainState = build_state(config, self.distributed)
         if dtype != torch.float32:
             for network in (self.state.generator, self.state.discriminator):
