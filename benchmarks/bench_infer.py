@@ -37,7 +37,8 @@ from brasyn_dist.inference.synthesis import (
 )
 from brasyn_dist.inference.timing import STAGES, StageClock
 from brasyn_dist.models.generator import Generator, build_generator, default_execution
-from brasyn_dist.preprocessing.normalisation import Normaliser, mask_missing
+from brasyn_dist.preprocessing.normalisation import mask_missing
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.slicing import centred, extract_slices, stack_slices
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 
@@ -94,10 +95,10 @@ def parse() -> argparse.Namespace:
 
 def load(options: argparse.Namespace, device: torch.device) -> Generator:
     if options.weights:
-        generator = Generator.from_pretrained(options.weights, default_execution(device))
+        generator = Generator.from_pretrained(options.weights, encoder_execution=default_execution(device))
     else:
         generator = build_generator(GeneratorConfig(base_channels=options.width), 0)
-        generator.statistics = PUBLISHED
+        generator.preprocessing = Preprocessing(PUBLISHED)
     return generator.to(device).eval()
 
 
@@ -197,9 +198,9 @@ def run_every_slice(
     clock: StageClock,
 ) -> np.ndarray:
     """The same volume the plain way: all slices, all four encoders, one host array of slices."""
-    assert generator.statistics is not None
+    assert generator.preprocessing is not None
     device = next(generator.parameters()).device
-    normaliser, wanted = Normaliser(generator.statistics, device), MODALITIES.index(target)
+    normaliser, wanted = generator.preprocessing.normaliser(device), MODALITIES.index(target)
     slices_KMHW = extract_slices(images_MXYZ, view)
     count, shape = len(slices_KMHW), slices_KMHW.shape[2:]
     available_BM = torch.tensor([[m in available for m in MODALITIES]] * batch_size, device=device)

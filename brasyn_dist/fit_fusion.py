@@ -74,8 +74,7 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"one member ({members[0].view}) has nothing to be fused with; give several views or weights"
         )
-    statistics = members[0].generator.statistics
-    assert statistics is not None
+    statistics = members[0].preprocessing.statistics
     settings = NetworkOptions(steps=options.steps, seed=options.seed)
     fit = (
         fit_weights

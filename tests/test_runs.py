@@ -132,9 +132,9 @@ def test_slices_of_their_own_range_are_synthesised_as_they_were_trained(runs: Ru
     import nibabel
 
     from brasyn_dist.inference.api import infer_batch
-    from brasyn_dist.models.pretrained import load_pretrained
+    from brasyn_dist.models.generator import Generator
 
-    assert load_pretrained(runs("hfgan")).normalisation == "slice"
+    assert Generator.from_pretrained(runs("hfgan")).preprocessing.normalisation == "slice"
     out = runs.work / "hfgan-cases"
     infer_batch("cases", out, weights="runs/hfgan", modalities=["t1n"], say=lambda text: None)
     (path,) = out.glob("*-t1n.nii.gz")
@@ -154,7 +154,7 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
 
     from brasyn_dist.brats import MODALITIES
     from brasyn_dist.inference.api import infer_batch
-    from brasyn_dist.models.pretrained import load_pretrained
+    from brasyn_dist.models.generator import Generator
 
     options = [
         "name=scaled", "data.normalisation=case", "generator.image_size=[32,48]", "discriminator.image_size=[32,48]",
@@ -166,8 +166,9 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
     exported = json.loads((run_dir / "export/config.json").read_text())
     table = zip(index["cases"]["split"], index["cases"]["cohort"])
     assert exported["scales"]["cases"] == list(table).count(("train", "train_gli"))
-    generator = load_pretrained(run_dir)
-    assert generator.normalisation == "case" and generator.infuser.position_1TW.shape[1] == 3 * 2
+    generator = Generator.from_pretrained(run_dir)
+    preprocessing = generator.preprocessing
+    assert preprocessing.normalisation == "case" and generator.infuser.position_1TW.shape[1] == 3 * 2
     with Image.open(run_dir / "panels/step-00000002-t1c.png") as panel:
         assert panel.size == (7 * (32 + 2), 48 + 16 + 2)
     # Unseen scale: what is synthesised has the one that the three others of the case suggest.
@@ -176,8 +177,8 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
     infer_batch("cases", "scaled-out", weights="runs/scaled", modalities=["t1n"], say=lambda text: None)
     result = np.asarray(nibabel.load(f"scaled-out/{case.name}-t1n.nii.gz").dataobj)
     given = [int(np.percentile(v[v > 0], 50, method="lower")) for m, v in volumes.items() if m != "t1n"]
-    assert generator.scales is not None
-    unit = generator.scales.predict((0, 2, 3), given, 1)
+    assert preprocessing.intensity_scale is not None
+    unit = preprocessing.intensity_scale.predict((0, 2, 3), given, 1)
     assert 0 < result.max() < 7 * unit
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from brasyn_dist.brats import VIEWS
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.models.generator import Generator
-from brasyn_dist.models.pretrained import load_tensors, save_pretrained
+from brasyn_dist.models.pretrained import load_tensors
 from brasyn_dist.models.published_weights import convert_generator
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 
 
@@ -56,7 +57,7 @@ def convert(published: Path, out: Path, heads: int, statistics: str, views: list
     generator = Generator(config)
     generator.load_state_dict(state)
     chosen = PUBLISHED if statistics == "published" else Statistics.load(statistics)
-    save_pretrained(generator, out, chosen, views)
+    generator.save_pretrained(out, Preprocessing(chosen, tuple(views)))
     return generator
 
 

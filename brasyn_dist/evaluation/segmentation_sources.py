@@ -70,10 +70,10 @@ def _segmenter(path: Path) -> "Segmenter":
     import torch
 
     from brasyn_dist.inference.case_queue import own_device
-    from brasyn_dist.models.pretrained import load_segmenter
+    from brasyn_dist.models.segmenter import Segmenter
 
     device = own_device(place_of()) or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load_segmenter(path).to(device)
+    return Segmenter.from_pretrained(path).to(device)
 
 
 @dataclass(frozen=True)

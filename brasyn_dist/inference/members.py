@@ -10,8 +10,8 @@ from brasyn_dist.brats import VIEWS
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.inference.synthesis import Member, Precision
 from brasyn_dist.inference.weights_config import InferenceConfig, Weights, load_inference
-from brasyn_dist.models.generator import default_execution
-from brasyn_dist.models.pretrained import CONFIG_FILE, export_folder, load_pretrained, read_config
+from brasyn_dist.models.generator import Generator, default_execution
+from brasyn_dist.models.pretrained import CONFIG_FILE, export_folder, read_config
 
 
 def load_members(
@@ -31,7 +31,7 @@ def load_members(
         folder = export_folder(Path(entry.weights))
         config = read_config(folder / CONFIG_FILE)
         chosen = choose_views(config["views"], entry.views, plan.any_view, folder)
-        generator = load_pretrained(folder, default_execution(device)).to(device)
+        generator = Generator.from_pretrained(folder, encoder_execution=default_execution(device)).to(device)
         members += [Member(view, generator, folder, config["weights_sha256"]) for view in chosen]
     for (view, digest), count in Counter((m.view, m.weights_sha256) for m in members).items():
         if count > 1:

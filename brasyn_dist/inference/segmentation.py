@@ -23,8 +23,8 @@ from brasyn_dist.inference.synthesis import (
     padding_to,
     to_slices,
 )
-from brasyn_dist.models.segmenter import CLASSES, Segmenter
-from brasyn_dist.preprocessing.normalisation import Normaliser, foreground_medians
+from brasyn_dist.models.segmenter import Segmenter
+from brasyn_dist.preprocessing.normalisation import foreground_medians
 
 
 @torch.inference_mode()
@@ -41,18 +41,21 @@ def segment_volume(
     `tumour_type` is a number in TUMOUR_TYPES, or UNKNOWN_TYPE; `views` default to those the segmenter was trained on. Raises
     DataError where there is no brain, CheckpointError for a segmenter that lacks what its export should tell.
     """
-    views = tuple(views or segmenter.views)
-    if segmenter.statistics is None or not views:
-        raise CheckpointError("the segmenter has no statistics or views; load it with load_segmenter")
+    preprocessing = segmenter.preprocessing
+    views = tuple(views or (preprocessing.views if preprocessing else ()))
+    if preprocessing is None or not views:
+        raise CheckpointError(
+            "the segmenter has no statistics or views; load it with Segmenter.from_pretrained"
+        )
     device = next(segmenter.parameters()).device
     images = torch.from_numpy(images_MXYZ).to(device)
     brain_XYZ = brain_mask(images, MODALITIES)
     if not brain_XYZ.any():
         raise DataError("no brain to segment: the modalities are background everywhere (all voxels are 0)")
-    normaliser = Normaliser(segmenter.statistics, device, mode=segmenter.normalisation)
-    needed = segmenter.normalisation == "case"
+    normaliser = preprocessing.normaliser(device)
+    needed = preprocessing.normalisation == "case"
     medians_1M = foreground_medians(images, range(len(MODALITIES))) if needed else None
-    sums_CXYZ = torch.zeros(CLASSES, *brain_XYZ.shape, device=device)
+    sums_CXYZ = torch.zeros(segmenter.classes, *brain_XYZ.shape, device=device)
     for view in views:
         # Views into the volumes: what is added to a slice is added to its volume.
         inputs_KMHW, sums_KCHW = to_slices(images, view), to_slices(sums_CXYZ, view)

@@ -22,7 +22,8 @@ from brasyn_dist.brats import MODALITIES, VIEW_AXES, VIEWS, ImageSize, image_sha
 from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.inference.timing import StageClock
 from brasyn_dist.models.generator import Generator
-from brasyn_dist.preprocessing.normalisation import Normaliser, foreground_medians
+from brasyn_dist.preprocessing.normalisation import foreground_medians
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.slicing import margins
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -45,6 +46,11 @@ class Member:
     """In evaluation mode, on its device, with the statistics that it was trained with."""
     folder: Path
     weights_sha256: str
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        assert self.generator.preprocessing is not None
+        return self.generator.preprocessing
 
 
 def default_batch_size(device: torch.device) -> int:
@@ -144,7 +150,8 @@ def synthesise_volume(
     `images_MXYZ` integers with all four modalities, on the generator's device. The modalities named in `available` are the
     input, and only their encoders run.
     """
-    if generator.statistics is None:
+    preprocessing = generator.preprocessing
+    if preprocessing is None:
         raise CheckpointError(
             "the generator has no statistics to normalise with; load it with from_pretrained"
         )
@@ -153,8 +160,8 @@ def synthesise_volume(
     present = modality_numbers(available)
     wanted, view_number = MODALITIES.index(target), VIEWS.index(view)
     with clock("prepare"):
-        normaliser = Normaliser(generator.statistics, device, mode=generator.normalisation)
-        medians_1M, unit = case_scales(generator, images_MXYZ, present, wanted)
+        normaliser = preprocessing.normaliser(device)
+        medians_1M, unit = case_scales(preprocessing, images_MXYZ, present, wanted)
         brain_XYZ = brain_mask(images_MXYZ, available)
         volume_XYZ = torch.zeros(brain_XYZ.shape, device=device)
         # Views into the volumes: what is written to a slice is written to its volume.
@@ -176,15 +183,17 @@ def synthesise_volume(
 
 
 def case_scales(
-    generator: Generator, images_MXYZ: Tensor, present: Sequence[int], wanted: int
+    preprocessing: Preprocessing, images_MXYZ: Tensor, present: Sequence[int], wanted: int
 ) -> tuple[Tensor | None, float]:
     """Medians (1, 4) that normalise the inputs, and the unit of the output; (None, 1) where intensities have no case's scale."""
-    if generator.normalisation != "case":
+    if preprocessing.normalisation != "case":
         return None, 1.0
-    if generator.scales is None:
+    if preprocessing.intensity_scale is None:
         raise CheckpointError("the generator has no scales to denormalise with; load it with from_pretrained")
     medians_1M = foreground_medians(images_MXYZ, present)
-    return medians_1M, generator.scales.predict(present, medians_1M[0, list(present)].tolist(), wanted)
+    return medians_1M, preprocessing.intensity_scale.predict(
+        present, medians_1M[0, list(present)].tolist(), wanted
+    )
 
 
 def brain_mask(images_MXYZ: Tensor, available: Sequence[str]) -> Tensor:

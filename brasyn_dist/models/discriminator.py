@@ -7,8 +7,9 @@ slice --> 4x4 convolutions, strides 2 2 2 1 --+--> 4x4 convolution: real or synt
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brasyn_dist.brats import MODALITIES, image_shape
+from brasyn_dist.brats import BRATS, image_shape
 from brasyn_dist.config import DiscriminatorConfig
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.layers import seeded_initialisation
 
 SLOPE = 0.2
@@ -34,7 +35,7 @@ class DiscriminatorBlock(nn.Module):
 class Discriminator(nn.Module):
     """Judges slices (B, 1, H, W) of the configured size."""
 
-    def __init__(self, config: DiscriminatorConfig) -> None:
+    def __init__(self, config: DiscriminatorConfig, modality_set: ModalitySet = BRATS) -> None:
         super().__init__()
         self.config = config
         base, groups = config.base_channels, config.norm_groups
@@ -45,7 +46,7 @@ class Discriminator(nn.Module):
         )
         self.patch_head = nn.Conv2d(base * 8, 1, 4, padding=1, bias=False)
         height, width = map(feature_size, image_shape(config.image_size))
-        self.class_head = nn.Conv2d(base * 8, len(MODALITIES), (height, width), bias=False)
+        self.class_head = nn.Conv2d(base * 8, len(modality_set), (height, width), bias=False)
 
     def forward(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         """Logits: real (positive) or synthetic for each patch (B, 1, h, w); modality (B, 4)."""
@@ -55,7 +56,9 @@ class Discriminator(nn.Module):
         return self.patch_head(hidden), self.class_head(hidden).flatten(1)
 
 
-def build_discriminator(config: DiscriminatorConfig, seed: int) -> Discriminator:
+def build_discriminator(
+    config: DiscriminatorConfig, seed: int, modality_set: ModalitySet = BRATS
+) -> Discriminator:
     """A discriminator whose initial weights are a function of (config, seed) alone."""
     with seeded_initialisation(seed, "discriminator"):
-        return Discriminator(config)
+        return Discriminator(config, modality_set)

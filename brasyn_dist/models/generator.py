@@ -10,15 +10,15 @@
 
 import itertools
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brasyn_dist.brats import MODALITIES
-from brasyn_dist.config import GeneratorConfig, NormalisationMode
+from brasyn_dist.brats import BRATS
+from brasyn_dist.config import GeneratorConfig
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.feature_fusion import Encoded, Fusion, Source, join_parts
 from brasyn_dist.models.infuser import ModalityInfuser
 from brasyn_dist.models.layers import (
@@ -33,11 +33,8 @@ from brasyn_dist.models.layers import (
     activated,
     seeded_initialisation,
 )
+from brasyn_dist.models.pretrained import GENERATOR, PretrainedNetwork
 from brasyn_dist.preprocessing.normalisation import mask_missing
-
-if TYPE_CHECKING:
-    from brasyn_dist.preprocessing.intensity_scale import Scales
-from brasyn_dist.preprocessing.statistics import Statistics
 
 EncoderExecution = Literal["grouped", "separate"]
 
@@ -75,26 +72,25 @@ class Decoder(Layer):
         return self.run(partial(activated, norm, output), hidden)
 
 
-class Generator(nn.Module):
+class Generator(PretrainedNetwork):
     """Synthesises one missing modality of a slice from those available.
 
     `encoder_execution` says how the four modality encoders are computed, not what: weights and results are the same.
     """
 
-    def __init__(self, config: GeneratorConfig, encoder_execution: EncoderExecution = "separate") -> None:
-        super().__init__()
-        self.config = config
+    kind, config_class = GENERATOR, GeneratorConfig
+    config: GeneratorConfig
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        encoder_execution: EncoderExecution = "separate",
+        modality_set: ModalitySet = BRATS,
+    ) -> None:
+        super().__init__(config, modality_set)
         self.encoder_execution = encoder_execution
-        self.statistics: Statistics | None = None
-        """Statistics that the weights were trained with; set by `from_pretrained`."""
-        self.views: tuple[str, ...] = ()
-        """Views that the weights were trained on; set by `from_pretrained`."""
-        self.normalisation: NormalisationMode = "zscore"
-        """How slices were normalised in training; set by `from_pretrained`."""
-        self.scales: Scales | None = None
-        """Scales of the training cases, which normalisation `case` needs; set by `from_pretrained`."""
         widths = tuple(config.base_channels * m for m in config.channel_multipliers)
-        count, groups, convolutions = len(MODALITIES), config.norm_groups, config.convolutions_per_block
+        count, groups, convolutions = len(modality_set), config.norm_groups, config.convolutions_per_block
         self.early_encoder = Encoder(count, widths, groups, convolutions)
         self.early_gate = ChannelGate(config.width)
         self.modality_encoders = Encoder(1, widths, groups, convolutions, copies=count)
@@ -124,12 +120,14 @@ class Generator(nn.Module):
         Missing slices need not be masked. Returns the images (B, 1, H, W).
         """
         size, device = x_BMHW.shape[0], x_BMHW.device
-        given_M = torch.tensor([m in available for m in range(len(MODALITIES))], device=device)
+        given_M = torch.tensor([m in available for m in range(len(self.modality_set))], device=device)
         available_BM = given_M.expand(size, -1)
         target_B = torch.full((size,), target, device=device)
         view_B = None if view is None else torch.full((size,), view, device=device)
         inputs_BMHW = mask_missing(x_BMHW, available_BM)
-        slices = tuple(inputs_BMHW[: size if m in available else 0, m, None] for m in range(len(MODALITIES)))
+        slices = tuple(
+            inputs_BMHW[: size if m in available else 0, m, None] for m in range(len(self.modality_set))
+        )
         mix_BN = torch.eye(size, device=device).repeat(1, len(available))
         source = Source(mix_BN, self.encode_modalities(slices))
         return self.complete(self.encode_early(inputs_BMHW), [source], available_BM, target_B, view_B)[0]
@@ -164,27 +162,6 @@ class Generator(nn.Module):
         tokens_BCHW = self.infuser(bottleneck_BCHW, target_B, view_B)
         return self.decoder(tokens_BCHW, skips), bottleneck_BCHW
 
-    def save_pretrained(
-        self,
-        folder: Path | str,
-        statistics: "Statistics | None" = None,
-        views: tuple[str, ...] = (),
-        step: int | None = None,
-    ) -> None:
-        """Write config.json and model.safetensors: see models/pretrained.py."""
-        from brasyn_dist.models.pretrained import save_pretrained
-
-        save_pretrained(self, folder, statistics, views, step)
-
-    @classmethod
-    def from_pretrained(
-        cls, path: Path | str, encoder_execution: EncoderExecution = "separate"
-    ) -> "Generator":
-        """Generator in evaluation mode, on the CPU, from an export folder or a run folder: see models/pretrained.py."""
-        from brasyn_dist.models.pretrained import load_pretrained
-
-        return load_pretrained(path, encoder_execution)
-
 
 def split_rows(x: Tensor, counts: list[int]) -> Parts:
     """Grouped features (R, 4C, h, w) to the first `counts[m]` rows of each network (R_m, C, h, w)."""
@@ -192,8 +169,11 @@ def split_rows(x: Tensor, counts: list[int]) -> Parts:
 
 
 def build_generator(
-    config: GeneratorConfig, seed: int, encoder_execution: EncoderExecution = "separate"
+    config: GeneratorConfig,
+    seed: int,
+    encoder_execution: EncoderExecution = "separate",
+    modality_set: ModalitySet = BRATS,
 ) -> Generator:
     """A generator whose initial weights are a function of (config, seed) alone."""
     with seeded_initialisation(seed, "generator"):
-        return Generator(config, encoder_execution)
+        return Generator(config, encoder_execution, modality_set)

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brasyn_dist.brats import MODALITIES
 from brasyn_dist.data.loading.sampler import BatchMasks
 from brasyn_dist.models.feature_fusion import Source
 from brasyn_dist.models.generator import Generator
@@ -70,9 +69,10 @@ def plan_passes(masks: Sequence[BatchMasks], equal_rows: bool = False) -> PassTe
     target_B = np.concatenate([m.target for m in masks])
     available_BM = np.concatenate([m.available for m in masks])
     cycle_available_BM = np.concatenate([m.cycle_available for m in masks])
-    is_target_BM = np.arange(len(MODALITIES)) == target_B[:, None]
+    modalities = available_BM.shape[1]
+    is_target_BM = np.arange(modalities) == target_B[:, None]
 
-    step = max(1, len(target_B) // len(MODALITIES)) if equal_rows else None
+    step = max(1, len(target_B) // modalities) if equal_rows else None
     cycle_real_BM, cycle_synthetic_BM = cycle_available_BM & ~is_target_BM, cycle_available_BM & is_target_BM
     real_KM = (available_BM | cycle_real_BM).reshape(variants, samples, -1).any(0)
     real_rows, synthetic_rows = encoded_rows(real_KM, step), encoded_rows(cycle_synthetic_BM, step)

@@ -1,148 +1,132 @@
-"""Weights in and out: a folder of two files that is all that synthesis (or segmentation) needs.
+"""Exported weights: a folder of two files that is all that synthesis (or segmentation) needs.
 
-    config.json           format, shape of the network, statistics, normalisation and views it was trained with, hash of the weights
+    config.json           format, configuration of the network, preprocessing of its training, SHA-256 of the weights
     model.safetensors     weights, float32, contiguous
 
-Generators and segmenters are stored alike; `format` tells which of them it is.
-The hash ties the two together: a save that was interrupted between them, or a damaged copy, is refused.
+Generators and segmenters are stored alike; `format` contains which of them it is. The SHA-256 connects the two files:
+after an interrupted save or a damaged copy, loading fails with an error.
 """
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from brasyn_dist.brats import BRATS
 from brasyn_dist.common.files import atomic_path, sha256_of, write_json
 from brasyn_dist.common.typed_yaml import from_dict, to_dict
-from brasyn_dist.config import GeneratorConfig, NormalisationMode, SegmenterConfig
 from brasyn_dist.errors import BrasynError, CheckpointError
-from brasyn_dist.models.generator import EncoderExecution, Generator
-from brasyn_dist.models.segmenter import Segmenter
-from brasyn_dist.preprocessing.intensity_scale import Scales
-from brasyn_dist.preprocessing.statistics import Statistics
-
-Network = TypeVar("Network", Generator, Segmenter)
+from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 
 GENERATOR, SEGMENTER = "generator", "segmenter"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 EXPORT_FOLDER = "export"
-"""Where a run folder keeps its export."""
+"""Folder of the export in a run folder."""
 AVERAGE = "average.safetensors"
-"""A training checkpoint's file with the better weights; the others are in `<kind>.safetensors`."""
+"""Averaged weights in a training checkpoint. The current weights are in `<kind>.safetensors`."""
 
 
-def save_pretrained(
-    network: Generator | Segmenter,
-    folder: Path | str,
-    statistics: Statistics | None = None,
-    views: Sequence[str] = (),
-    step: int | None = None,
-    normalisation: NormalisationMode | None = None,
-    scales: Scales | None = None,
-) -> None:
-    """Write the two files into `folder`, each whole or not at all; what is not given defaults to the network's own.
+class PretrainedNetwork(nn.Module):
+    """Base class of the networks that are exported."""
 
-    Raises CheckpointError without statistics: weights are of no use without the normalisation they were trained with.
+    kind: ClassVar[str]
+    """Name of the network in file names and in config.json."""
+    config_class: ClassVar[type]
+
+    def __init__(self, config: Any, modality_set: ModalitySet = BRATS) -> None:
+        super().__init__()
+        self.config = config
+        self.modality_set = modality_set
+        self.preprocessing: Preprocessing | None = None
+        """Preprocessing of the training slices; set by `from_pretrained`."""
+
+    def save_pretrained(
+        self, folder: Path | str, preprocessing: Preprocessing | None = None, step: int | None = None
+    ) -> None:
+        """Write the two files into `folder`, each one completely or not at all.
+
+        Args:
+            folder: Created if it does not exist.
+            preprocessing: Defaults to the network's own.
+            step: Optimiser step of the weights, for documentation only.
+
+        Raises:
+            CheckpointError: The preprocessing is unknown. Weights cannot be used without it.
+        """
+        preprocessing = preprocessing or self.preprocessing
+        if preprocessing is None:
+            raise CheckpointError(
+                f"{folder}: a {self.kind} is exported with the statistics it was trained with; give them"
+            )
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.detach().float().cpu().contiguous() for k, v in self.state_dict().items()}
+        with atomic_path(folder / WEIGHTS_FILE) as path:
+            save_file(tensors, path, metadata={"format": "pt"})
+            # safetensors creates files that only their owner can read. Other users run the container or share the folder.
+            path.chmod(0o644)
+            digest = sha256_of(path)
+        values = {
+            "format": format_name(self.kind),
+            "format_version": FORMAT_VERSION,
+            self.kind: to_dict(self.config),
+            **preprocessing.to_dict(),
+            "step": step,
+            "weights_sha256": digest,
+        }
+        write_json(folder / CONFIG_FILE, values)
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str, **options: Any) -> Self:
+        """The network in evaluation mode, on the CPU.
+
+        Args:
+            path: An export folder, or a run folder that contains one.
+            options: Further arguments of the class, for example `encoder_execution` of a generator.
+
+        Raises:
+            CheckpointError: Files are missing, damaged, of another format or do not belong together.
+        """
+        folder = export_folder(Path(path), cls.kind)
+        file, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+        values = read_config(file, cls.kind)
+        tensors = load_tensors(weights)
+        if sha256_of(weights) != values["weights_sha256"]:
+            raise CheckpointError(
+                f"{folder}: {WEIGHTS_FILE} is not the file that {CONFIG_FILE} describes (an interrupted save or copy, "
+                "or a changed file); export or copy both again"
+            )
+        try:
+            preprocessing = Preprocessing.from_dict(values, file)
+            config: Any = from_dict(cls.config_class, values[cls.kind], str(file))
+            with torch.device("meta"):
+                network = cls(config, modality_set=preprocessing.modality_set, **options)
+        except BrasynError as error:
+            raise CheckpointError(str(error)) from None
+        load_state(network, tensors, weights)
+        network.preprocessing = preprocessing
+        return network.eval()
+
+
+def load_weights(network: PretrainedNetwork, path: Path | str) -> None:
+    """Load only the weights into `network`, from an export, a run folder or a checkpoint (see `weights_file`).
+
+    Raises:
+        CheckpointError: There are no weights, or they do not fit.
     """
-    kind = GENERATOR if isinstance(network, Generator) else SEGMENTER
-    statistics = statistics or network.statistics
-    if statistics is None:
-        raise CheckpointError(
-            f"{folder}: a {kind} is exported with the statistics it was trained with; give them"
-        )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().float().cpu().contiguous() for k, v in network.state_dict().items()}
-    with atomic_path(folder / WEIGHTS_FILE) as path:
-        save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(
-            0o644
-        )  # safetensors makes files for their owner alone; others run the container, or share the folder
-        digest = sha256_of(path)
-    values = {
-        "format": format_name(kind),
-        "format_version": FORMAT_VERSION,
-        kind: to_dict(network.config),
-        "statistics": statistics.to_dict(),
-        "normalisation": normalisation or network.normalisation,
-        "views": list(views or network.views),
-        "step": step,
-        "weights_sha256": digest,
-    }
-    if scales := scales or network.scales:
-        values["scales"] = scales.to_dict()
-    write_json(folder / CONFIG_FILE, values)
-
-
-def load_pretrained(path: Path | str, encoder_execution: EncoderExecution = "separate") -> Generator:
-    """Generator in evaluation mode, on the CPU, from an export folder or the run folder that holds one.
-
-    Raises CheckpointError where files are missing, damaged, of another format or do not belong together.
-    """
-    return read_export(
-        path,
-        GENERATOR,
-        lambda shape, where: Generator(from_dict(GeneratorConfig, shape, where), encoder_execution),
-    )
-
-
-def load_segmenter(path: Path | str) -> Segmenter:
-    """Segmenter in evaluation mode, on the CPU: see `load_pretrained`."""
-    return read_export(
-        path, SEGMENTER, lambda shape, where: Segmenter(from_dict(SegmenterConfig, shape, where))
-    )
-
-
-def read_export(path: Path | str, kind: str, build: Callable[[dict[str, Any], str], Network]) -> Network:
-    """The network that `build` makes of the shape in config.json (and of that file's name), with its weights."""
-    folder = export_folder(Path(path), kind)
-    values = read_config(folder / CONFIG_FILE, kind)
-    tensors = load_tensors(folder / WEIGHTS_FILE)
-    if sha256_of(folder / WEIGHTS_FILE) != values["weights_sha256"]:
-        raise CheckpointError(
-            f"{folder}: {WEIGHTS_FILE} is not the file that {CONFIG_FILE} describes (an interrupted save or copy, or a "
-            "changed file); export or copy both again"
-        )
-    try:
-        statistics = Statistics.from_dict(values["statistics"], folder / CONFIG_FILE)
-        scales = Scales.from_dict(values["scales"], folder / CONFIG_FILE) if "scales" in values else None
-        with torch.device("meta"):
-            network = build(values[kind], str(folder / CONFIG_FILE))
-    except BrasynError as error:
-        raise CheckpointError(str(error)) from None
-    load_state(network, tensors, folder / WEIGHTS_FILE)
-    network.statistics, network.views = statistics, tuple(values["views"])
-    network.normalisation, network.scales = values["normalisation"], scales
-    return network.eval()
-
-
-def load_generator_weights(generator: Generator, path: Path | str) -> None:
-    """Weights alone, into `generator`: from an export folder, a run folder, or a checkpoint (its average, if it has one).
-
-    Raises CheckpointError where there are none or they do not fit.
-    """
-    load_weights_alone(generator, path, GENERATOR)
-
-
-def load_segmenter_weights(segmenter: Segmenter, path: Path | str) -> None:
-    """Weights alone, into `segmenter`: see `load_generator_weights`."""
-    load_weights_alone(segmenter, path, SEGMENTER)
-
-
-def load_weights_alone(network: nn.Module, path: Path | str, kind: str) -> None:
-    file = weights_file(Path(path), kind)
+    file = weights_file(Path(path), network.kind)
     load_state(network, load_tensors(file), file)
 
 
 def weights_file(path: Path, kind: str = GENERATOR) -> Path:
-    """The file with a generator's (or a segmenter's) weights in a checkpoint, export or run folder."""
+    """The weights in a checkpoint (averaged ones if it has them), export or run folder."""
     for name in (AVERAGE, f"{kind}.safetensors"):
         if (path / name).is_file():
             return path / name
@@ -150,11 +134,12 @@ def weights_file(path: Path, kind: str = GENERATOR) -> Path:
 
 
 def format_name(kind: str) -> str:
+    """Value of `format` in config.json."""
     return f"brasyn_dist.{kind}"
 
 
 def export_folder(path: Path, kind: str = GENERATOR) -> Path:
-    """`path`, or its `export` folder if that is the one with a config.json."""
+    """`path`, or its `export` folder, whichever contains a config.json."""
     for folder in (path, path / EXPORT_FOLDER):
         if (folder / CONFIG_FILE).is_file():
             return folder
@@ -165,7 +150,11 @@ def export_folder(path: Path, kind: str = GENERATOR) -> Path:
 
 
 def read_config(path: Path, kind: str = GENERATOR) -> dict[str, Any]:
-    """The mapping in a config.json of ours, its format checked."""
+    """The content of an export's config.json.
+
+    Raises:
+        CheckpointError: The file is damaged, of another format or version, or lacks a key.
+    """
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
@@ -178,9 +167,6 @@ def read_config(path: Path, kind: str = GENERATOR) -> dict[str, Any]:
     missing = {kind, "statistics", "views", "weights_sha256"} - set(values)
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(sorted(missing))}; export again")
-    # Exports made before there was a choice do not tell.
-    if values.setdefault("normalisation", "zscore") not in get_args(NormalisationMode):
-        raise CheckpointError(f"{path}: unknown normalisation {values['normalisation']!r}; export again")
     return values
 
 
@@ -195,7 +181,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put `tensors` into `network`, keeping its device unless that is `meta`, in which case they become its own."""
+    """Load `tensors` into `network`; a network on the `meta` device takes them as its parameters."""
     try:
         network.load_state_dict(tensors, assign=next(network.parameters()).is_meta)
     except RuntimeError as error:

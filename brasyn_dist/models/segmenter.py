@@ -10,23 +10,17 @@ alone, so that the gradient of a global batch is the same however it is split, a
 """
 
 import itertools
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brasyn_dist.brats import LABEL_NAMES, MODALITIES, TUMOUR_TYPES, VIEWS
-from brasyn_dist.config import NormalisationMode, SegmenterConfig
+from brasyn_dist.brats import BRATS, TUMOUR_TYPES, VIEWS
+from brasyn_dist.config import SegmenterConfig
+from brasyn_dist.errors import ConfigError
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.layers import seeded_initialisation
-
-if TYPE_CHECKING:
-    from brasyn_dist.preprocessing.intensity_scale import Scales
-from brasyn_dist.preprocessing.statistics import Statistics
-
-CLASSES = 1 + len(LABEL_NAMES)
-"""Background and the canonical labels, in their order."""
-INPUTS = len(MODALITIES) + len(VIEWS) + len(TUMOUR_TYPES)
+from brasyn_dist.models.pretrained import SEGMENTER, PretrainedNetwork
 
 
 class Stage(nn.Module):
@@ -45,27 +39,31 @@ class Stage(nn.Module):
         return x
 
 
-class Segmenter(nn.Module):
+class Segmenter(PretrainedNetwork):
     """Finds the tumour's parts in slices of all four modalities."""
 
-    def __init__(self, config: SegmenterConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.statistics: Statistics | None = None
-        """Statistics that the weights were trained with; set when they are loaded."""
-        self.views: tuple[str, ...] = ()
-        self.normalisation: NormalisationMode = "zscore"
-        self.scales: Scales | None = None
+    kind, config_class = SEGMENTER, SegmenterConfig
+    config: SegmenterConfig
+
+    def __init__(self, config: SegmenterConfig, modality_set: ModalitySet = BRATS) -> None:
+        super().__init__(config, modality_set)
+        if not modality_set.labels:
+            raise ConfigError(
+                f"modality set {modality_set.name} has no labels: a segmenter needs at least one"
+            )
+        inputs = len(modality_set) + len(VIEWS) + len(TUMOUR_TYPES)
+        self.classes = 1 + max(modality_set.labels)
+        """Background and the canonical labels, in their order."""
         widths, groups = config.widths, config.norm_groups
         self.encoder = nn.ModuleList(
             Stage(a, b, groups, stride=1 if i == 0 else 2)
-            for i, (a, b) in enumerate(zip((INPUTS, *widths), widths))
+            for i, (a, b) in enumerate(zip((inputs, *widths), widths))
         )
         # From the inside out: a stage's output is narrowed to the width of the next, doubled, and joined with its skip.
         inwards = widths[::-1]
         self.narrowings = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(inwards))
         self.decoder = nn.ModuleList(Stage(2 * b, b, groups) for b in inwards[1:])
-        self.output = nn.Conv2d(widths[0], CLASSES, 1)
+        self.output = nn.Conv2d(widths[0], self.classes, 1)
 
     def forward(self, x_BMHW: Tensor, view_B: Tensor, type_B: Tensor) -> Tensor:
         """Logits (B, 4, H, W) of background, NETC, ED and ET.
@@ -92,7 +90,7 @@ def one_hot(number_B: Tensor, count: int) -> Tensor:
     return number_B[:, None] == torch.arange(count, device=number_B.device)
 
 
-def build_segmenter(config: SegmenterConfig, seed: int) -> Segmenter:
+def build_segmenter(config: SegmenterConfig, seed: int, modality_set: ModalitySet = BRATS) -> Segmenter:
     """A segmenter whose initial weights are a function of (config, seed) alone."""
     with seeded_initialisation(seed, "segmenter"):
-        return Segmenter(config)
+        return Segmenter(config, modality_set)

@@ -1,7 +1,7 @@
 """The scale of a case's intensities, and what the scales of three modalities tell of the fourth's.
 
     volume --foreground_counts, median_of_counts--> its scale
-    (cases, 4) scales --Scales.fit--> mean and covariance of their logarithms --predict(available, target)--> a scale
+    (cases, 4) scales --IntensityScaleModel.fit--> mean and covariance of their logarithms --predict(available, target)--> a scale
 
 MRI has no unit: a scanner may count four times as much as the next for the same tissue. Normalisation `case` therefore divides
 each volume by its scale, the median of its foreground, and a network learns what does not depend on it. At inference the
@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES
+from brasyn_dist.brats import BRATS
 from brasyn_dist.errors import DataError
+from brasyn_dist.modality_set import ModalitySet
 
 PRIOR_CASES = 50
 DEGREES_OF_FREEDOM = 2
@@ -33,7 +34,7 @@ _LEAST_VARIANCE = 0.01
 
 
 @dataclass(frozen=True)
-class Scales:
+class IntensityScaleModel:
     """Normal distribution of log-scales over training cases, in modality order."""
 
     mean: tuple[float, ...]
@@ -41,7 +42,7 @@ class Scales:
     cases: int
 
     @classmethod
-    def fit(cls, scales_CM: np.ndarray) -> "Scales":
+    def fit(cls, scales_CM: np.ndarray) -> "IntensityScaleModel":
         """From the scales (C, 4), all above 0, of at least one case."""
         logs_CM = np.log(np.asarray(scales_CM, np.float64))
         count, modalities = logs_CM.shape
@@ -79,9 +80,11 @@ class Scales:
         }
 
     @classmethod
-    def from_dict(cls, values: Any, where: object) -> "Scales":
-        """Inverse of to_dict. Raises DataError naming `where`."""
-        size = len(MODALITIES)
+    def from_dict(
+        cls, values: Any, where: object, modality_set: ModalitySet = BRATS
+    ) -> "IntensityScaleModel":
+        """Inverse of `to_dict`. Raises DataError that contains `where`."""
+        size = len(modality_set)
         try:
             mean, covariance = np.array(values["mean"], float), np.array(values["covariance"], float)
             valid = mean.shape == (size,) and covariance.shape == (size, size)
@@ -91,7 +94,7 @@ class Scales:
             raise DataError(f"{where}: no valid scales ({error!r}); export again") from None
         if not valid:
             raise DataError(
-                f"{where}: scales need four finite means and a positive definite covariance; export again"
+                f"{where}: scales need {size} finite means and a positive definite covariance; export again"
             )
         return cls(tuple(mean.tolist()), tuple(map(tuple, covariance.tolist())), cases)
 

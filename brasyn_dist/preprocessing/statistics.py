@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES
+from brasyn_dist.brats import BRATS
 from brasyn_dist.common.files import canonical_json, write_json
 from brasyn_dist.errors import DataError
+from brasyn_dist.modality_set import ModalitySet
 
 VERSION = 1
 PERCENTILE = 99.5
@@ -49,23 +50,29 @@ class Statistics:
 
     def column(self, name: str) -> tuple[float, ...]:
         """`clip_max`, `mean`, `std` or `voxels` in modality order."""
-        return tuple(getattr(self.modalities[m], name) for m in MODALITIES)
+        return tuple(getattr(entry, name) for entry in self.modalities.values())
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "version": self.version,
             "cases": self.cases,
             "case_list_hash": self.case_list_hash,
-            "modalities": {m: asdict(self.modalities[m]) for m in MODALITIES},
+            "modalities": {m: asdict(entry) for m, entry in self.modalities.items()},
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], where: object = "statistics") -> "Statistics":
-        """Raises DataError naming what is missing or impossible."""
+    def from_dict(
+        cls, values: dict[str, Any], where: object = "statistics", modality_set: ModalitySet = BRATS
+    ) -> "Statistics":
+        """Inverse of `to_dict`, in any order of the modalities.
+
+        Raises:
+            DataError: A value is missing or impossible, or a modality of `modality_set` is missing; with `where`.
+        """
         try:
             if values["version"] != VERSION:
                 raise DataError(f"{where}: version {values['version']}, this program reads {VERSION}")
-            modalities = {m: ModalityStatistics(**values["modalities"][m]) for m in MODALITIES}
+            modalities = {m: ModalityStatistics(**values["modalities"][m]) for m in modality_set.modalities}
             statistics = cls(modalities, values["cases"], values["case_list_hash"])
         except (KeyError, TypeError) as error:
             raise DataError(
@@ -82,9 +89,10 @@ class Statistics:
         write_json(path, self.to_dict())
 
     @classmethod
-    def load(cls, path: Path | str) -> "Statistics":
+    def load(cls, path: Path | str, modality_set: ModalitySet = BRATS) -> "Statistics":
+        """Read a statistics.json. Raises DataError, see `from_dict`."""
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()), path)
+            return cls.from_dict(json.loads(Path(path).read_text()), path, modality_set)
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be read ({error.strerror}); give a statistics.json, or `published`"
@@ -112,8 +120,9 @@ def case_list_hash(names: Iterable[str]) -> str:
 class Histogram:
     """How often each positive integer occurs in each modality's foreground. Adding histograms is exact."""
 
-    def __init__(self) -> None:
-        self.counts: list[np.ndarray] = [np.zeros(1, np.int64) for _ in MODALITIES]
+    def __init__(self, modality_set: ModalitySet = BRATS) -> None:
+        self.modalities = modality_set.modalities
+        self.counts: list[np.ndarray] = [np.zeros(1, np.int64) for _ in self.modalities]
 
     def add_counts(self, counts: Sequence[np.ndarray]) -> "Histogram":
         """Add what `foreground_counts` made of each modality of a case."""
@@ -141,7 +150,7 @@ class Histogram:
         """Statistics of everything counted, see `summarise`. Raises DataError if a modality has no foreground."""
         names = list(cases)
         summaries = {}
-        for name, counts in zip(MODALITIES, self.counts):
+        for name, counts in zip(self.modalities, self.counts):
             if not counts.sum():
                 raise DataError(f"no foreground in any training volume of {name}: all voxels are 0")
             summaries[name] = summarise(counts, headroom)

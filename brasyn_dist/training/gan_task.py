@@ -17,13 +17,7 @@ from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.generator import Generator, build_generator, default_execution
 from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.passes import SynthesisPasses
-from brasyn_dist.models.pretrained import (
-    SEGMENTER,
-    load_generator_weights,
-    load_segmenter,
-    save_pretrained,
-    weights_file,
-)
+from brasyn_dist.models.pretrained import load_weights, weights_file
 from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.build import adam
@@ -50,13 +44,13 @@ class GanTask:
         path = self.config.objective.segmenter
         if not self.config.objective.tversky or path is None:
             return None
-        return load_segmenter(path).requires_grad_(False)
+        return Segmenter.from_pretrained(path).requires_grad_(False)
 
     @cached_property
     def segmenter_sha256(self) -> str | None:
         """Hash of its weights: they are in no checkpoint, but a resumed run must have the same."""
         path = self.config.objective.segmenter
-        return None if self.segmenter is None else sha256_of(weights_file(Path(str(path)), SEGMENTER))
+        return None if self.segmenter is None else sha256_of(weights_file(Path(str(path)), Segmenter.kind))
 
     def with_runtime(self, runtime: RuntimeConfig) -> "GanTask":
         return GanTask(replace(self.config, runtime=runtime))
@@ -83,17 +77,19 @@ class GanTask:
                 f"{name} sees slices of {self.segmenter.config.image_size} pixels, the generator {mine.generator.image_size}; "
                 "train a segmenter of this size"
             )
-        if self.segmenter.normalisation != mine.data.normalisation:
+        trained = self.segmenter.preprocessing
+        assert trained is not None
+        if trained.normalisation != mine.data.normalisation:
             raise ConfigError(
-                f"{name} was trained with data.normalisation={self.segmenter.normalisation}, this run has "
+                f"{name} was trained with data.normalisation={trained.normalisation}, this run has "
                 f"{mine.data.normalisation}; train a segmenter with the same"
             )
-        if self.segmenter.statistics != data.statistics:
+        if trained.statistics != data.statistics:
             raise ConfigError(
                 f"{name} was trained with other statistics than those of {mine.data.shards}: the same intensity would look "
                 "different to it; train it on the same shard set"
             )
-        unknown = [view for view in mine.data.views if view not in self.segmenter.views]
+        unknown = [view for view in mine.data.views if view not in trained.views]
         if unknown:
             raise ConfigError(f"{name} was not trained on {', '.join(unknown)} slices; train one that was")
 
@@ -108,15 +104,7 @@ class GanTask:
         return GanStep(self.config, distributed, state.generator, state.discriminator, normaliser, segmenter)
 
     def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
-        save_pretrained(
-            cast(Generator, network),
-            folder,
-            data.statistics,
-            self.config.data.views,
-            step,
-            self.config.data.normalisation,
-            data.scales,
-        )
+        cast(Generator, network).save_pretrained(folder, data.preprocessing, step)
 
     def facts(self, state: TrainState, distributed: Distributed) -> dict[str, str]:
         execution = self.config.runtime.encoder_execution or default_execution(distributed.device)
@@ -135,7 +123,7 @@ def build_state(config: Config, distributed: Distributed) -> TrainState:
     execution = runtime.encoder_execution or default_execution(device)
     generator = build_generator(config.generator, config.seed, execution)
     if config.checkpoint.init_from is not None:
-        load_generator_weights(generator, Path(config.checkpoint.init_from))
+        load_weights(generator, config.checkpoint.init_from)
     set_recompute(generator, runtime.recompute)
     discriminator = build_discriminator(config.discriminator, config.seed)
     for network in (generator, discriminator):

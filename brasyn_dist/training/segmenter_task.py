@@ -19,8 +19,8 @@ from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.losses.tversky import focal_tversky, labelled_only
-from brasyn_dist.models.pretrained import load_segmenter_weights, save_pretrained
-from brasyn_dist.models.segmenter import CLASSES, Segmenter, build_segmenter
+from brasyn_dist.models.pretrained import load_weights
+from brasyn_dist.models.segmenter import Segmenter, build_segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.build import adam
 from brasyn_dist.training.compilation import compile_in_place, place
@@ -33,6 +33,7 @@ from brasyn_dist.training.validation import SliceValidator
 
 LABEL_KEYS = {1: "NETC", 2: "ED", 3: "ET"}
 """Canonical labels as they are called in metrics."""
+CLASSES = 1 + len(LABEL_NAMES)
 
 
 class SegmenterStep:
@@ -172,7 +173,7 @@ class SegmenterTask:
         config = self.config
         segmenter = build_segmenter(config.segmenter, config.seed)
         if config.checkpoint.init_from is not None:
-            load_segmenter_weights(segmenter, Path(config.checkpoint.init_from))
+            load_weights(segmenter, config.checkpoint.init_from)
         place(config, distributed, segmenter)
         average = average_of(segmenter) if config.training.ema_decay > 0 else None
         compile_in_place(config, distributed.device, segmenter)
@@ -186,14 +187,7 @@ class SegmenterTask:
         return SegmenterStep(self.config, distributed, state.networks["segmenter"], normaliser)
 
     def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
-        save_pretrained(
-            cast(Segmenter, network),
-            folder,
-            data.statistics,
-            self.config.data.views,
-            step,
-            self.config.data.normalisation,
-        )
+        cast(Segmenter, network).save_pretrained(folder, data.preprocessing, step)
 
     def facts(self, state: TrainState, distributed: Distributed) -> dict[str, str]:
         count = state.networks["segmenter"].parameter_count

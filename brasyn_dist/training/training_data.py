@@ -11,7 +11,9 @@ from brasyn_dist.data.loading.loader import SliceStream
 from brasyn_dist.data.loading.sampler import SampleOrder, rank_rows
 from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.errors import DataError
-from brasyn_dist.preprocessing.intensity_scale import Scales
+from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import Statistics
 
 
@@ -25,12 +27,23 @@ class TrainingData:
     validation: Selection | None
     """Held-out slices; None if the set has none of these views and cohorts."""
     statistics: Statistics
-    scales: Scales | None
+    intensity_scale: IntensityScaleModel | None
     """Of the cases that are trained on, for normalisation `case`; None with another."""
     order: SampleOrder
     rows: slice
     """This rank's rows of every global batch."""
     pin_memory: bool
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        data = self.config.data
+        return Preprocessing(
+            self.statistics, data.views, data.normalisation, self.intensity_scale, self.modality_set
+        )
+
+    @property
+    def modality_set(self) -> ModalitySet:
+        return self.index.header.modality_set
 
     @property
     def samples(self) -> int:
@@ -69,8 +82,8 @@ def open_data(config: RunConfig, distributed: Distributed) -> TrainingData:
         index,
         training,
         held_out(index, config),
-        Statistics.from_dict(index.header.statistics),
-        scales_of(training, config),
+        Statistics.from_dict(index.header.statistics, data.shards, index.header.modality_set),
+        fit_intensity_scale(training, config),
         order,
         rows=rank_rows(
             config.training.global_batch_size, distributed.rank, distributed.world, config.runtime.rank_shares
@@ -79,7 +92,7 @@ def open_data(config: RunConfig, distributed: Distributed) -> TrainingData:
     )
 
 
-def scales_of(training: Selection, config: RunConfig) -> Scales | None:
+def fit_intensity_scale(training: Selection, config: RunConfig) -> IntensityScaleModel | None:
     """Scales of the cases of these slices, where normalisation `case` needs them. Raises DataError if the set does not tell."""
     if config.data.normalisation != "case":
         return None
@@ -88,7 +101,7 @@ def scales_of(training: Selection, config: RunConfig) -> Scales | None:
             f"{config.data.shards}: these shards do not tell the medians that data.normalisation=case needs; shard the cases "
             "anew with this version of tools/shard_dataset.py, to another --out"
         )
-    return Scales.fit(training.medians[np.unique(training.column("case"))])
+    return IntensityScaleModel.fit(training.medians[np.unique(training.column("case"))])
 
 
 def choose_training(index: ShardIndex, data: DataConfig) -> Selection:

@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 from brasyn_dist.config import Config, RuntimeConfig, load_config
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.generator import build_generator
-from brasyn_dist.models.pretrained import load_pretrained
+from brasyn_dist.models.generator import Generator, build_generator
 from tests.distributed.launch import SMALL, command, final_state, run
 from tests.small import small_shard_set
 
@@ -167,7 +166,7 @@ def test_a_checkpoint_goes_on_under_another_strategy_and_world(
 
 def test_export_loads_like_any_other(shared_out: dict[int, Path]):
     for run_dir in shared_out.values():
-        generator = load_pretrained(run_dir)
+        generator = Generator.from_pretrained(run_dir)
         average = tensors(run_dir, "average")
         assert all(torch.equal(v, average[k]) for k, v in generator.state_dict().items())
 

@@ -9,6 +9,7 @@ import numpy as np
 from brasyn_dist.brats import MODALITIES, VIEWS
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.models.generator import Generator, build_generator
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 
 SHAPE = (48, 40, 31)
@@ -62,11 +63,12 @@ def write_subject(
 def small_generator(view_embedding: bool = True, seed: int = 0) -> Generator:
     config = GeneratorConfig(image_size=48, base_channels=8, view_embedding=view_embedding)
     generator = build_generator(config, seed).eval()
-    generator.statistics = PUBLISHED
+    generator.preprocessing = Preprocessing(PUBLISHED)
     return generator
 
 
 def export(folder: Path, views: Sequence[str] = VIEWS, view_embedding: bool = True, seed: int = 0) -> Path:
     """A folder for `--weights`."""
-    small_generator(view_embedding, seed).save_pretrained(folder, PUBLISHED, tuple(views))
+    generator = small_generator(view_embedding, seed)
+    generator.save_pretrained(folder, Preprocessing(PUBLISHED, tuple(views)))
     return folder

@@ -19,6 +19,7 @@ from brasyn_dist.infer import main
 from brasyn_dist.inference.members import load_members
 from brasyn_dist.inference.synthesis import synthesise_case
 from brasyn_dist.models.generator import build_generator
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.inference.small import LPS_AFFINE, brain, export, four, write_subject
 
@@ -256,7 +257,7 @@ def test_full_size(tmp_path: Path) -> None:
         volume[:, :, 90:] = 0  # some 60 slices have brain: enough, and quicker
     write_subject(tmp_path / "in", "a", THREE, volumes=volumes)
     config = GeneratorConfig(base_channels=8)
-    build_generator(config, 0).save_pretrained(tmp_path / "weights", PUBLISHED, ("axial",))
+    build_generator(config, 0).save_pretrained(tmp_path / "weights", Preprocessing(PUBLISHED, ("axial",)))
     assert infer(tmp_path / "weights", tmp_path) == 0
     image = nibabel.load(tmp_path / "out" / "a-t2f.nii.gz")
     assert image.shape == (240, 240, 155) and image.get_data_dtype() == np.int16

@@ -14,8 +14,8 @@ from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.evaluate import main
 from brasyn_dist.evaluation.segmentation_metrics import score_labels
 from brasyn_dist.inference.segmentation import segment_volume
-from brasyn_dist.models.pretrained import save_pretrained
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.data.case_files import brain, write_case
 
@@ -27,7 +27,7 @@ SIZE = 32
 def segmenter() -> Segmenter:
     """Untrained, its last layer scaled up so that all classes occur."""
     made = build_segmenter(SegmenterConfig(image_size=SIZE, widths=(8, 16)), 0).eval()
-    made.statistics, made.views = PUBLISHED, ("axial", "sagittal")
+    made.preprocessing = Preprocessing(PUBLISHED, ("axial", "sagittal"))
     with torch.no_grad():
         made.output.weight *= 20
     return made
@@ -82,7 +82,7 @@ def test_what_cannot_be_segmented(segmenter, images):
     with pytest.raises(DataError, match="no brain"):
         segment_volume(segmenter, np.zeros_like(images), 0)
     bare = build_segmenter(SegmenterConfig(image_size=SIZE, widths=(8, 16)), 0)
-    with pytest.raises(CheckpointError, match="load_segmenter"):
+    with pytest.raises(CheckpointError, match="from_pretrained"):
         segment_volume(bare, images, 0)
 
 
@@ -90,7 +90,7 @@ def test_the_evaluation_segments_the_completed_case(segmenter, tmp_path: Path, c
     """The synthetic volume takes its place among the real ones, and the type follows the name."""
     for number, kind in enumerate(("GLI", "MET")):
         write_case(tmp_path / "references", f"BraTS-{kind}-0000{number}-000", number, shape=SHAPE)
-    save_pretrained(segmenter, tmp_path / "export", PUBLISHED, step=1)
+    segmenter.save_pretrained(tmp_path / "export", step=1)
     (tmp_path / "predictions").mkdir()
     expected = {}
     for case in find_cases(tmp_path / "references"):

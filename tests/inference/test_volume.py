@@ -19,7 +19,8 @@ from brasyn_dist.inference.synthesis import (
 )
 from brasyn_dist.models.generator import Generator, build_generator
 from brasyn_dist.preprocessing import slicing
-from brasyn_dist.preprocessing.intensity_scale import Scales
+from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.inference.small import SHAPE, brain, four, small_generator
 
@@ -230,7 +231,7 @@ def test_a_network_that_sees_a_rectangle_works_on_the_middle_of_each_slice() -> 
     """What it makes of slices that are larger than it sees is what it makes of the same slices cut beforehand."""
     config = GeneratorConfig(image_size=(32, 48), base_channels=8, view_embedding=True)
     generator = build_generator(config, 0).eval()
-    generator.statistics = PUBLISHED
+    generator.preprocessing = Preprocessing(PUBLISHED)
     images = four(brain(shape=(40, 60, 7)))
     images[:, :4], images[:, -4:], images[:, :, :6], images[:, :, -6:] = 0, 0, 0, 0
     available = ["t1c", "t1n", "t2w"]
@@ -243,13 +244,13 @@ def test_a_network_that_sees_a_rectangle_works_on_the_middle_of_each_slice() -> 
 def test_a_scanners_scale_passes_through_the_network() -> None:
     """Normalisation `case`: a case that counts twice as much gives the same network output, on the scale predicted for it."""
     generator = small_generator()
-    generator.normalisation = "case"
-    generator.scales = Scales.fit(np.random.default_rng(0).lognormal(6, 0.5, (9, 4)))
+    scale = IntensityScaleModel.fit(np.random.default_rng(0).lognormal(6, 0.5, (9, 4)))
+    generator.preprocessing = Preprocessing(PUBLISHED, VIEWS, "case", scale)
     images, available, present = four(brain()), ["t1c", "t1n", "t2w"], (0, 1, 3)
     medians = [int(np.percentile(v[v > 0], 50, method="lower")) for v in images[list(present)]]
     volumes = []
     for factor in (1, 2):
-        unit = generator.scales.predict(present, [factor * m for m in medians], 2)
+        unit = scale.predict(present, [factor * m for m in medians], 2)
         found = synthesise_volume(generator, torch.from_numpy(images * factor), available, "t2f", "axial")
         volumes.append(found / unit)
     torch.testing.assert_close(volumes[1], volumes[0], rtol=1e-4, atol=1e-5)
@@ -267,7 +268,7 @@ def test_a_scanners_scale_passes_through_the_network() -> None:
     brain_XY = brain_mask(torch.from_numpy(images), available)[:, :, k].numpy()
     expected = np.where(brain_XY, np.maximum(inner + 1, 0), 0)
     np.testing.assert_allclose(volumes[0][:, :, k].numpy(), expected, rtol=1e-4, atol=1e-5)
-    generator.scales = None
+    generator.preprocessing = Preprocessing(PUBLISHED, VIEWS, "case")
     with pytest.raises(CheckpointError, match="scales"):
         synthesise_volume(generator, torch.from_numpy(images), available, "t2f", "axial")
 
@@ -280,7 +281,7 @@ def test_errors_say_what_is_wrong(generator: Generator) -> None:
     broken.decoder.output.bias.data.fill_(float("nan"))
     with pytest.raises(DataError, match="t2f: the network's output is not finite"):
         synthesise_case([Member("axial", broken, None, "")], images, ["t1c"], ["t2f"])  # type: ignore[arg-type]
-    broken.statistics = None
+    broken.preprocessing = None
     with pytest.raises(CheckpointError, match="statistics"):
         synthesise_volume(broken, torch.from_numpy(images), ["t1c"], "t2f", "axial")
     large = torch.ones((4, 50, 50, 3), dtype=torch.int16)

@@ -44,7 +44,7 @@ def test_a_run_folder_stands_for_its_export(weights: Path, tmp_path: Path) -> No
     assert [m.view for m in members] == ["axial", "sagittal", "coronal"]
     assert members[0].folder == tmp_path / "run" / "export"
     assert {m.weights_sha256 for m in members} == {direct.weights_sha256}
-    assert not members[0].generator.training and members[0].generator.statistics is not None
+    assert not members[0].generator.training and members[0].preprocessing.statistics
     assert members[0].generator is members[1].generator
 
 

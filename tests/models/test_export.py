@@ -10,20 +10,20 @@ from safetensors.torch import save_file
 
 from brasyn_dist.errors import CheckpointError
 from brasyn_dist.models.generator import Generator, build_generator
-from brasyn_dist.models.pretrained import load_generator_weights
-from brasyn_dist.preprocessing.intensity_scale import Scales
+from brasyn_dist.models.pretrained import load_weights
+from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from tests.models.conftest import small_config
 
 STATISTICS = dataclasses.replace(PUBLISHED, cases=3, case_list_hash="abc")
+PREPROCESSING = Preprocessing(STATISTICS, ("axial", "sagittal"))
 
 
 @pytest.fixture
 def export(tmp_path):
     folder = tmp_path / "run" / "export"
-    build_generator(small_config(view_embedding=True), 1).save_pretrained(
-        folder, statistics=STATISTICS, views=("axial", "sagittal"), step=12
-    )
+    build_generator(small_config(view_embedding=True), 1).save_pretrained(folder, PREPROCESSING, step=12)
     return folder
 
 
@@ -35,11 +35,10 @@ def same_weights(a: Generator, b: Generator) -> bool:
 
 @pytest.mark.parametrize("execution", ["separate", "grouped"])
 def test_round_trip(export, execution):
-    generator = Generator.from_pretrained(export, execution)
+    generator = Generator.from_pretrained(export, encoder_execution=execution)
     assert same_weights(generator, build_generator(small_config(view_embedding=True), 1))
     assert generator.config == small_config(view_embedding=True)
-    assert generator.statistics == STATISTICS
-    assert generator.views == ("axial", "sagittal")
+    assert generator.preprocessing == PREPROCESSING
     assert generator.encoder_execution == execution
     assert not generator.training
     assert all(p.requires_grad and p.device.type == "cpu" for p in generator.parameters())
@@ -62,13 +61,13 @@ def test_channels_last_weights_are_stored_plainly(export):
     again = export.parent / "again"
     generator.to(memory_format=torch.channels_last).save_pretrained(again)
     assert (again / "model.safetensors").read_bytes() == (export / "model.safetensors").read_bytes()
-    assert Generator.from_pretrained(again).statistics == STATISTICS
+    assert Generator.from_pretrained(again).preprocessing == PREPROCESSING
 
 
 def test_weights_and_configuration_must_belong_together(export):
     """As after an interruption between the two files."""
     other = export.parent / "other"
-    build_generator(small_config(view_embedding=True), 2).save_pretrained(other, STATISTICS)
+    build_generator(small_config(view_embedding=True), 2).save_pretrained(other, PREPROCESSING)
     (other / "model.safetensors").replace(export / "model.safetensors")
     with pytest.raises(CheckpointError, match="model.safetensors is not the file"):
         Generator.from_pretrained(export)
@@ -111,36 +110,36 @@ def test_weights_alone_from_export_run_and_checkpoint(export, tmp_path):
     save_file(build_generator(source.config, 5).state_dict(), checkpoint / "generator.safetensors")
     for path, seed in ((export, 1), (export.parent, 1), (checkpoint, 5)):
         generator = build_generator(source.config, 9)
-        load_generator_weights(generator, path)
+        load_weights(generator, path)
         assert same_weights(generator, build_generator(source.config, seed))
     save_file(build_generator(source.config, 6).state_dict(), checkpoint / "average.safetensors")
-    load_generator_weights(generator, checkpoint)
+    load_weights(generator, checkpoint)
     assert same_weights(generator, build_generator(source.config, 6))
 
 
 def test_weights_that_do_not_fit_are_refused(export, tmp_path):
     with pytest.raises(CheckpointError, match="does not fit"):
-        load_generator_weights(build_generator(small_config(), 1), export)
+        load_weights(build_generator(small_config(), 1), export)
     with pytest.raises(CheckpointError, match="no exported generator"):
-        load_generator_weights(build_generator(small_config(), 1), tmp_path)
+        load_weights(build_generator(small_config(), 1), tmp_path)
 
 
 def test_normalisation_is_kept_and_old_exports_have_the_usual_one(export):
     config = export / "config.json"
-    assert Generator.from_pretrained(export).normalisation == "zscore"
+    assert Generator.from_pretrained(export).preprocessing.normalisation == "zscore"
     values = json.loads(config.read_text())
     for stored, expected in (("slice", "slice"), (None, "zscore")):
         values["normalisation"] = stored
         config.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
         generator = Generator.from_pretrained(export)
-        assert generator.normalisation == expected
+        assert generator.preprocessing.normalisation == expected
         generator.save_pretrained(export.parent / "again")
-        assert Generator.from_pretrained(export.parent / "again").normalisation == expected
-    assert "scales" not in values and generator.scales is None
-    generator.normalisation, generator.scales = "case", Scales.fit(np.array([[100.0, 200, 300, 400]] * 2))
-    generator.save_pretrained(export.parent / "again")
-    loaded = Generator.from_pretrained(export.parent / "again")
-    assert (loaded.normalisation, loaded.scales) == ("case", generator.scales)
+        assert Generator.from_pretrained(export.parent / "again").preprocessing == generator.preprocessing
+    assert "scales" not in values and generator.preprocessing.intensity_scale is None
+    scale = IntensityScaleModel.fit(np.array([[100.0, 200, 300, 400]] * 2))
+    preprocessing = Preprocessing(STATISTICS, ("axial",), "case", scale)
+    generator.save_pretrained(export.parent / "again", preprocessing)
+    assert Generator.from_pretrained(export.parent / "again").preprocessing == preprocessing
     config.write_text(json.dumps({**values, "normalisation": "percentile"}))
     with pytest.raises(CheckpointError, match="unknown normalisation 'percentile'"):
         Generator.from_pretrained(export)

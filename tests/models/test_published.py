@@ -115,7 +115,7 @@ def test_command_line_to_from_pretrained(shared, tmp_path, name):
     subprocess.run(command, check=True, env=environment)
     generator = Generator.from_pretrained(tmp_path / "out")
     assert generator.config.attention == "published"
-    assert generator.statistics == PUBLISHED
+    assert generator.preprocessing.statistics == PUBLISHED
     tensors = reference(shared, name)
     with torch.no_grad():
         image, _ = generator.double()(

@@ -10,13 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from brasyn_dist.brats import UNKNOWN_TYPE
 from brasyn_dist.config import SegmenterConfig, load_config
 from brasyn_dist.errors import CheckpointError, ConfigError
-from brasyn_dist.models.pretrained import (
-    load_pretrained,
-    load_segmenter,
-    load_segmenter_weights,
-    save_pretrained,
-)
+from brasyn_dist.models.generator import Generator
+from brasyn_dist.models.pretrained import load_weights
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 
 SMALL = SegmenterConfig(image_size=16, widths=(8, 16, 24))
@@ -81,31 +78,28 @@ def test_every_parameter_learns(segmenter: Segmenter):
 
 
 def test_round_trip(segmenter: Segmenter, tmp_path: Path):
-    save_pretrained(segmenter, tmp_path / "run/export", PUBLISHED, ("axial", "coronal"), 7, "slice")
+    preprocessing = Preprocessing(PUBLISHED, ("axial", "coronal"), "slice")
+    segmenter.save_pretrained(tmp_path / "run/export", preprocessing, 7)
     for path in (tmp_path / "run", tmp_path / "run/export"):
-        loaded = load_segmenter(path)
+        loaded = Segmenter.from_pretrained(path)
         assert loaded.config == SMALL and not loaded.training
-        assert (loaded.statistics, loaded.views, loaded.normalisation) == (
-            PUBLISHED,
-            ("axial", "coronal"),
-            "slice",
-        )
+        assert loaded.preprocessing == preprocessing
         assert all(
             torch.equal(a, b) for a, b in zip(loaded.parameters(), segmenter.parameters(), strict=True)
         )
     other = build_segmenter(SMALL, 5)
-    load_segmenter_weights(other, tmp_path / "run")
+    load_weights(other, tmp_path / "run")
     assert torch.equal(other.output.weight, segmenter.output.weight)
     values = json.loads((tmp_path / "run/export/config.json").read_text())
     assert values["format"] == "brasyn_dist.segmenter" and values["segmenter"]["widths"] == [8, 16, 24]
 
 
 def test_a_segmenter_is_no_generator(segmenter: Segmenter, tmp_path: Path):
-    save_pretrained(segmenter, tmp_path, PUBLISHED, ("axial",))
+    segmenter.save_pretrained(tmp_path, Preprocessing(PUBLISHED))
     with pytest.raises(CheckpointError, match="not a generator"):
-        load_pretrained(tmp_path)
+        Generator.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="no exported segmenter"):
-        load_segmenter(tmp_path / "nowhere")
+        Segmenter.from_pretrained(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

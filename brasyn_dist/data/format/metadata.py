@@ -6,9 +6,10 @@ SetHeader --to_dict--> JSON in the tars (shards.py) and in index.json (index.py)
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from brasyn_dist.brats import VIEWS
+from brasyn_dist.brats import BRATS, VIEWS
 from brasyn_dist.data.format.codec import DTYPES, check_codec
 from brasyn_dist.errors import DataError
+from brasyn_dist.modality_set import ModalitySet
 
 FORMAT = "brasyn_dist shards"
 VERSION = 1
@@ -46,6 +47,8 @@ class SetHeader:
     """Cases left out: {"case", "cohort", "reason"}."""
     options: dict[str, Any] = field(default_factory=dict)
     """Other options the set was made with, for the record."""
+    modality_set: ModalitySet = BRATS
+    """Modalities, labels and regions of its cases."""
 
     def __post_init__(self) -> None:
         check_codec(self.codec)
@@ -57,6 +60,9 @@ class SetHeader:
     def to_dict(self) -> dict[str, Any]:
         """JSON content; the case table as columns, which is a third of the size."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        del values["modality_set"]
+        if self.modality_set != BRATS:  # sets of BraTS cases keep their fingerprint
+            values["modality_set"] = self.modality_set.to_dict()
         values["views"] = list(self.views)
         values["cases"] = {
             name: [getattr(case, name) for case in self.cases] for name in CaseEntry.__dataclass_fields__
@@ -85,6 +91,9 @@ class SetHeader:
                 statistics=values["statistics"],
                 skipped=values["skipped"],
                 options=values["options"],
+                modality_set=ModalitySet.from_dict(values["modality_set"])
+                if "modality_set" in values
+                else BRATS,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where}: damaged description of the shard set ({error!r})") from None

@@ -1,4 +1,4 @@
-"""Scales of cases: medians, and the conditional distribution of one modality's scale, against plain numpy."""
+"""Intensity scales of cases: medians, and the conditional distribution of one modality's scale, against plain numpy."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from brasyn_dist.errors import DataError
 from brasyn_dist.preprocessing.intensity_scale import (
     DEGREES_OF_FREEDOM,
     PRIOR_CASES,
-    Scales,
+    IntensityScaleModel,
     foreground_counts,
     median_of_counts,
 )
@@ -33,7 +33,7 @@ def test_medians_are_the_lower_ones_of_the_foreground(values):
 
 
 def test_many_cases_show_their_own_distribution():
-    scales = Scales.fit(cases(100_000))
+    scales = IntensityScaleModel.fit(cases(100_000))
     np.testing.assert_allclose(scales.mean, MEAN, atol=0.01)
     np.testing.assert_allclose(scales.covariance, MIX @ MIX.T, atol=0.01)
     assert scales.cases == 100_000
@@ -46,7 +46,7 @@ def test_of_an_ordinary_case_it_says_what_a_regression_of_logarithms_says(availa
     weights = np.linalg.lstsq(terms, np.log(known[:, target]), rcond=None)[0]
     given = np.exp(MEAN + [0.2, 0.15, 0.3, 0.1])
     expected = np.exp(weights @ [1, *np.log(given[list(available)])])
-    predicted = Scales.fit(known).predict(available, given[list(available)].tolist(), target)
+    predicted = IntensityScaleModel.fit(known).predict(available, given[list(available)].tolist(), target)
     assert predicted == pytest.approx(expected, rel=0.01)
 
 
@@ -54,7 +54,7 @@ def test_of_an_ordinary_case_it_says_what_a_regression_of_logarithms_says(availa
 def test_a_sequence_out_of_line_does_not_drag_the_others_along(residual):
     """By brute force: the common factor f is most probable, f normal, each residual beyond one deviation with Student's tails."""
     shared, own, nu = 0.3, 0.05, DEGREES_OF_FREEDOM
-    scales = Scales(tuple(MEAN), tuple(map(tuple, shared + own * np.eye(4))), 9)
+    scales = IntensityScaleModel(tuple(MEAN), tuple(map(tuple, shared + own * np.eye(4))), 9)
     factor = np.linspace(-4, 4, 400_001)
     e2 = (np.array(residual)[:, None] - factor) ** 2 / own
     tails = 0.5 + (nu + 1) / 2 * np.log((nu + e2) / (nu + 1))
@@ -69,7 +69,7 @@ def test_a_sequence_out_of_line_does_not_drag_the_others_along(residual):
 
 def test_few_cases_are_pulled_towards_modalities_alike():
     """By hand: two cases, of which every modality of the second counts twice as much as the first's."""
-    scales = Scales.fit(np.array([[100.0] * 4, [200.0] * 4]))
+    scales = IntensityScaleModel.fit(np.array([[100.0] * 4, [200.0] * 4]))
     step = np.log(2)
     variance = step**2 / 2
     np.testing.assert_allclose(scales.mean, [np.log(100) + step / 2] * 4)
@@ -82,20 +82,22 @@ def test_few_cases_are_pulled_towards_modalities_alike():
 
 def test_means_that_differ_by_chance_become_one_and_others_stay():
     noise = np.random.default_rng(1).standard_normal((6, 4))
-    chance = Scales.fit(np.exp(6 + 0.5 * noise))
+    chance = IntensityScaleModel.fit(np.exp(6 + 0.5 * noise))
     assert np.ptp(chance.mean) < 0.2 * np.ptp(6 + 0.5 * noise.mean(0))
     apart = np.array([4.0, 5, 6, 8])
-    np.testing.assert_allclose(Scales.fit(np.exp(apart + 0.1 * noise)).mean, apart, atol=0.15)
+    np.testing.assert_allclose(IntensityScaleModel.fit(np.exp(apart + 0.1 * noise)).mean, apart, atol=0.15)
 
 
 def test_one_case_is_enough_to_predict_something():
-    predicted = Scales.fit(np.array([[100.0, 200, 300, 400]])).predict((0, 2, 3), [100, 300, 400], 1)
+    predicted = IntensityScaleModel.fit(np.array([[100.0, 200, 300, 400]])).predict(
+        (0, 2, 3), [100, 300, 400], 1
+    )
     assert 100 < predicted < 400
 
 
 def test_they_are_stored_and_damage_is_named():
-    scales = Scales.fit(cases(9))
-    assert Scales.from_dict(scales.to_dict(), "here") == scales
+    scales = IntensityScaleModel.fit(cases(9))
+    assert IntensityScaleModel.from_dict(scales.to_dict(), "here") == scales
     damaged = [
         {},
         None,
@@ -105,4 +107,4 @@ def test_they_are_stored_and_damage_is_named():
     ]
     for values in damaged:
         with pytest.raises(DataError, match=r"config\.json: .*scales.*export again"):
-            Scales.from_dict(values, "config.json")
+            IntensityScaleModel.from_dict(values, "config.json")
