@@ -67,7 +67,7 @@ def slice_by_slice(segmenter: Segmenter, images: np.ndarray, views: tuple[str, .
 @pytest.mark.parametrize("kind", [0, UNKNOWN_TYPE])
 def test_volume_mode_equals_one_slice_at_a_time(segmenter, images, views, kind: int):
     labels = segment_volume(segmenter, images, kind, views, batch_size=3)
-    expected = slice_by_slice(segmenter, images, views or segmenter.views, kind)
+    expected = slice_by_slice(segmenter, images, views or segmenter.preprocessing.views, kind)
     assert labels.dtype == np.uint8 and len(np.unique(labels)) > 2
     # Kernels differ with the batch's size in the last bits, which may turn a tie.
     assert np.mean(labels != expected) < 1e-3

@@ -133,7 +133,7 @@ def test_command_line_with_other_statistics(shared, tmp_path):
     options = ["--heads", "4", "--statistics", str(tmp_path / "statistics.json"), "--views", "axial"]
     assert main([str(source), str(tmp_path / "out"), *options]) == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["statistics"]["cases"] == 12
-    assert Generator.from_pretrained(tmp_path / "out").views == ("axial",)
+    assert Generator.from_pretrained(tmp_path / "out").preprocessing.views == ("axial",)
 
 
 def test_command_line_names_what_is_wrong(tmp_path, capsys):
