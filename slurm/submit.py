@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from brasyn_dist.config import load_config
+from brasyn_dist.config import RunConfig, load_config
 from brasyn_dist.errors import BrasynError
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 def stages(options: argparse.Namespace) -> list[Stage]:
     """The jobs to submit, in order. Raises ConfigError if the run's configuration is not valid: better here than in a job."""
     overrides = [*options.overrides, *([f"data.shards={options.shards}"] if options.shards else [])]
-    config = load_config(options.config, overrides)
+    config = load_config(options.config, overrides, RunConfig)
     chain = []
     if options.cohorts:
         chain.append(Stage("shard", (*options.cohorts, "--out", config.data.shards, *more(options, "shard"))))

@@ -6,8 +6,16 @@ import pytest
 import torch
 import yaml
 
-from brasyn_dist.common.typed_yaml import from_dict, to_yaml
-from brasyn_dist.config import Config, RuntimeConfig, SegmenterRunConfig, load_config
+from brasyn_dist.config import (
+    Config,
+    RunConfig,
+    RuntimeConfig,
+    SegmenterRunConfig,
+    all_options,
+    from_dict,
+    load_config,
+    to_yaml,
+)
 from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.inference.weights_config import load_inference
@@ -32,17 +40,29 @@ def test_yaml_over_base_over_defaults_and_overrides_last(tmp_path: Path):
     ("override", "words"),
     [
         ("training.global_batchsize=8", "unknown option training.global_batchsize"),
-        ("training.updates_per_batch=2", "choose from 4, 1"),
-        ("training.updates_per_batch=0", "choose from 4, 1"),
+        ("training.updates_per_batch=2", "expected 4 or 1"),
+        ("training.updates_per_batch=0", "expected 4 or 1"),
         ("data.views=[axial, oblique]", "oblique"),
         ("data.views=axial", "expected a list"),
         ("data.views=[axial, sagittal]", "view_embedding"),
         ("training.epochs=many", "expected float"),
         ("training.global_batch_size=true", "expected int"),
+        ("training.global_batch_size=4.0", "expected int"),
+        ("training.global_batch_size=0", "expected int of at least 1"),
+        ("checkpoint.every_steps=0", "expected int of at least 1"),
+        ("telemetry.log_every=0", "expected int of at least 1"),
+        ("validation.every_steps=-1", "expected int of at least 0"),
+        ("optimizer.base_rate=.nan", "base_rate=nan: expected float of at least 0"),
+        ("training.ema_decay=1", "expected float of at least 0 and below 1"),
+        ("augmentation.mirror=1.5", "at most 1"),
+        ("data.shards=$NOWHERE/x", "variable NOWHERE is not set"),
+        ("data.cache_gib=[", "not a YAML value"),
+        ("data=3", "data must be a mapping"),
+        ("task=diffusion", "expected generator"),
         ("generator.image_size=100", "multiple of 16"),
         ("generator.image_size=48", "must be equal"),
         ("generator.image_size=[160,200]", "multiple of 16"),
-        ("generator.image_size=[160]", "expected 2 values"),
+        ("generator.image_size=[160]", "expected int, or a list of 2 int"),
         ("generator.image_size=wide", "expected int"),
         ("generator.heads=7", "do not divide"),
         ("checkpoint.keep=1", "at least 2"),
@@ -51,8 +71,9 @@ def test_yaml_over_base_over_defaults_and_overrides_last(tmp_path: Path):
     ],
 )
 def test_mistakes_are_named(override: str, words: str):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as error:
         load_config(None, [override])
+    assert "\n" not in str(error.value)
 
 
 def test_a_static_graph_does_not_go_with_micro_batches():
@@ -79,9 +100,47 @@ def test_missing_file_and_bad_yaml_are_named(tmp_path: Path):
         load_config(tmp_path / "bad.yaml")
 
 
+def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(None, ["data.shards=$SCRATCH/a", "runs_dir=~/runs", "data.cache_dir=${SCRATCH}/c"])
+    assert (config.data.shards, config.runs_dir) == ("/scratch/a", "/home/me/runs")
+    assert config.data.cache_dir == "/scratch/c"
+    piped = "pipe:cat $SCRATCH/{}"
+    assert load_config(None, [f"data.shards='{piped}'"]).data.shards == piped
+
+
+def test_the_constructor_checks_as_a_file_does():
+    with pytest.raises(ConfigError, match="hang_minutes=-1.0: expected float above 0, or null"):
+        RuntimeConfig(hang_minutes=-1.0)
+
+
+def test_the_task_selects_the_options(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("task: segmenter\n")
+    assert isinstance(load_config(path, (), RunConfig), SegmenterRunConfig)
+    with pytest.raises(ConfigError, match="task=segmenter: expected generator"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="task=generator: expected segmenter"):
+        load_config(None, ["task=generator"], SegmenterRunConfig)
+    assert isinstance(load_config(None, ["task=segmenter"], RunConfig), SegmenterRunConfig)
+    assert isinstance(load_config(None, (), RunConfig), Config)
+
+
+def test_saved_options_of_runs_before_there_were_tasks_are_read(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    for kind in (Config, SegmenterRunConfig):
+        path.write_text(to_yaml(kind()).replace(f"task: {kind().task}\n", ""))
+        assert load_config(path, (), RunConfig) == kind()
+
+
+@pytest.mark.parametrize("kind", [Config, SegmenterRunConfig])
+def test_every_option_is_described(kind: type[RunConfig]):
+    assert [name for name, option in all_options(kind) if not option.description] == []
+
+
 INFERENCE = ("r9.yaml", "r10.yaml")
 """Configurations of brasyn_dist.infer."""
-KINDS = {"segmenter.yaml": SegmenterRunConfig}
 
 
 @pytest.mark.parametrize(
@@ -91,11 +150,13 @@ def test_shipped_configurations_load(path: Path):
     if path.name in INFERENCE:
         assert load_inference(path).members
     else:
-        assert load_config(path, (), KINDS.get(path.name, Config)).name
+        assert load_config(path, (), RunConfig).name
 
 
 def test_options_of_the_other_kind_of_run_are_refused():
-    with pytest.raises(ConfigError, match=r"unknown option training\.updates_per_batch"):
+    with pytest.raises(
+        ConfigError, match=r"unknown option training\.updates_per_batch.* is an option of task generator"
+    ):
         load_config(None, ["training.updates_per_batch=1"], SegmenterRunConfig)
     with pytest.raises(ConfigError, match=r"unknown option order\.availability"):
         load_config(None, ["order.availability=any"], SegmenterRunConfig)

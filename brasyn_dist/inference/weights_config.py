@@ -6,11 +6,11 @@ configs/r9.yaml                     the same, written down: `members`, and if ne
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from brasyn_dist.brats import VIEWS
-from brasyn_dist.common.typed_yaml import from_dict, read_yaml
+from brasyn_dist.config import dataclass, from_dict, read_yaml
 from brasyn_dist.errors import ConfigError
 
 PathLike = Path | str

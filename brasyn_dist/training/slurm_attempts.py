@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from brasyn_dist.common import provenance
 from brasyn_dist.common.files import fsync
-from brasyn_dist.config import load_config
+from brasyn_dist.config import RunConfig, load_config
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.training import run_dir as run_folder
 from brasyn_dist.training.checkpoint import MANIFEST, step_folders
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "begin":
-            run_dir = load_config(options.config, options.overrides).run_dir.absolute()
+            run_dir = load_config(options.config, options.overrides, RunConfig).run_dir.absolute()
             begin(run_dir)
             print(run_dir)
             return 0

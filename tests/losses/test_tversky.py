@@ -118,5 +118,5 @@ def test_slices_without_labels_count_as_zero():
 
 @pytest.mark.parametrize("values", [{"smoothing": 0.0}, {"exponent": 0.75}, {"false_negative": -0.1}])
 def test_options_that_cannot_be_computed_are_refused(values: dict[str, float]):
-    with pytest.raises(ConfigError, match="tversky"):
+    with pytest.raises(ConfigError, match="Tversky"):
         TverskyConfig(**values)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from brasyn_dist.common.typed_yaml import set_by_path
+from brasyn_dist.config import parse_value, set_by_path
 from tests.distributed.launch import SMALL
 from tests.slurm.cluster import Cluster, why_not
 from tests.small import small_shard_set
@@ -42,7 +42,7 @@ def config(work: Path) -> str:
     values: dict[str, object] = {}
     for item in SMALL:
         key, _, text = item.partition("=")
-        set_by_path(values, key, yaml.safe_load(text))
+        set_by_path(values, key, parse_value(text))
     for key, value in {
         "data.shards": str(small_shard_set(work / "shards")),
         "training.global_batch_size": 4,

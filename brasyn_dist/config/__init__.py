@@ -1,0 +1,43 @@
+"""All options as dataclasses; see docs/reference or `brasyn train --help` for the list.
+
+schema.py       checks and descriptions (pydantic)      yaml_files.py   YAML files with `base:`, command-line values
+data.py         models.py    objective.py    training.py    runtime.py       options of each component
+run.py          options of a whole run by task, `load_config`
+"""
+
+from brasyn_dist.config.data import (
+    AugmentationConfig,
+    DataConfig,
+    NormalisationMode,
+    OrderConfig,
+    SampleOrderConfig,
+)
+from brasyn_dist.config.models import (
+    DiscriminatorConfig,
+    GeneratorConfig,
+    Recompute,
+    SegmenterConfig,
+    check_image_size,
+)
+from brasyn_dist.config.objective import ObjectiveConfig, TverskyConfig
+from brasyn_dist.config.run import TASKS, Config, RunConfig, SegmenterRunConfig, load_config, task_of
+from brasyn_dist.config.runtime import RuntimeConfig
+from brasyn_dist.config.schema import all_options, dataclass, from_dict, to_dict, to_yaml
+from brasyn_dist.config.training import (
+    AdamConfig,
+    CheckpointConfig,
+    LengthConfig,
+    OptimizerConfig,
+    TelemetryConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
+from brasyn_dist.config.yaml_files import merge, parse_value, read_yaml, set_by_path
+
+__all__ = [
+    "TASKS", "AdamConfig", "AugmentationConfig", "CheckpointConfig", "Config", "DataConfig", "DiscriminatorConfig",
+    "GeneratorConfig", "LengthConfig", "NormalisationMode", "ObjectiveConfig", "OptimizerConfig", "OrderConfig", "Recompute",
+    "RunConfig", "RuntimeConfig", "SampleOrderConfig", "SegmenterConfig", "SegmenterRunConfig", "TelemetryConfig",
+    "TrainingConfig", "TverskyConfig", "ValidationConfig", "all_options", "check_image_size", "dataclass", "from_dict",
+    "load_config", "merge", "parse_value", "read_yaml", "set_by_path", "task_of", "to_dict", "to_yaml",
+]  # fmt: skip

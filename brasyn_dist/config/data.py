@@ -1,0 +1,72 @@
+"""Options of the training data: which slices, in which order, with which random changes."""
+
+from typing import Literal
+
+from brasyn_dist.brats import VIEWS
+from brasyn_dist.config.schema import Above0, Count, Index, PathText, Probability, Share, Weight, dataclass
+from brasyn_dist.errors import ConfigError
+
+NormalisationMode = Literal["zscore", "slice", "case"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Selection and loading of training slices."""
+
+    shards: PathText = "shards"
+    """Shard set: folder, URL prefix, or `pipe:` command with `{}` for the file name."""
+    views: tuple[str, ...] = ("axial",)
+    """Views of the slices: axial, sagittal, coronal."""
+    cohorts: tuple[str, ...] = ()
+    """Cohorts to use; empty: all cohorts of the shard set."""
+    quarantine: tuple[str, ...] = ()
+    """Keys of damaged samples to leave out; part of the data fingerprint."""
+    min_tumour_fraction: Share = 0.0
+    """Minimum fraction of tumour pixels in a slice (method: 0.001 for the segmenter); 0: all slices."""
+    normalisation: NormalisationMode = "zscore"
+    """`zscore`: statistics of the data set. `slice`: each slice to [-1, 1], as in HF-GAN. `case`: each
+    volume divided by its median, which removes the scale of the scanner."""
+    cache_dir: PathText | None = None
+    """Node-local folder for copies of remote shards; null: a folder in the system's temporary folder."""
+    cache_gib: Above0 = 200.0
+    """Size limit of the cache in GiB."""
+    threads: Count = 2
+    """Threads of each process that read and decode."""
+    prefetch: Count = 4
+    """Batches that each process reads in advance."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.views) - set(VIEWS))
+        if unknown or not self.views:
+            raise ConfigError(f"data.views: {unknown or 'empty'}; choose from {', '.join(VIEWS)}")
+
+
+@dataclass(frozen=True)
+class SampleOrderConfig:
+    """Order of the samples, a pure function of the seed and the batch number (data/loading/sampler.py)."""
+
+    seed: Index = 0
+    """Seed of the sample order, target modalities and masks."""
+    block_shards: Count | None = None
+    """Shuffle within blocks of this many shards, for storage that needs locality; null: the whole set."""
+
+
+@dataclass(frozen=True)
+class OrderConfig(SampleOrderConfig):
+    """Order of the samples and available modalities of each."""
+
+    availability: Literal["three", "any"] = "three"
+    """`three`: all modalities but the target are available. `any`: one to three are (half of the samples
+    have exactly one)."""
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of training slices (data/loading/augmentation.py); the thesis uses none."""
+
+    mirror: Probability = 0.0
+    """Probability of a left-right flip (axial and coronal slices; sagittal slices are not changed)."""
+    intensity: Weight = 0.0
+    """One factor for all modalities of a slice, log-uniform in [exp(-intensity), exp(intensity)]."""
+    contrast: Weight = 0.0
+    """An additional factor for each modality of a slice, log-uniform in [exp(-contrast), exp(contrast)]."""

@@ -1,0 +1,106 @@
+"""Options of the networks' shapes; saved as config.json with exported weights."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from brasyn_dist.brats import IMAGE_SIZE, ImageSize, image_shape
+from brasyn_dist.config.schema import Count, Index, dataclass
+from brasyn_dist.errors import ConfigError
+
+Recompute = Literal["nothing", "activations"]
+
+
+def check_image_size(section: str, size: ImageSize, multiple: int) -> None:
+    """Raise ConfigError unless both sides are positive multiples of `multiple`."""
+    if any(side < multiple or side % multiple for side in image_shape(size)):
+        raise ConfigError(f"{section}.image_size {size} must be a multiple of {multiple}")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Shape of the generator (HF-GAN stage 1, revised; docs/explanation/method.md, section 3)."""
+
+    image_size: ImageSize = IMAGE_SIZE
+    """Side of the square input in pixels, or [rows, columns]; multiples of 16. Larger slices are
+    center-cropped: skull-stripped brains in BraTS' atlas fit into [160, 208] axially, 58 % of the pixels.
+    The position embedding has one token for 16 x 16 pixels."""
+    base_channels: Count = 64
+    """Channels at full resolution."""
+    channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8, 10)
+    """Channels of each resolution as multiples of base_channels; each step halves the image."""
+    convolutions_per_block: Literal[1, 2] = 1
+    """GroupNorm-SiLU-convolution once (published weights) or twice (text of the thesis) in each residual
+    block."""
+    norm_groups: Count = 8
+    """Groups of each GroupNorm."""
+    transformer_layers: Index = 4
+    """Layers of the transformer at the bottleneck."""
+    heads: Count = 16
+    """Attention heads of each transformer layer."""
+    mlp_activation: Literal["gelu", "silu"] = "gelu"
+    """Activation function of the transformer's MLP."""
+    view_embedding: bool = False
+    """Add an embedding of the view (axial, sagittal, coronal) to every token: one model for several views."""
+    attention: Literal["described", "published"] = "described"
+    """`published`: the gate uses the attention of channel 0 only, as in the published weights; `brasyn
+    convert` sets it."""
+
+    def __post_init__(self) -> None:
+        scale = 2 ** (len(self.channel_multipliers) - 1)
+        check_image_size("generator", self.image_size, scale)
+        if self.base_channels % self.norm_groups:
+            raise ConfigError(
+                f"generator.base_channels {self.base_channels} must be a multiple of norm_groups "
+                f"{self.norm_groups}"
+            )
+        if self.width % self.heads:
+            raise ConfigError(
+                f"generator: {self.heads} heads do not divide the token width {self.width} "
+                "(base_channels x last multiplier)"
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels at the bottleneck and width of the transformer's tokens."""
+        return self.base_channels * self.channel_multipliers[-1]
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Shape of the PatchGAN discriminator with modality head."""
+
+    image_size: ImageSize = IMAGE_SIZE
+    """Image size of the generator."""
+    base_channels: Count = 64
+    """Channels of the first layer."""
+    norm_groups: Count = 8
+    """Groups of each GroupNorm."""
+
+    def __post_init__(self) -> None:
+        if self.base_channels % self.norm_groups:
+            raise ConfigError(
+                f"discriminator.base_channels {self.base_channels} must be a multiple of norm_groups "
+                f"{self.norm_groups}"
+            )
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """Shape of the segmenter, a U-Net (docs/explanation/method.md, section 4)."""
+
+    image_size: ImageSize = IMAGE_SIZE
+    """Side of the square input in pixels, or [rows, columns]; multiples of 2^(stages - 1). Larger slices
+    are center-cropped."""
+    widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 128, 256)
+    """Channels of each stage, from full resolution to the bottleneck; each stage halves the image. At least
+    two stages."""
+    norm_groups: Count = 8
+    """Groups of each GroupNorm."""
+
+    def __post_init__(self) -> None:
+        check_image_size("segmenter", self.image_size, 2 ** (len(self.widths) - 1))
+        if any(width % self.norm_groups for width in self.widths):
+            raise ConfigError(
+                f"segmenter.widths {list(self.widths)} must be multiples of norm_groups {self.norm_groups}"
+            )

@@ -1,0 +1,58 @@
+"""Options of the loss functions."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from brasyn_dist.config.schema import Above0, PathText, Weight, dataclass
+from brasyn_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TverskyConfig:
+    """Focal Tversky loss (losses/tversky.py; docs/explanation/method.md, section 5)."""
+
+    false_negative: Above0 = 0.3
+    """Weight of false negatives."""
+    false_positive: Above0 = 0.7
+    """Weight of false positives."""
+    exponent: Annotated[float, Field(ge=1)] = 1.33
+    """Focal exponent; below 1 the gradient of a perfect prediction is infinite."""
+    smoothing: Above0 = 1.0
+    """Pixels added to the numerator and denominator for each class. The method's 1e-6 applies to sums over
+    a batch, which contains every class; a slice without a class would have no gradient with it."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the generator's objective (docs/explanation/method.md, section 5); 0 disables a term."""
+
+    reconstruction: Weight = 10.0
+    """Weight of the reconstruction error (L1) of the target modality."""
+    adversarial: Weight = 0.25
+    """Weight of the generator's adversarial loss."""
+    classification: Weight = 0.25
+    """Weight of the modality classification loss of synthetic slices."""
+    feature: Weight = 1.0
+    """Weight of the feature consistency between the first and the second pass."""
+    cycle: Weight = 1.0
+    """Weight of the cycle consistency error."""
+    ssim: Weight = 5.0
+    """Weight of the SSIM loss."""
+    ssim_regions: Literal["dual", "whole"] = "dual"
+    """`dual`: healthy tissue and tumour as two terms; `whole`: the brain as one term."""
+    discriminator: Weight = 0.25
+    """Weight of the discriminator's cross-entropies."""
+    mask_background: bool = False
+    """Average reconstruction and cycle errors over foreground pixels of the target only."""
+    tversky: Weight = 0.0
+    """Weight of a frozen segmenter's focal Tversky loss on the completed slices (method: 5); 0: no
+    segmenter."""
+    segmenter: PathText | None = None
+    """Run folder or export folder of that segmenter; its hash is part of the run's identity."""
+
+    def __post_init__(self) -> None:
+        if self.tversky and self.segmenter is None:
+            raise ConfigError(
+                "objective.tversky needs a segmenter: set objective.segmenter to its run folder, or tversky=0"
+            )

@@ -1,0 +1,175 @@
+"""Options of a whole training run, by task, and their loading: defaults <- YAML <- section.key=value.
+
+A YAML file may start with `base: other.yaml` (relative to itself) and then contains only the differences. `task:` names what
+is trained. Unknown options are errors. The merged result is saved in the run folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+from brasyn_dist.brats import image_shape
+from brasyn_dist.config.data import AugmentationConfig, DataConfig, OrderConfig, SampleOrderConfig
+from brasyn_dist.config.models import DiscriminatorConfig, GeneratorConfig, SegmenterConfig
+from brasyn_dist.config.objective import ObjectiveConfig, TverskyConfig
+from brasyn_dist.config.runtime import RuntimeConfig
+from brasyn_dist.config.schema import Index, PathText, all_options, dataclass, from_dict
+from brasyn_dist.config.training import (
+    AdamConfig,
+    CheckpointConfig,
+    LengthConfig,
+    OptimizerConfig,
+    TelemetryConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
+from brasyn_dist.config.yaml_files import parse_value, read_yaml, set_by_path
+from brasyn_dist.errors import ConfigError
+
+R = TypeVar("R", bound="RunConfig")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Options that all training runs have."""
+
+    task: str = ""
+    """What is trained."""
+    name: str = "run"
+    """Name of the run; its folder is `runs_dir`/`name`."""
+    runs_dir: PathText = "runs"
+    """Folder of all runs."""
+    seed: Index = 0
+    """Seed of the initial weights."""
+    data: DataConfig = field(default_factory=DataConfig)
+    order: SampleOrderConfig = field(default_factory=SampleOrderConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimizer: AdamConfig = field(default_factory=AdamConfig)
+    training: LengthConfig = field(default_factory=LengthConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.runs_dir) / self.name
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(H, W) of the networks' input slices in pixels."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """A training run of a generator."""
+
+    task: Literal["generator"] = "generator"
+    """What is trained."""
+    order: OrderConfig = field(default_factory=OrderConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    tversky: TverskyConfig = field(default_factory=TverskyConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if image_shape(self.generator.image_size) != image_shape(self.discriminator.image_size):
+            raise ConfigError(
+                f"generator.image_size {self.generator.image_size} and discriminator.image_size "
+                f"{self.discriminator.image_size} must be equal"
+            )
+        if self.runtime.static_graph and self.training.micro_batch_size is not None:
+            raise ConfigError(
+                "runtime.static_graph does not go with training.micro_batch_size: not every micro-batch "
+                "exchanges gradients"
+            )
+        if len(self.data.views) > 1 and not self.generator.view_embedding:
+            raise ConfigError(
+                f"data.views has {len(self.data.views)} views but generator.view_embedding is false: the "
+                "model cannot distinguish them; set generator.view_embedding=true or train one model for "
+                "each view"
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(H, W) of the networks' input slices in pixels."""
+        return image_shape(self.generator.image_size)
+
+
+@dataclass(frozen=True)
+class SegmenterRunConfig(RunConfig):
+    """A training run of a segmenter."""
+
+    task: Literal["segmenter"] = "segmenter"
+    """What is trained."""
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    tversky: TverskyConfig = field(default_factory=TverskyConfig)
+
+    def __post_init__(self) -> None:
+        if self.runtime.encoder_execution is not None:
+            raise ConfigError("runtime.encoder_execution is an option of task generator; remove it")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(H, W) of the network's input slices in pixels."""
+        return image_shape(self.segmenter.image_size)
+
+
+TASKS: dict[str, type[RunConfig]] = {"generator": Config, "segmenter": SegmenterRunConfig}
+"""Dataclass of a run by its `task`."""
+
+
+def task_of(values: dict[str, Any]) -> str:
+    """Task of a configuration file's mapping; files of old segmenter runs have a section `segmenter` and no `task`."""
+    old_segmenter = "segmenter" in values and "generator" not in values
+    return str(values.get("task", "segmenter" if old_segmenter else "generator"))
+
+
+@overload
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config: ...
+@overload
+def load_config(path: str | Path | None, overrides: Sequence[str], kind: type[R]) -> R: ...
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), kind: type[Any] = Config) -> Any:
+    """Configuration of a run: defaults, updated by the YAML file (and its bases), updated by overrides.
+
+    Args:
+        path: YAML file, or None for the defaults.
+        overrides: `section.key=value`; values are YAML.
+        kind: Expected dataclass. `RunConfig`: the one that `task` names.
+
+    Raises:
+        ConfigError: An option is unknown, has a value that is not allowed, or belongs to another task.
+    """
+    where = str(path) if path else "command line"
+    values = read_yaml(Path(path)) if path is not None else {}
+    task = next((name for name, cls in TASKS.items() if cls is kind), task_of(values))
+    values.setdefault("task", task)
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigError(f"{item!r}: overrides are written section.key=value")
+        set_by_path(values, key, parse_value(text))
+    if values["task"] not in TASKS:
+        raise ConfigError(f"{where}: task={values['task']!r}: expected {' or '.join(TASKS)}")
+    chosen = TASKS[values["task"]]
+    if not issubclass(chosen, kind):
+        raise ConfigError(f"{where}: task={values['task']}: expected {task}")
+    try:
+        return from_dict(chosen, values, where)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_owner_hint(str(error), values['task'])}") from None
+
+
+def _owner_hint(message: str, task: str) -> str:
+    """Names the task that an unknown option belongs to."""
+    _, found, rest = message.partition("unknown option ")
+    option = rest.partition(";")[0]
+    for name, cls in TASKS.items():
+        if found and name != task and any(f"{key}.".startswith(f"{option}.") for key, _ in all_options(cls)):
+            return f". {option} is an option of task {name}"
+    return ""

@@ -1,0 +1,62 @@
+"""YAML files with bases, and values of the command line."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from brasyn_dist.errors import ConfigError
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1, which PyYAML reads, with numbers such as 5e-4 (YAML 1.1 wants 5.0e-4)."""
+
+
+Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_value(text: str) -> Any:
+    """Value of `section.key=value`. Raises ConfigError if it is not YAML."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"{text!r}: not a YAML value; quote it") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Mapping in a YAML file, merged over the mapping of its `base:`."""
+    try:
+        values = yaml.load(path.read_text(), Loader) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines at the top level")
+    base = values.pop("base", None)
+    return merge(read_yaml(path.parent / base), values) if base else values
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` merged over `base`, key by key within sections."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def set_by_path(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """values['a']['b'] = value for 'a.b'. Raises ConfigError if `a` is not a section."""
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{dotted}: {parent} is not a section")
+    values[last] = value
