@@ -12,7 +12,9 @@ from tests.conftest import REPOSITORY
 def leave(body: str) -> subprocess.CompletedProcess[str]:
     code = f"import atexit, sys, threading, time\nfrom brasyn_dist.common.processes import run_and_leave\n{body}\nrun_and_leave(main)"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,18 @@ def main():
     return 0
 """)
     assert (done.returncode, done.stdout) == (0, "thread\nhandler")
+
+
+@pytest.mark.parametrize(("statement", "status"), [("return 0", 0), ("raise OSError('disk full')", 1)])
+def test_an_open_thread_pool_does_not_keep_the_process(statement: str, status: int):
+    """torch.compile on a CPU keeps such a pool: its threads wait for the exit functions of concurrent.futures."""
+    done = leave(f"""
+from concurrent.futures import ThreadPoolExecutor
+
+def main():
+    global pool
+    pool = ThreadPoolExecutor(1)
+    pool.submit(int).result()
+    {statement}
+""")
+    assert done.returncode == status, done.stderr

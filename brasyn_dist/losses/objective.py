@@ -9,6 +9,7 @@ better, whatever the autocast, and is finite for slices without tumour, almost e
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,58 +23,75 @@ from brasyn_dist.preprocessing.normalisation import foreground
 Terms = dict[str, Tensor]
 
 
-def generator_terms(
-    config: ObjectiveConfig,
-    *,
-    image_B1HW: Tensor,
-    real_B1HW: Tensor,
-    target_B: Tensor,
-    bottleneck_BCHW: Tensor,
-    cycle_image_B1HW: Tensor | None,
-    cycle_real_B1HW: Tensor | None,
-    cycle_bottleneck_BCHW: Tensor | None,
-    patch_B1hw: Tensor | None,
-    class_B4: Tensor | None,
-    tumour_B1HW: Tensor,
-    range_B: Tensor,
-    segmented_B4HW: Tensor | None = None,
-    labels_BHW: Tensor | None = None,
-    has_labels_B: Tensor | None = None,
-    tversky: TverskyConfig | None = None,
-) -> Terms:
-    """Unweighted terms of each sample; one whose weight is 0 is left out, and its inputs may be None.
+@dataclass(frozen=True)
+class GeneratorOutputs:
+    """Outputs of one generator update for B samples, and what they are compared with.
 
-    `image` is the synthetic and `real` the real slice of modality `target`, `cycle_*` the same for the cycle pass, `patch`
-    and `class` the discriminator's logits for `image`, `tumour` where labels are not 0 (a slice without labels counts as
-    healthy), `range` the target modality's data range (Normaliser.range_M), `segmented` the frozen segmenter's logits for
-    the four slices with the synthetic one in place.
+    A field may be None if the weights of all terms that use it are 0.
+    """
+
+    image_B1HW: Tensor
+    """Synthetic slices, normalised."""
+    real_B1HW: Tensor
+    """Real slices of the same modality."""
+    target_B: Tensor
+    """Number of the target modality, int64."""
+    bottleneck_BCHW: Tensor
+    range_B: Tensor
+    """Data range of the target modality (Normaliser.range_M)."""
+    tumour_B1HW: Tensor
+    """Pixels with a label above 0. A slice without labels counts as healthy."""
+    cycle_image_B1HW: Tensor | None = None
+    cycle_real_B1HW: Tensor | None = None
+    cycle_bottleneck_BCHW: Tensor | None = None
+    patch_B1hw: Tensor | None = None
+    """Patch logits of the discriminator for `image`."""
+    class_BM: Tensor | None = None
+    """Modality logits of the discriminator for `image`."""
+    segmented_BCHW: Tensor | None = None
+    """Logits of the frozen segmenter for all modalities' slices with the synthetic one in its place."""
+    labels_BHW: Tensor | None = None
+    has_labels_B: Tensor | None = None
+
+    def required(self, name: str) -> Tensor:
+        """The field `name`. Raises ValueError if it is None."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"{name} is needed: the weight of a term that uses it is not 0")
+        return value
+
+
+def generator_terms(
+    config: ObjectiveConfig, outputs: GeneratorOutputs, tversky: TverskyConfig | None = None
+) -> Terms:
+    """Unweighted terms (B,) of each sample, by name. Terms with weight 0 are left out.
+
+    Raises:
+        ValueError: An output that a term needs is None.
     """
     terms: Terms = {}
+    image_B1HW, real_B1HW = outputs.image_B1HW, outputs.real_B1HW
     if config.reconstruction:
         terms["reconstruction"] = absolute_error(image_B1HW, real_B1HW, config.mask_background)
     if config.adversarial:
-        terms["adversarial"] = patch_loss(required(patch_B1hw, "patch_B1hw"), real=True)
+        terms["adversarial"] = patch_loss(outputs.required("patch_B1hw"), real=True)
     if config.classification:
-        terms["classification"] = class_loss(required(class_B4, "class_B4"), target_B)
+        terms["classification"] = class_loss(outputs.required("class_BM"), outputs.target_B)
     if config.feature:
         terms["feature"] = feature_distance(
-            bottleneck_BCHW, required(cycle_bottleneck_BCHW, "cycle_bottleneck_BCHW")
+            outputs.bottleneck_BCHW, outputs.required("cycle_bottleneck_BCHW")
         )
     if config.cycle:
         terms["cycle"] = absolute_error(
-            required(cycle_image_B1HW, "cycle_image_B1HW"),
-            required(cycle_real_B1HW, "cycle_real_B1HW"),
-            config.mask_background,
+            outputs.required("cycle_image_B1HW"), outputs.required("cycle_real_B1HW"), config.mask_background
         )
     if config.ssim:
-        terms |= ssim_terms(config.ssim_regions, image_B1HW, real_B1HW, tumour_B1HW, range_B)
+        terms |= ssim_terms(config.ssim_regions, image_B1HW, real_B1HW, outputs.tumour_B1HW, outputs.range_B)
     if config.tversky:
         loss_B = focal_tversky(
-            tversky or TverskyConfig(),
-            required(segmented_B4HW, "segmented_B4HW"),
-            required(labels_BHW, "labels_BHW"),
+            tversky or TverskyConfig(), outputs.required("segmented_BCHW"), outputs.required("labels_BHW")
         )
-        terms["tversky"] = labelled_only(loss_B, required(has_labels_B, "has_labels_B"))
+        terms["tversky"] = labelled_only(loss_B, outputs.required("has_labels_B"))
     return terms
 
 
@@ -144,12 +162,6 @@ def patch_loss(patch_B1hw: Tensor, real: bool) -> Tensor:
 def class_loss(class_B4: Tensor, target_B: Tensor) -> Tensor:
     """(B,) cross-entropy of the modality logits."""
     return F.cross_entropy(at_least_float32(class_B4), target_B, reduction="none")
-
-
-def required(value: Tensor | None, name: str) -> Tensor:
-    if value is None:
-        raise ValueError(f"{name} is needed: the weight of a term that uses it is not 0")
-    return value
 
 
 def sum_of(values: Iterable[Tensor]) -> Tensor:

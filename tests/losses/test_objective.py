@@ -9,6 +9,7 @@ from skimage.metrics import structural_similarity
 
 from brasyn_dist.config import ObjectiveConfig, TverskyConfig
 from brasyn_dist.losses.objective import (
+    GeneratorOutputs,
     discriminator_terms,
     generator_terms,
     weighted_discriminator_sum,
@@ -46,10 +47,14 @@ def inputs(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
         "cycle_real_B1HW": cycle_real,
         "cycle_bottleneck_BCHW": normal(4, 6, 2, 2),
         "patch_B1hw": 3 * normal(4, 1, 3, 3),
-        "class_B4": 2 * normal(4, 4),
+        "class_BM": 2 * normal(4, 4),
         "range_B": torch.tensor(RANGES, dtype=torch.float64)[target],
     }
     return {k: v.to(dtype) for k, v in values.items()} | {"target_B": target, "tumour_B1HW": tumour}
+
+
+def terms_of(config: ObjectiveConfig, **values: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    return generator_terms(config, GeneratorOutputs(**values))
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -82,14 +87,14 @@ def close(actual: torch.Tensor, expected, tolerance: float = 1e-12) -> None:
 
 
 def test_reconstruction_and_cycle():
-    a, terms = arrays(), generator_terms(DUAL, **inputs())
+    a, terms = arrays(), terms_of(DUAL, **inputs())
     close(terms["reconstruction"], [np.abs(a["image"][b] - a["real"][b]).mean() for b in range(4)])
     close(terms["cycle"], [np.abs(a["cycle_image"][b] - a["cycle_real"][b]).mean() for b in range(4)])
 
 
 def test_errors_over_the_foreground_only():
     config = dataclasses.replace(DUAL, mask_background=True)
-    a, terms = arrays(), generator_terms(config, **inputs())
+    a, terms = arrays(), terms_of(config, **inputs())
     for name, image, real in (("reconstruction", "image", "real"), ("cycle", "cycle_image", "cycle_real")):
         errors = [np.abs(a[image][b] - a[real][b])[a[real][b] != -1] for b in range(4)]
         close(terms[name], [e.mean() if e.size else 0 for e in errors])
@@ -97,7 +102,7 @@ def test_errors_over_the_foreground_only():
 
 
 def test_adversarial_and_classification():
-    a, terms = arrays(), generator_terms(DUAL, **inputs())
+    a, terms = arrays(), terms_of(DUAL, **inputs())
     probability = 1 / (1 + np.exp(-a["patch"]))
     close(terms["adversarial"], -np.log(probability).mean((1, 2, 3)))
     softmax = np.exp(a["class"]) / np.exp(a["class"]).sum(1, keepdims=True)
@@ -105,14 +110,14 @@ def test_adversarial_and_classification():
 
 
 def test_feature():
-    a, terms = arrays(), generator_terms(DUAL, **inputs())
+    a, terms = arrays(), terms_of(DUAL, **inputs())
     first, second = a["bottleneck"].reshape(4, -1), a["cycle_bottleneck"].reshape(4, -1)
     cosine = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
     close(terms["feature"], 1 - cosine)
 
 
 def test_ssim_of_both_regions():
-    terms = generator_terms(DUAL, **inputs())
+    terms = terms_of(DUAL, **inputs())
     close(terms["ssim_healthy"], expected_region_ssim("healthy"), 1e-10)
     close(terms["ssim_tumour"], expected_region_ssim("tumour"), 1e-10)
     assert terms["ssim_tumour"][1:].tolist() == [0, 0, 0]
@@ -121,7 +126,7 @@ def test_ssim_of_both_regions():
 
 
 def test_ssim_of_the_whole_brain():
-    terms = generator_terms(WHOLE, **inputs())
+    terms = terms_of(WHOLE, **inputs())
     close(terms["ssim_brain"], expected_region_ssim("brain"), 1e-10)
     assert "ssim_healthy" not in terms
 
@@ -133,21 +138,21 @@ def test_tversky_of_the_segmented_slices():
     labels = torch.randint(0, 4, (4, 6, 6), generator=noise)
     has_labels = torch.tensor([True, True, False, True])
     config = dataclasses.replace(DUAL, tversky=5.0, segmenter="somewhere")
-    extra = {"segmented_B4HW": logits, "labels_BHW": labels, "has_labels_B": has_labels}
-    terms = generator_terms(config, **inputs(), **extra)
+    extra = {"segmented_BCHW": logits, "labels_BHW": labels, "has_labels_B": has_labels}
+    terms = terms_of(config, **inputs(), **extra)
     expected = [by_hand(TverskyConfig(), logits[b], labels[b]) if has_labels[b] else 0.0 for b in range(4)]
     close(terms["tversky"], expected)
     without = {k: v for k, v in terms.items() if k != "tversky"}
     close(weighted_sum(config, terms) - weighted_sum(config, without), 5 * np.array(expected))
-    with pytest.raises(ValueError, match="segmented_B4HW"):
-        generator_terms(config, **inputs())
+    with pytest.raises(ValueError, match="segmented_BCHW"):
+        terms_of(config, **inputs())
 
 
 def test_weighted_sum():
     config = ObjectiveConfig(
         reconstruction=2, adversarial=3, classification=5, feature=7, cycle=11, ssim=13, discriminator=17
     )
-    terms = generator_terms(config, **inputs())
+    terms = terms_of(config, **inputs())
     weights = {"reconstruction": 2, "adversarial": 3, "classification": 5, "feature": 7, "cycle": 11}
     weights |= {"ssim_healthy": 13, "ssim_tumour": 13}
     assert terms.keys() == weights.keys()
@@ -160,17 +165,17 @@ def test_weighted_sum():
 def test_a_term_of_weight_zero_is_not_computed(name):
     needs = {
         "adversarial": ["patch_B1hw"],
-        "classification": ["class_B4"],
+        "classification": ["class_BM"],
         "feature": ["cycle_bottleneck_BCHW"],
         "cycle": ["cycle_image_B1HW", "cycle_real_B1HW"],
     }
-    every = generator_terms(DUAL, **inputs())
+    every = terms_of(DUAL, **inputs())
     values = inputs() | dict.fromkeys(needs.get(name, []))
-    terms = generator_terms(dataclasses.replace(DUAL, **{name: 0.0}), **values)
+    terms = terms_of(dataclasses.replace(DUAL, **{name: 0.0}), **values)
     assert terms.keys() == {k for k in every if not k.startswith(name)}
     for need in needs.get(name, []):
         with pytest.raises(ValueError, match=need):
-            generator_terms(DUAL, **(inputs() | {need: None}))
+            terms_of(DUAL, **(inputs() | {need: None}))
 
 
 def test_discriminator_terms():
@@ -203,7 +208,7 @@ def test_gradients_agree_with_differences(config):
     ]
 
     def objective(*variables: torch.Tensor) -> torch.Tensor:
-        return weighted_sum(config, generator_terms(config, **(values | dict(zip(names, variables)))))
+        return weighted_sum(config, terms_of(config, **(values | dict(zip(names, variables)))))
 
     variables = tuple(values[name].clone().requires_grad_() for name in names)
     assert torch.autograd.gradcheck(objective, variables, fast_mode=True)
@@ -222,7 +227,7 @@ def test_finite_in_every_precision(config, dtype):
         "bottleneck_BCHW",
         "cycle_bottleneck_BCHW",
         "patch_B1hw",
-        "class_B4",
+        "class_BM",
     ]
     outputs = {name: values[name].to(dtype) for name in names}
     outputs["bottleneck_BCHW"][3] = 0
@@ -231,10 +236,10 @@ def test_finite_in_every_precision(config, dtype):
     for value in outputs.values():
         value.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16 if dtype == torch.float32 else dtype):
-        terms = generator_terms(config, **(values | outputs))
+        terms = terms_of(config, **(values | outputs))
         loss = weighted_sum(config, terms)
     loss.sum().backward()
-    exact = generator_terms(
+    exact = terms_of(
         config, **{k: v.double() if v.is_floating_point() else v for k, v in (values | outputs).items()}
     )
     for name, value in terms.items():
@@ -259,5 +264,5 @@ def test_labels_outside_the_brain_do_not_count():
     values = inputs()
     moved = values["tumour_B1HW"].clone()
     moved[0, 0, :6] = True  # rows above the brain
-    terms, other = generator_terms(DUAL, **values), generator_terms(DUAL, **(values | {"tumour_B1HW": moved}))
+    terms, other = terms_of(DUAL, **values), terms_of(DUAL, **(values | {"tumour_B1HW": moved}))
     assert torch.equal(terms["ssim_tumour"], other["ssim_tumour"])

@@ -6,6 +6,7 @@ import torch
 from brasyn_dist.config import DiscriminatorConfig, GeneratorConfig, ObjectiveConfig, SegmenterConfig
 from brasyn_dist.data.loading.sampler import targets_and_masks
 from brasyn_dist.losses.objective import (
+    GeneratorOutputs,
     discriminator_terms,
     generator_terms,
     weighted_discriminator_sum,
@@ -13,9 +14,10 @@ from brasyn_dist.losses.objective import (
 )
 from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.generator import build_generator
-from brasyn_dist.models.passes import SynthesisPasses, completed_slices, plan_passes
+from brasyn_dist.models.passes import SynthesisPasses, completed_slices
 from brasyn_dist.models.segmenter import build_segmenter
 from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE
+from brasyn_dist.training.pass_plan import plan_passes
 
 SIZE, GLOBAL_BATCH = 32, 8
 GENERATOR = GeneratorConfig(image_size=SIZE, base_channels=8, transformer_layers=1, heads=4)
@@ -56,8 +58,7 @@ def gradients(
         patch, classes = discriminator(image)
         completed = completed_slices(real[rows][plan.row_B], image, plan.target_B)
         kind = torch.zeros_like(plan.target_B)
-        terms = generator_terms(
-            config,
+        outputs = GeneratorOutputs(
             image_B1HW=image,
             real_B1HW=truth,
             target_B=plan.target_B,
@@ -66,13 +67,14 @@ def gradients(
             cycle_real_B1HW=real[rows][plan.row_B, plan.cycle_target_B][:, None],
             cycle_bottleneck_BCHW=cycle_bottleneck,
             patch_B1hw=patch,
-            class_B4=classes,
+            class_BM=classes,
             tumour_B1HW=tumour[rows][plan.row_B],
             range_B=RANGE_M[plan.target_B],
-            segmented_B4HW=segmenter(completed, kind, kind) if config.tversky else None,
+            segmented_BCHW=segmenter(completed, kind, kind) if config.tversky else None,
             labels_BHW=2 * tumour[rows][plan.row_B][:, 0].long(),
             has_labels_B=(torch.arange(GLOBAL_BATCH) != 2)[rows][plan.row_B],
         )
+        terms = generator_terms(config, outputs)
         (weighted_sum(config, terms).sum() / GLOBAL_BATCH).backward()
         discriminator.requires_grad_(True)
         judged = (*discriminator(truth), *discriminator(image.detach()), plan.target_B)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
 from brasyn_dist.models.generator import build_generator
-from brasyn_dist.models.passes import PassTensors, SynthesisPasses, plan_passes
+from brasyn_dist.models.passes import PassTensors, SynthesisPasses
+from brasyn_dist.training.pass_plan import plan_passes
 from tests.models.conftest import small_config
 
 SIDE = 32

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from brasyn_dist.data.loading.sampler import BatchMasks
-from brasyn_dist.models.passes import plan_passes
 from brasyn_dist.training.gan_step import DeviceBatch
+from brasyn_dist.training.pass_plan import plan_passes
 from tests.models.test_passes import every_pattern, masks_of
 from tests.training.small import Update, made_up_slices, small_config
 
