@@ -22,15 +22,17 @@ from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.losses.objective import (
+    GeneratorOutputs,
     discriminator_terms,
     generator_terms,
     weighted_discriminator_sum,
     weighted_sum,
 )
-from brasyn_dist.models.passes import PassTensors, completed_slices, plan_passes
+from brasyn_dist.models.passes import PassTensors, completed_slices
 from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.compilation import compile_mode
+from brasyn_dist.training.pass_plan import plan_passes
 
 Passes = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Image and bottleneck of the first pass and of the cycle pass."""
@@ -223,24 +225,23 @@ class GanStep:
         real_B1HW = modality_slices(part.real_BMHW, plan.row_B, plan.target_B)
         patch_B1hw, class_B4 = discriminator(image_B1HW) if self._use_discriminator else (None, None)
         labels_BHW = part.labels_BHW[plan.row_B]
-        return generator_terms(
-            self._config.objective,
+        outputs = GeneratorOutputs(
             image_B1HW=image_B1HW,
             real_B1HW=real_B1HW,
             target_B=plan.target_B,
             bottleneck_BCHW=bottleneck_BCHW,
+            range_B=self.normaliser.range_M[plan.target_B],
+            tumour_B1HW=(labels_BHW > 0)[:, None],
             cycle_image_B1HW=cycle_image_B1HW,
             cycle_real_B1HW=modality_slices(part.real_BMHW, plan.row_B, plan.cycle_target_B),
             cycle_bottleneck_BCHW=cycle_bottleneck_BCHW,
             patch_B1hw=patch_B1hw,
-            class_B4=class_B4,
-            tumour_B1HW=(labels_BHW > 0)[:, None],
-            range_B=self.normaliser.range_M[plan.target_B],
-            segmented_B4HW=self._segmented(part, plan, image_B1HW),
+            class_BM=class_B4,
+            segmented_BCHW=self._segmented(part, plan, image_B1HW),
             labels_BHW=labels_BHW,
             has_labels_B=part.has_labels_B[plan.row_B],
-            tversky=self._config.tversky,
         )
+        return generator_terms(self._config.objective, outputs, self._config.tversky)
 
     def _segmented(self, part: DeviceBatch, plan: PassTensors, image_B1HW: Tensor) -> Tensor | None:
         """The segmenter's logits for the completed slices; gradients pass through it to the image."""
