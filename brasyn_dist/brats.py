@@ -1,12 +1,11 @@
-"""What BraTS says: modality order, labels, regions, views, case and file names. The only place that knows.
+"""The BraTS preset: modality order, labels, regions, views, and names of cases and files.
 
-Editions differ in names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), in the label of enhancing tumour (3 since 2023,
-4 before) and in file endings; predictions may number the labels in yet another order. Everything past this module speaks the canonical form: modality order `MODALITIES`,
-labels `NETC`, `ED`, `ET`.
+Editions differ in file names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), in the label of enhancing tumour (3 since
+2023, 4 before) and in file endings. Predictions may number the labels in another order. All other modules use the canonical
+form: the modality order of a `ModalitySet` and its label values.
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,20 +16,20 @@ from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import ModalitySet
 
 MODALITIES = ("t1c", "t1n", "t2f", "t2w")
-"""Channel order of every 4-plane array and of published weights (thesis, Table 4.1)."""
+"""Channel order of BraTS arrays and of the published weights."""
 
 MODALITY_NAMES = {"t1c": "T1 contrast-enhanced", "t1n": "T1 native", "t2f": "T2-FLAIR", "t2w": "T2-weighted"}
 
 VIEWS = ("axial", "sagittal", "coronal")
-"""Index is the value that the view embedding takes (0 axial, 1 sagittal, 2 coronal)."""
+"""The index is the input of the view embedding (0 axial, 1 sagittal, 2 coronal)."""
 
 VIEW_AXES = {"axial": 2, "sagittal": 0, "coronal": 1}
-"""Array axis along which a view's slices lie, volumes being (x, y, z) in LPS order."""
+"""Array axis along which the slices of a view are numbered; volumes are (x, y, z) in LPS order."""
 
 TUMOUR_TYPES = ("GLI", "MET")
-"""Gliomas and metastases. Index is the value that a segmenter's one-hot takes."""
+"""Gliomas and metastases. Index is the position in a segmenter's one-hot vector."""
 UNKNOWN_TYPE = -1
-"""Any other tumour, or not known: a one-hot of zeros."""
+"""Another tumour, or unknown: the one-hot vector is zero."""
 
 VOLUME_SHAPE = (240, 240, 155)
 IMAGE_SIZE = 240
@@ -53,64 +52,61 @@ LABEL_ORDERS: dict[LabelOrder, dict[int, int]] = {
     "brats": {0: BACKGROUND, 1: NETC, 2: ED, 3: ET, 4: ET},
     "nnunet": {0: BACKGROUND, 1: ED, 2: NETC, 3: ET},
 }
-"""Stored value -> canonical label. `brats`: what BraTS publishes, 3 (2023 and later) and 4 (to 2021) never in one file.
+"""Stored value -> canonical label.
 
-`nnunet`: what networks trained in nnU-Net's BraTS conversion predict. Its values are those of 2023's order, so no file shows
-which of the two it is in: whoever reads predictions has to say.
+`brats`: the published data sets; 3 (2023 and later) and 4 (to 2021) never occur in one file.
+`nnunet`: predictions of networks that were trained with nnU-Net's BraTS conversion. The values are the same as in the order
+of 2023, so a file does not show its order: the caller must give it.
 """
 
-# Suffix of a file's stem -> canonical modality. Longer ones first: `_t1ce` must not be read as `_t1`.
 _SUFFIXES = {
     "t1c": "t1c", "t1n": "t1n", "t2f": "t2f", "t2w": "t2w", "seg": "seg",
     "t1ce": "t1c", "t1gd": "t1c", "flair": "t2f", "t1": "t1n", "t2": "t2w",
 }  # fmt: skip
 BRATS = ModalitySet("brats", MODALITIES, MODALITY_NAMES, _SUFFIXES, LABEL_NAMES, REGIONS)
-"""The preset: what shard sets and exports hold that do not name a modality set."""
+"""Modality set of all shard sets and exports that do not name one."""
 
-_FILE = re.compile(
-    r"^(?P<stem>.+)[-_](?P<suffix>t1ce|t1gd|t1c|t1n|t2f|t2w|flair|seg|t1|t2)\.nii(\.gz)?$", re.I
-)
 _TIMEPOINT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One subject on disk: its folder and the files found in it; a modality may be missing.
-
-    `files` maps `t1c`, `t1n`, `t2f`, `t2w` and `seg` to paths.
-    """
+    """One subject on disk: its folder and the files found in it; a modality may be missing."""
 
     name: str
     folder: Path
     files: dict[str, Path] = field(default_factory=dict)
+    """Modality or `seg` -> path."""
     cohort: str = ""
+    modality_set: ModalitySet = BRATS
 
     @property
     def patient(self) -> str:
-        """Name without the time point (BraTS-GLI-00005-100 -> BraTS-GLI-00005): what a split must not cut through."""
+        """Name without the time point (BraTS-GLI-00005-100 -> BraTS-GLI-00005). Splits never divide a patient."""
         match = _TIMEPOINT.match(self.name)
         return match.group(1) if match else self.name
 
     @property
     def missing(self) -> tuple[str, ...]:
-        return tuple(m for m in MODALITIES if m not in self.files)
+        """Modalities without a file."""
+        return tuple(m for m in self.modality_set.modalities if m not in self.files)
 
     @property
     def available(self) -> tuple[str, ...]:
-        return tuple(m for m in MODALITIES if m in self.files)
+        """Modalities with a file."""
+        return tuple(m for m in self.modality_set.modalities if m in self.files)
 
 
-def modality_of(path: Path) -> tuple[str, str] | None:
-    """(case name, canonical modality or `seg`) that a file's name tells, or None if it is no BraTS volume."""
-    match = _FILE.match(path.name)
-    return (match["stem"], _SUFFIXES[match["suffix"].lower()]) if match else None
+def modality_of(path: Path, modality_set: ModalitySet = BRATS) -> tuple[str, str] | None:
+    """(case name, modality or `seg`) from a file name, or None if the name does not follow the set's scheme."""
+    return modality_set.parse_file_name(path.name)
 
 
-def find_case(folder: Path, cohort: str = "") -> Case:
+def find_case(folder: Path, cohort: str = "", modality_set: ModalitySet = BRATS) -> Case:
     """The case in `folder`, named after the folder. Raises DataError if one modality has two files."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        named = modality_of(path)
+        named = modality_of(path, modality_set)
         if named is None or path.name.startswith("."):
             continue
         if named[1] in files:
@@ -118,48 +114,90 @@ def find_case(folder: Path, cohort: str = "") -> Case:
                 f"{folder}: two files for {named[1]}: {files[named[1]].name} and {path.name}; keep one of them"
             )
         files[named[1]] = path
-    return Case(folder.name, folder, files, cohort)
+    return Case(folder.name, folder, files, cohort, modality_set)
 
 
-def find_cases(root: Path, cohort: str | None = None) -> list[Case]:
-    """Cases directly below `root` (folders holding at least one BraTS volume), sorted by name.
+def find_cases(root: Path, cohort: str | None = None, modality_set: ModalitySet = BRATS) -> list[Case]:
+    """Cases directly below `root`: folders with at least one volume, sorted by name.
 
-    `cohort` defaults to the name of `root`. Raises DataError if `root` is no folder or holds no case.
+    Args:
+        root: Folder of case folders.
+        cohort: Cohort of the cases; None: the name of `root`.
+        modality_set: Defines the file names.
+
+    Raises:
+        DataError: `root` is not a folder or has no case.
     """
     root = Path(root)
+    cohort = root.resolve().name if cohort is None else cohort
+    return [find_case(folder, cohort, modality_set) for folder in case_folders(root, modality_set)]
+
+
+def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
+    """Folders directly below `root` with at least one volume, sorted by name.
+
+    Raises:
+        DataError: `root` is not a folder or has no such folder.
+    """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds the case folders")
-    cohort = root.resolve().name if cohort is None else cohort
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    cases = [case for case in (find_case(folder, cohort) for folder in folders) if case.files]
-    if not cases:
+    folders = [
+        folder
+        for folder in sorted(root.iterdir())
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and any(modality_of(p, modality_set) for p in folder.iterdir() if not p.name.startswith("."))
+    ]
+    if not folders:
+        examples = "(or _t1ce, _flair, .nii)" if modality_set is BRATS else "(or .nii)"
+        kind = "BraTS case" if modality_set is BRATS else f"case of modality set {modality_set.name}"
+        first = next(iter(modality_set.suffixes), modality_set.modalities[0])
         raise DataError(
-            f"{root}: no BraTS case found; expected folders such as CASE/CASE-t1c.nii.gz (or _t1ce, _flair, .nii)"
+            f"{root}: no {kind} found; expected folders such as CASE/CASE-{first}.nii.gz {examples}"
         )
-    return cases
+    return folders
 
 
 def canonical_labels(
-    labels: np.ndarray, where: object = "segmentation", order: LabelOrder = "brats"
+    labels: np.ndarray,
+    where: object = "segmentation",
+    order: LabelOrder = "brats",
+    modality_set: ModalitySet = BRATS,
 ) -> np.ndarray:
-    """Labels as uint8 in the canonical order (1 NETC, 2 ED, 3 ET), from the order that the file is in (LABEL_ORDERS).
+    """Labels as uint8 with the values of `modality_set`.
 
-    Within `brats`, the editions are told apart by their values. Values that the order does not have, or 3 and 4 together,
-    raise DataError naming `where`: their meaning cannot be known.
+    BraTS editions differ in their values; with order `brats` the edition is recognised by them. Other modality sets have one
+    order only.
+
+    Args:
+        labels: Values as stored in a file.
+        where: Start of error messages.
+        order: Order of the labels in the file, a key of LABEL_ORDERS. Only for the labels of BraTS.
+        modality_set: Defines the labels.
+
+    Raises:
+        DataError: A value is not in the order, or 3 and 4 occur together: their meaning is unknown.
     """
     if order not in LABEL_ORDERS:
         raise DataError(f"{where}: unknown label order {order!r}; choose from {', '.join(LABEL_ORDERS)}")
-    # Only the few voxels that have a label are looked at: sorting a whole volume costs more than reading it.
+    # Only labelled voxels are examined: sorting a whole volume takes longer than reading it.
     flat = labels.ravel(order="F")
-    labelled = np.flatnonzero(flat != 0)  # of truth values it is ten times faster
+    labelled = np.flatnonzero(flat != 0)  # ten times faster on a boolean array
     found = flat[labelled]
     values = {0.0, *map(float, np.unique(found))}
-    meanings = LABEL_ORDERS[order]
-    if values - set(meanings) or {3.0, 4.0} <= values:
+    if modality_set.labels == LABEL_NAMES:
+        meanings = LABEL_ORDERS[order]
         expected = (
             "0, 1, 2, 3" if order == "nnunet" else "0, 1, 2 and either 3 (2023 and later) or 4 (to 2021)"
         )
-        raise DataError(f"{where}: unknown labels {sorted(values)} in order {order}; expected {expected}")
+        invalid = bool(values - set(meanings)) or {3.0, 4.0} <= values
+    else:
+        meanings = {value: value for value in (0, *modality_set.labels)}
+        expected = ", ".join(map(str, meanings))
+        invalid = bool(values - set(meanings))
+    if invalid:
+        scheme = order if modality_set.labels == LABEL_NAMES else modality_set.name
+        raise DataError(f"{where}: unknown labels {sorted(values)} in order {scheme}; expected {expected}")
     table = np.zeros(max(meanings) + 1, np.uint8)
     table[list(meanings)] = list(meanings.values())
     canonical = np.zeros(labels.shape, np.uint8, order="F")
@@ -168,9 +206,9 @@ def canonical_labels(
 
 
 def tumour_type(cohort: str, case: str) -> int:
-    """Number of the tumour type in TUMOUR_TYPES, as the case's name tells it (`BraTS-MET-...`), or else its cohort's.
+    """Index of the tumour type in TUMOUR_TYPES, from the case name (`BraTS-MET-...`), otherwise from the cohort name.
 
-    Editions up to 2021 (`BraTS2021_...`, `BraTS20_...`) have gliomas only. UNKNOWN_TYPE if neither name tells.
+    Editions up to 2021 (`BraTS2021_...`, `BraTS20_...`) have gliomas only. UNKNOWN_TYPE if neither name contains a type.
     """
     for name in (case, cohort):
         words = re.split(r"[^A-Z]+", name.upper())
@@ -184,17 +222,11 @@ def tumour_type(cohort: str, case: str) -> int:
     )
 
 
-def region_mask(labels: np.ndarray, region: str) -> np.ndarray:
-    """Boolean mask of region `ET`, `TC` or `WT` in canonical labels."""
-    return np.isin(labels, REGIONS[region])
+def region_mask(labels: np.ndarray, region: str, modality_set: ModalitySet = BRATS) -> np.ndarray:
+    """Boolean mask of a region of `modality_set` in canonical labels."""
+    return np.isin(labels, modality_set.regions[region])
 
 
 def prediction_name(case: str, modality: str) -> str:
     """File name of a synthesised volume: `<case>-<modality>.nii.gz`."""
     return f"{case}-{modality}.nii.gz"
-
-
-def available_mask(available: Iterable[str]) -> np.ndarray:
-    """(4,) bool in modality order."""
-    names = set(available)
-    return np.array([m in names for m in MODALITIES])

@@ -1,13 +1,23 @@
 """The set of modalities and labels of a data set or a model: plain data, stored with shards and exported weights.
 
-`brats.BRATS` is the preset. Nothing below `brats.py` may assume four modalities or BraTS' labels.
+`brats.BRATS` is the preset. No module above `brats.py` may assume four modalities or the labels of BraTS.
 """
 
+import functools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from brasyn_dist.errors import DataError
+
+SEGMENTATION = "seg"
+"""Key of the segmentation in `ModalitySet.suffixes` and in `Case.files`."""
+MAX_LABEL = 255
+"""Labels are stored as uint8."""
 
 
 @dataclass(frozen=True)
@@ -22,22 +32,38 @@ class ModalitySet:
     titles: Mapping[str, str] = field(default_factory=dict)
     """Modality -> name for people; a modality without a title is shown by its own name."""
     suffixes: Mapping[str, str] = field(default_factory=dict)
-    """File suffix, in lower case -> modality. Empty: each modality's own name is its suffix."""
+    """File suffix, in lower case -> modality or `seg`. Empty: the name of each modality is its suffix."""
     labels: Mapping[int, str] = field(default_factory=dict)
-    """Canonical label value (above 0) -> name. Empty: no segmentations."""
+    """Canonical label value (1 to 255) -> name. Empty: no segmentations."""
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Region -> the labels that it unites."""
 
     def __post_init__(self) -> None:
+        where = f"modality set {self.name}"
         if len(self.modalities) < 2 or len(set(self.modalities)) != len(self.modalities):
             raise DataError(
-                f"modality set {self.name}: modalities {list(self.modalities)}; at least two different names are needed"
+                f"{where}: modalities {list(self.modalities)}; at least two different names are needed"
             )
-        unknown = {m for m in self.suffixes.values() if m != "seg"} - set(self.modalities)
-        if unknown:
+        unusable = [
+            m for m in self.modalities if m == SEGMENTATION or not re.fullmatch(r"[A-Za-z0-9_.+-]+", m)
+        ]
+        if unusable:
             raise DataError(
-                f"modality set {self.name}: suffixes name unknown modalities {', '.join(sorted(unknown))}"
+                f"{where}: modality {unusable[0]!r}; use letters, digits and _ . + - in names, and not `seg`"
             )
+        unknown = set(self.suffixes.values()) - {SEGMENTATION, *self.modalities}
+        if unknown:
+            raise DataError(f"{where}: suffixes name unknown modalities {', '.join(sorted(unknown))}")
+        without = set(self.modalities) - set(self.suffixes.values()) if self.suffixes else set()
+        if without:
+            raise DataError(f"{where}: no file suffix for {', '.join(sorted(without))}")
+        if any(not 0 < value <= MAX_LABEL for value in self.labels):
+            raise DataError(f"{where}: labels {sorted(self.labels)}; values must be from 1 to {MAX_LABEL}")
+        for region, values in self.regions.items():
+            if not values or set(values) - set(self.labels):
+                raise DataError(
+                    f"{where}: region {region} has labels {list(values)}; choose from {sorted(self.labels)}"
+                )
 
     def __len__(self) -> int:
         return len(self.modalities)
@@ -55,8 +81,29 @@ class ModalitySet:
         """Channel numbers in channel order."""
         return tuple(sorted(self.index(m) for m in modalities))
 
+    def parse_file_name(self, name: str) -> tuple[str, str] | None:
+        """(case name, modality or `seg`) of a file called `<case>-<suffix>.nii.gz`.
+
+        `_` may replace `-`, and `.nii` may replace `.nii.gz`. Returns None if the name has another form.
+        """
+        match = self._file_pattern.match(name)
+        return (match["case"], self._suffix_table[match["suffix"].lower()]) if match else None
+
+    @functools.cached_property
+    def _suffix_table(self) -> dict[str, str]:
+        table = dict(self.suffixes) or {m.lower(): m for m in self.modalities}
+        if not self.labels:
+            return {suffix: m for suffix, m in table.items() if m != SEGMENTATION}
+        return table if SEGMENTATION in table.values() else {**table, SEGMENTATION: SEGMENTATION}
+
+    @functools.cached_property
+    def _file_pattern(self) -> re.Pattern[str]:
+        # Longer suffixes come first, so that `ep2d_adc` is not read as `adc`.
+        suffixes = "|".join(re.escape(s) for s in sorted(self._suffix_table, key=len, reverse=True))
+        return re.compile(rf"^(?P<case>.+?)[-_](?P<suffix>{suffixes})\.nii(\.gz)?$", re.I)
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-compatible mapping that `from_dict` reads back equal."""
+        """JSON-compatible mapping; `from_dict` reads it back as an equal set."""
         return {
             "name": self.name,
             "modalities": list(self.modalities),
@@ -70,13 +117,38 @@ class ModalitySet:
     def from_dict(cls, values: Mapping[str, Any]) -> "ModalitySet":
         """Inverse of `to_dict`. Raises DataError if `values` are not a modality set."""
         try:
+            unknown = set(values) - set(cls.__dataclass_fields__)
+            if unknown or isinstance(values["modalities"], str):
+                raise ValueError(", ".join(sorted(unknown)) or "modalities must be a list")
             return cls(
                 name=str(values["name"]),
-                modalities=tuple(values["modalities"]),
-                titles=dict(values.get("titles", {})),
-                suffixes={key.lower(): m for key, m in values.get("suffixes", {}).items()},
-                labels={int(value): name for value, name in values.get("labels", {}).items()},
-                regions={name: tuple(labels) for name, labels in values.get("regions", {}).items()},
+                modalities=tuple(map(str, values["modalities"])),
+                titles={str(m): str(title) for m, title in values.get("titles", {}).items()},
+                suffixes={str(key).lower(): str(m) for key, m in values.get("suffixes", {}).items()},
+                labels={int(value): str(name) for value, name in values.get("labels", {}).items()},
+                regions={
+                    str(name): tuple(map(int, labels)) for name, labels in values.get("regions", {}).items()
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not a modality set ({error!r}): {values!r}") from None
+
+
+def read_modality_set(path: Path | str) -> ModalitySet:
+    """Read a modality set from a YAML or JSON file.
+
+    Args:
+        path: File with the fields of `ModalitySet`; `name` and `modalities` are required.
+
+    Raises:
+        DataError: The file cannot be read, or its content is not a modality set; the message starts with `path`.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())  # JSON is a subset of YAML
+        return ModalitySet.from_dict(values)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid YAML or JSON ({' '.join(str(error).split())})") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None

@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, VIEW_AXES, Case, find_case, modality_of
+from brasyn_dist.brats import BRATS, IMAGE_SIZE, VIEW_AXES, Case, case_folders, find_case, modality_of
 from brasyn_dist.data.format.codec import DTYPES
 from brasyn_dist.data.nifti import CaseMemory, CaseVolumes, read_case
 from brasyn_dist.errors import DataError
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.intensity_scale import foreground_counts, median_of_counts
 from brasyn_dist.preprocessing.statistics import Histogram
 
@@ -40,7 +41,7 @@ class Problem:
 class Findings:
     """What reading cases showed. Findings of different workers add up."""
 
-    histogram: Histogram = field(default_factory=Histogram)
+    histogram: Histogram
     """Of the training cases that can be used."""
     problems: dict[str, str] = field(default_factory=dict)
     """Reason by case name."""
@@ -57,7 +58,9 @@ class Findings:
         return self
 
 
-def find_cohorts(roots: Sequence[Path]) -> tuple[list[Case], list[Problem]]:
+def find_cohorts(
+    roots: Sequence[Path], modality_set: ModalitySet = BRATS
+) -> tuple[list[Case], list[Problem]]:
     """Cases of all cohort folders, sorted by name; those that their names alone show to be bad come as problems.
 
     Raises DataError if a folder does not exist or holds no case.
@@ -66,10 +69,10 @@ def find_cohorts(roots: Sequence[Path]) -> tuple[list[Case], list[Problem]]:
     problems: list[Problem] = []
     folders: dict[str, list[Path]] = defaultdict(list)
     for root in roots:
-        for folder in _case_folders(root):
+        for folder in case_folders(root, modality_set):
             folders[folder.name].append(folder)
             try:
-                cases.append(_find_unmixed_case(folder, cohort_name(root)))
+                cases.append(_find_unmixed_case(folder, cohort_name(root), modality_set))
             except DataError as error:
                 problems.append(Problem(folder, cohort_name(root), str(error)))
     for case in [c for c in cases if len(folders[c.name]) > 1]:
@@ -84,24 +87,10 @@ def cohort_name(root: Path) -> str:
     return root.name if root.name not in ("", "..") else root.resolve().name
 
 
-def _case_folders(root: Path) -> list[Path]:
-    """Folders with at least one BraTS volume. Raises DataError if there is none."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the folder that holds the case folders")
-    folders = [
-        p
-        for p in sorted(root.iterdir())
-        if p.is_dir() and not p.name.startswith(".") and any(modality_of(f) for f in p.iterdir())
-    ]
-    if not folders:
-        raise DataError(f"{root}: no BraTS case found; expected folders such as CASE/CASE-t1c.nii.gz")
-    return folders
-
-
-def _find_unmixed_case(folder: Path, cohort: str) -> Case:
+def _find_unmixed_case(folder: Path, cohort: str, modality_set: ModalitySet) -> Case:
     """The case in `folder`. Raises DataError if its files are named after different cases."""
-    case = find_case(folder, cohort)
-    named = {path: modality_of(path) for path in case.files.values()}
+    case = find_case(folder, cohort, modality_set)
+    named = {path: modality_of(path, modality_set) for path in case.files.values()}
     stems = sorted({name[0] for name in named.values() if name is not None})
     if len(stems) > 1:
         raise DataError(f"{folder}: files of different cases: {', '.join(stems)}; keep one case a folder")
@@ -119,7 +108,7 @@ def examine(
 
     `use` gets each good case, once, and must not keep it: the next one is read into the same memory.
     """
-    findings, memory = Findings(), CaseMemory()
+    findings, memory = Findings(Histogram(cases[0].modality_set)), CaseMemory()
     for case in cases:
         try:
             volumes = read_checked(case, views, round_values, memory)
@@ -139,8 +128,8 @@ def read_checked(
     case: Case, views: Sequence[str], round_values: bool = False, memory: CaseMemory | None = None
 ) -> CaseVolumes:
     """All modalities of a case and its labels. Raises DataError also for empty brains and slices that are too large."""
-    volumes = read_case(case, MODALITIES, round_values=round_values, memory=memory)
-    empty = [name for name, foreground in zip(MODALITIES, volumes.foreground) if not foreground.any()]
+    volumes = read_case(case, round_values=round_values, memory=memory)
+    empty = [name for name, foreground in zip(volumes.modalities, volumes.foreground) if not foreground.any()]
     if empty:
         raise DataError("\n".join(f"{case.files[m]}: empty brain, no voxel is above 0" for m in empty))
     for view in views:

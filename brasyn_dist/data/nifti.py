@@ -26,10 +26,11 @@ from nibabel.orientations import (
 )
 from nibabel.volumeutils import apply_read_scaling
 
-from brasyn_dist.brats import MODALITIES, Case, LabelOrder, canonical_labels
+from brasyn_dist.brats import BRATS, Case, LabelOrder, canonical_labels
 from brasyn_dist.common.files import atomic_path
 from brasyn_dist.data.gunzip import Stream, open_stream
 from brasyn_dist.errors import DataError
+from brasyn_dist.modality_set import ModalitySet
 
 _LPS = axcodes2ornt(("L", "P", "S"))
 _AS_STORED = [[0, 1], [1, 1], [2, 1]]
@@ -142,14 +143,14 @@ def _read_volume(path: Path, round_values: bool, place: Place) -> Volume:
     return _canonical(_integers(values, path, round_values), image, path, place)
 
 
-def read_labels(path: Path | str, order: LabelOrder = "brats") -> Volume:
+def read_labels(path: Path | str, order: LabelOrder = "brats", modality_set: ModalitySet = BRATS) -> Volume:
     """Read a segmentation in the given order of labels; `array` is uint8 in canonical labels.
 
     Raises DataError also for unknown labels.
     """
     path = Path(path)
     image, values = _load(path, _anywhere)
-    return _canonical(canonical_labels(values, path, order), image, path, _anywhere)
+    return _canonical(canonical_labels(values, path, order, modality_set), image, path, _anywhere)
 
 
 def _load(path: Path, place: Place) -> tuple[nibabel.Nifti1Image, np.ndarray]:
@@ -260,7 +261,7 @@ def _integers(values: np.ndarray, path: Path, round_values: bool) -> np.ndarray:
 
 def read_case(
     case: Case,
-    modalities: Sequence[str] = MODALITIES,
+    modalities: Sequence[str] | None = None,
     segmentation: bool = True,
     round_values: bool = False,
     memory: CaseMemory | None = None,
@@ -270,6 +271,7 @@ def read_case(
     Raises DataError with everything that is wrong, a line each: a modality is missing, a file cannot be used, or its
     shape or affine differs from the others'.
     """
+    modalities = case.modality_set.modalities if modalities is None else modalities
     reasons = [f"{case.folder}: no volume for {m}" for m in modalities if m not in case.files]
     volumes: dict[str, Volume] = {}
     memory = memory or CaseMemory()
@@ -279,7 +281,9 @@ def read_case(
             with _noted(reasons):
                 path = case.files[name]
                 volumes[name] = (
-                    read_labels(path) if name == "seg" else _read_volume(path, round_values, memory.place)
+                    read_labels(path, modality_set=case.modality_set)
+                    if name == "seg"
+                    else _read_volume(path, round_values, memory.place)
                 )
                 check_geometry(next(iter(volumes.values())), volumes[name])
     if reasons:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from brasyn_dist.brats import MODALITIES
 from brasyn_dist.config import Config, RunConfig
-from brasyn_dist.data.loading.augmentation import Augmentation, draw, mirrored
+from brasyn_dist.data.loading.augmentation import Augmentation, mirrored, sample_augmentation
 from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
 from brasyn_dist.distributed.process_group import ProcessGroup
@@ -116,8 +116,9 @@ class Loader:
 
     def _augmentation(self, batch: SliceBatch) -> Augmentation | None:
         options, size = self._config.augmentation, self._config.training.global_batch_size
-        drawn = draw(options, self._config.order.seed, batch.index, size)
-        return None if drawn is None else drawn[batch.rows]
+        seed, modalities = self._config.order.seed, batch.planes.shape[1]
+        sampled = sample_augmentation(options, seed, batch.index, size, modalities)
+        return None if sampled is None else sampled[batch.rows]
 
 
 def chunks(size: int, limit: int | None) -> list[tuple[int, int]]:
@@ -190,7 +191,9 @@ class GanStep:
         """Targets and availability of this rank's rows, for each variant that enters the loss."""
         order, size = self._config.order, self._config.training.global_batch_size
         return [
-            targets_and_masks(order.seed, batch.index, number + v, size, order.availability)[batch.rows]
+            targets_and_masks(
+                order.seed, batch.index, number + v, size, order.availability, batch.planes.shape[1]
+            )[batch.rows]
             for v in range(self.variants)
         ]
 

@@ -6,7 +6,7 @@ import torch
 
 from brasyn_dist.brats import VIEWS
 from brasyn_dist.config import AugmentationConfig, load_config
-from brasyn_dist.data.loading.augmentation import draw, mirrored
+from brasyn_dist.data.loading.augmentation import mirrored, sample_augmentation
 from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.preprocessing.normalisation import Normaliser
@@ -18,22 +18,22 @@ ALL = AugmentationConfig(mirror=0.5, intensity=0.7, contrast=0.1)
 
 
 def test_nothing_by_default():
-    assert draw(load_config(None).augmentation, 0, 0, 8) is None
+    assert sample_augmentation(load_config(None).augmentation, 0, 0, 8) is None
 
 
 def test_rows_depend_on_seed_batch_and_position_alone():
-    whole = draw(ALL, 3, 5, 12)
-    longer = draw(ALL, 3, 5, 20)
+    whole = sample_augmentation(ALL, 3, 5, 12)
+    longer = sample_augmentation(ALL, 3, 5, 20)
     assert whole is not None and longer is not None
     np.testing.assert_array_equal(longer[0:12].factor_BM, whole.factor_BM)
     np.testing.assert_array_equal(longer[0:12].mirror_B, whole.mirror_B)
     for seed, k in ((4, 5), (3, 6)):
-        other = draw(ALL, seed, k, 12)
+        other = sample_augmentation(ALL, seed, k, 12)
         assert other is not None and (other.factor_BM != whole.factor_BM).all()
 
 
 def test_factors_are_log_uniform_and_shared_as_the_options_say():
-    drawn = draw(ALL, 0, 0, 20_000)
+    drawn = sample_augmentation(ALL, 0, 0, 20_000)
     assert drawn is not None
     logarithm = np.log(drawn.factor_BM.astype(np.float64))
     assert abs(drawn.mirror_B.mean() - 0.5) < 0.02
@@ -74,7 +74,7 @@ def test_batches_are_scaled_before_clipping_and_background_stays():
     )
     normaliser = Normaliser(PUBLISHED, dtype=torch.float64)
     plain = DeviceBatch.load(batch, normaliser)
-    drawn = draw(AugmentationConfig(mirror=1.0, intensity=0.5), 1, 0, 2)
+    drawn = sample_augmentation(AugmentationConfig(mirror=1.0, intensity=0.5), 1, 0, 2)
     assert drawn is not None
     changed = DeviceBatch.load(batch, normaliser, drawn)
     scaled = (planes.double() * torch.from_numpy(drawn.factor_BM).double()[:, :, None, None]).numpy()

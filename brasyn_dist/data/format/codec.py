@@ -2,7 +2,7 @@
 
     planes (P, H, W) int16 | int32  --encode_slice-->  payload bytes  --decode_slice-->  the same planes, bit for bit
 
-P is 5 (t1c, t1n, t2f, t2w, labels), or 4 where the case has no segmentation. The codec's name is the file extension
+P is the number of modalities, and one more for the labels where the case has a segmentation. The codec's name is the file extension
 of the payload inside the tar, so that other readers know what they hold. `npy.zst` carries a checksum of its content:
 a flipped bit is an error when it is read. `npy` has none (only the sha256 of its whole shard) and is 7 times larger.
 """
@@ -24,15 +24,16 @@ DTYPES = ("int16", "int32")
 ZSTD_LEVEL = 3
 
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<type><i[24])', 'fortran_order': False, 'shape': \((?P<shape>[45], \d+, \d+)\), \} *\n",
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<type><i[24])', 'fortran_order': False, 'shape': \((?P<shape>\d{1,3}, \d+, \d+)\), \} *\n",
     re.DOTALL,
 )
+MAX_PLANES = 256
 MAX_BYTES = 2**28
 """No slice is larger; a damaged length must not make the reader ask for all memory."""
 
 
 def encode_slice(planes: np.ndarray, codec: str = DEFAULT_CODEC) -> bytes:
-    """Payload of `planes` (4 or 5, H, W), int16 or int32. Equal planes give equal bytes."""
+    """Payload of `planes` (P, H, W), int16 or int32. Equal planes give equal bytes."""
     return SliceEncoder(codec)(planes)
 
 
@@ -47,14 +48,14 @@ class SliceEncoder:
         self._memory = bytearray()
 
     def __call__(self, planes: np.ndarray, labels: np.ndarray | None = None) -> bytes:
-        """Payload of `planes` (4 or 5, H, W), int16 or int32, and of `labels` (H, W) as one plane more.
+        """Payload of `planes` (P, H, W), int16 or int32, and of `labels` (H, W) as one plane more.
 
         Both in any memory order. Raises DataError for anything else.
         """
         shape = (len(planes) + (labels is not None), *planes.shape[1:])
-        if len(shape) != 3 or shape[0] not in (4, 5) or planes.dtype.name not in DTYPES:
+        if len(shape) != 3 or not 2 <= shape[0] <= MAX_PLANES or planes.dtype.name not in DTYPES:
             raise DataError(
-                f"a slice is (4 or 5, H, W) of {' or '.join(DTYPES)}, got {shape} of {planes.dtype}"
+                f"a slice is (2 to {MAX_PLANES}, H, W) of {' or '.join(DTYPES)}, got {shape} of {planes.dtype}"
             )
         header = npy_header(shape, planes.dtype.name)
         size = len(header) + planes.itemsize * math.prod(shape)
@@ -97,7 +98,7 @@ class SliceDecoder:
         self._headers: dict[bytes, tuple[np.dtype, tuple[int, ...]]] = {}
 
     def __call__(self, data: bytes | memoryview) -> np.ndarray:
-        """Planes (4 or 5, H, W), valid until the next call. Raises DataError if the payload is damaged.
+        """Planes (P, H, W), valid until the next call. Raises DataError if the payload is damaged.
 
         `npy` payloads have no checksum: only damage to their header or length is noticed.
         """
@@ -144,6 +145,6 @@ def _parse_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     match = _HEADER.fullmatch(header)
     if not match:
         raise DataError(
-            f"damaged .npy, or no slice: its header is {header[:120]!r}, expected (4 or 5, H, W) of {' or '.join(DTYPES)}"
+            f"damaged .npy, or no slice: its header is {header[:120]!r}, expected (planes, H, W) of {' or '.join(DTYPES)}"
         )
     return np.dtype(match["type"].decode()), tuple(int(n) for n in match["shape"].split(b","))

@@ -211,7 +211,7 @@ class Selection:
 
     @functools.cached_property
     def medians(self) -> np.ndarray | None:
-        """(cases, 4) float32 median of each modality's foreground, by number of the case; None if the set does not tell."""
+        """(cases, M) float32 median of each modality's foreground, by number of the case; None if the set does not tell."""
         of_case = [case.medians for case in self.index.header.cases]
         return None if None in of_case else np.array(of_case, dtype=np.float32)
 

@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES, VIEWS
+from brasyn_dist.brats import VIEWS
 from brasyn_dist.common.files import atomic_path, sha256_of
 from brasyn_dist.data.format.codec import decode_slice
 from brasyn_dist.data.format.metadata import SetHeader
@@ -215,7 +215,7 @@ def _read_sample(
     except DataError as error:
         raise ValueError(f"{payload.name}: {error}") from None
     case = case_numbers[said["case"]]
-    if (planes > len(MODALITIES)) != header.cases[case].segmentation:
+    if planes != len(header.modality_set) + header.cases[case].segmentation:
         raise ValueError(f"{payload.name} has {planes} planes, against the case table")
     return (
         case, VIEWS.index(said["view"]), said["index"], payload.offset_data, payload.size, said["tumour_pixels"]

@@ -1,6 +1,6 @@
 """Augmentation on the device: what is done to each slice is a pure function of (seed, k, position in global batch k).
 
-(seed, k) --draw--> Augmentation (mirror, factors) --> scaled integers are normalised, then mirrored
+(seed, k) --sample_augmentation--> Augmentation (mirror, factors) --> scaled integers are normalised, then mirrored
 
 Scanners differ in the scale of their intensities by far more than the scans of one subject do among each other; a factor for
 all modalities of a slice shows a network trained on few subjects the scales of others.
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brasyn_dist.brats import MODALITIES, VIEWS
+from brasyn_dist.brats import BRATS, VIEWS
 from brasyn_dist.config import AugmentationConfig
 from brasyn_dist.data.loading.sampler import Purpose, random_words
 
@@ -24,22 +24,25 @@ class Augmentation:
     mirror_B: np.ndarray
     """(B,) bool: exchange left and right."""
     factor_BM: np.ndarray
-    """(B, 4) float32 by which intensities are multiplied."""
+    """(B, M) float32 by which intensities are multiplied."""
 
     def __getitem__(self, rows: slice) -> "Augmentation":
         return Augmentation(self.mirror_B[rows], self.factor_BM[rows])
 
 
-def draw(config: AugmentationConfig, seed: int, k: int, global_batch_size: int) -> Augmentation | None:
-    """What happens to the slices of global batch k; None if nothing can."""
+def sample_augmentation(
+    config: AugmentationConfig, seed: int, k: int, global_batch_size: int, modalities: int = len(BRATS)
+) -> Augmentation | None:
+    """Augmentation of the slices of global batch k. None if all augmentations are switched off."""
     if not (config.mirror or config.intensity or config.contrast):
         return None
-    whole, each = (
-        unit(random_words(seed, Purpose.AUGMENTATION, global_batch_size, k, number)) for number in (0, 1)
+    # One block has four words.
+    whole, *blocks = (
+        unit(random_words(seed, Purpose.AUGMENTATION, global_batch_size, k, number))
+        for number in range(1 + -(-modalities // 4))
     )
-    logarithm_BM = config.intensity * (2 * whole[:, :1] - 1) + config.contrast * (
-        2 * each[:, : len(MODALITIES)] - 1
-    )
+    each = np.concatenate(blocks, axis=1)[:, :modalities]
+    logarithm_BM = config.intensity * (2 * whole[:, :1] - 1) + config.contrast * (2 * each - 1)
     return Augmentation(whole[:, 1] < config.mirror, np.exp(logarithm_BM).astype(np.float32))
 
 

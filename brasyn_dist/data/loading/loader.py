@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, ImageSize, image_shape
+from brasyn_dist.brats import BRATS, IMAGE_SIZE, ImageSize, image_shape
 from brasyn_dist.data.format.index import Selection
 from brasyn_dist.data.loading.reader import SampleReader
 from brasyn_dist.data.loading.sampler import SampleOrder
@@ -36,7 +36,7 @@ class SliceBatch:
     rows: slice
     """Rows of the global batch that these are."""
     planes: Tensor
-    """(b, 4, H, W) int16 or int32: stored intensities in modality order, 0 around smaller slices, larger ones cut."""
+    """(b, M, H, W) int16 or int32: stored intensities in modality order, 0 around smaller slices, larger ones cut."""
     labels: Tensor
     """(b, H, W) uint8: canonical tumour labels, 0 where there are none."""
     has_labels: Tensor
@@ -46,7 +46,7 @@ class SliceBatch:
     tumour_type: Tensor
     """(b,) int64: index into brats.TUMOUR_TYPES, or UNKNOWN_TYPE."""
     medians: Tensor
-    """(b, 4) float32: median of the foreground of the case's volumes; 1 where the shard set does not tell."""
+    """(b, M) float32: median of the foreground of the case's volumes; 1 where the shard set does not tell."""
     keys: list[str]
     """Sample keys."""
 
@@ -73,7 +73,10 @@ class BatchMemory:
     Fresh memory costs as much as copying into it, since the kernel clears it first; torch keeps pinned memory by itself.
     """
 
-    def __init__(self, image_size: ImageSize, dtype: str, pin_memory: bool = False) -> None:
+    def __init__(
+        self, image_size: ImageSize, dtype: str, modalities: int = len(BRATS), pin_memory: bool = False
+    ) -> None:
+        self._modalities = modalities
         self._shape_HW = image_shape(image_size)
         self._dtype = dtype
         self._pin_memory = pin_memory and torch.cuda.is_available()
@@ -85,12 +88,12 @@ class BatchMemory:
         return SliceBatch(
             index,
             rows,
-            self._large((count, len(MODALITIES), *shape_HW), self._dtype),
+            self._large((count, self._modalities, *shape_HW), self._dtype),
             torch.empty((count, *shape_HW), dtype=torch.uint8, pin_memory=self._pin_memory),
             torch.empty(count, dtype=torch.bool, pin_memory=self._pin_memory),
             torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
             torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
-            torch.ones(count, len(MODALITIES), pin_memory=self._pin_memory),
+            torch.ones(count, self._modalities, pin_memory=self._pin_memory),
             [""] * count,
         )
 
@@ -133,7 +136,8 @@ class SliceStream:
         self._rows = rows
         self._next, self._stop = start, stop
         self._threads, self._prefetch = threads, prefetch
-        self._memory = BatchMemory(image_size, selection.index.header.dtype, pin_memory)
+        header = selection.index.header
+        self._memory = BatchMemory(image_size, header.dtype, len(header.modality_set), pin_memory)
         self._reader = SampleReader(selection)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="slices")
         self._pending: deque[tuple[SliceBatch, list[Future[None]]]] = deque()
@@ -195,7 +199,9 @@ def read_samples(
 ) -> SliceBatch:
     """The given samples, once, in the calling thread: for validation and for looking at."""
     numbers = np.asarray(samples, dtype=np.int64)
-    batch = BatchMemory(image_size, selection.index.header.dtype).batch(-1, slice(0, len(numbers)))
+    header = selection.index.header
+    memory = BatchMemory(image_size, header.dtype, len(header.modality_set))
+    batch = memory.batch(-1, slice(0, len(numbers)))
     reader = SampleReader(selection)
     try:
         batch.fill(reader, selection, numbers, range(len(numbers)))

@@ -14,7 +14,6 @@ from collections import OrderedDict
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES
 from brasyn_dist.data.format.codec import SliceDecoder, npy_header
 from brasyn_dist.data.format.index import Selection
 from brasyn_dist.data.format.tar_shards import ShardEntry
@@ -116,11 +115,11 @@ class SampleReader:
         self._selection = selection
         self._files = ShardFiles(index.source, index.shards, max_open)
         self._places = [selection.column(name) for name in ("shard", "offset", "size")]
-        self._codec = index.header.codec
+        self._codec, self._modalities = index.header.codec, len(index.header.modality_set)
         self._scratch = _Scratch(self._codec)
 
     def read_into(self, sample: int, planes: np.ndarray, labels: np.ndarray) -> bool:
-        """Fill `planes` (4, H, W) and `labels` (H, W), background around smaller slices, larger ones cut (see slicing.py).
+        """Fill `planes` (M, H, W) and `labels` (H, W), background around smaller slices, larger ones cut (see slicing.py).
 
         Returns whether the sample has labels; where it has none they are 0. Raises DataError with shard, key, offset
         and remedy.
@@ -141,9 +140,9 @@ class SampleReader:
         self, shard: int, offset: int, size: int, planes: np.ndarray, labels: np.ndarray
     ) -> bool | None:
         """Values that are stored as they are, unpadded, go from the file to where they belong; None if they are not."""
-        for count in (len(MODALITIES) + 1, len(MODALITIES)):
+        for count in (self._modalities + 1, self._modalities):
             expected = npy_header((count, *planes.shape[1:]), planes.dtype.name)
-            extra = (count - len(MODALITIES)) * planes[0].nbytes
+            extra = (count - self._modalities) * planes[0].nbytes
             if size == len(expected) + planes.nbytes + extra:
                 scratch = self._scratch.bytes(len(expected) + extra)
                 header, label_bytes = scratch[: len(expected)], scratch[len(expected) :]
@@ -167,13 +166,15 @@ class SampleReader:
 
 
 def _place_all(slices: np.ndarray, planes: np.ndarray, labels: np.ndarray) -> bool:
-    """Copy (5 or 4, h, w) slices to the middle of `planes` and `labels`; whether there are labels."""
+    """Copy (M or M + 1, h, w) slices to the middle of `planes` and `labels`; whether there are labels."""
+    if len(slices) - len(planes) not in (0, 1):
+        raise DataError(f"stored with {len(slices)} planes, but the set has {len(planes)} modalities")
     if slices.dtype != planes.dtype:
         raise DataError(f"stored as {slices.dtype}, but the index says {planes.dtype}")
-    place(slices[: len(MODALITIES)], planes)
-    has_labels = len(slices) > len(MODALITIES)
+    place(slices[: len(planes)], planes)
+    has_labels = len(slices) > len(planes)
     if has_labels:
-        place(slices[len(MODALITIES)], labels)
+        place(slices[-1], labels)
     else:
         labels[...] = 0
     return has_labels

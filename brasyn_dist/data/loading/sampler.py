@@ -11,19 +11,20 @@ Random numbers are the raw output of Philox4x64-10 (Salmon et al., 2011), a func
 that stream; it does not guarantee what its `Generator` methods make of it, so none of them is used.
 """
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES
+from brasyn_dist.brats import BRATS
 from brasyn_dist.errors import ConfigError
 
-M = len(MODALITIES)
 Availability = Literal["three", "any"]
 
 
@@ -93,11 +94,6 @@ class SampleOrder:
         """Epochs that are finished when batch k starts."""
         return k * self.global_batch_size / self.samples
 
-    def batches(self, epochs: float) -> int:
-        """Number of global batches that so many epochs take, rounded up."""
-        # Ten decimals: 0.1 epochs of 640 samples are 64 of them, not 64.00000000000001.
-        return int(np.ceil(round(epochs * self.samples / self.global_batch_size, 10)))
-
     def _epoch_order(self, epoch: int) -> np.ndarray:
         with self._lock:
             if epoch not in self._recent:
@@ -121,8 +117,8 @@ class SampleOrder:
 class BatchMasks:
     """What is asked for and what is given, for each row of a global batch (B) or of a part of it.
 
-    `target` (B,) int64, the modality to synthesise; `available` (B, 4) bool, the real modalities given for it. In the
-    cycle pass the synthesised slice takes its place: `cycle_available` (B, 4) is `available` with the target and
+    `target` (B,) int64, the modality to synthesise; `available` (B, M) bool, the real modalities given for it. In the
+    cycle pass the synthesised slice takes its place: `cycle_available` (B, M) is `available` with the target and
     without `cycle_target` (B,), one of the available ones, which is asked for.
     """
 
@@ -141,16 +137,30 @@ class BatchMasks:
 
 
 def targets_and_masks(
-    seed: int, k: int, update: int, global_batch_size: int, availability: Availability = "three"
+    seed: int,
+    k: int,
+    update: int,
+    global_batch_size: int,
+    availability: Availability = "three",
+    modalities: int = len(BRATS),
 ) -> BatchMasks:
-    """Targets and masks of update 0..3 of global batch k: every row starts somewhere and meets all four targets.
+    """Targets and masks of one update of global batch k.
 
-    `three`: all modalities but the target are given. `any`: one of them with probability 1/2, two or three with 1/4
-    each, all subsets of a size alike (method, section 6). The cycle pass asks for one of the given ones, uniformly.
+    Over the M updates of a batch each row has every modality as its target once. The target of the cycle pass is one of the
+    available modalities, uniformly.
+
+    Args:
+        seed: Seed of the run.
+        k: Number of the global batch.
+        update: 0 to M - 1.
+        global_batch_size: Rows of a global batch.
+        availability: `three`: all modalities but the target are available. `any`: one with probability 1/2, otherwise 2 to
+            M - 1, uniformly; all subsets of a size have equal probability (docs/explanation/method.md, section 6).
+        modalities: M, at least 2.
     """
-    target = (first_targets(seed, k, global_batch_size) + update) % M
+    target = (first_targets(seed, k, global_batch_size, modalities) + update) % modalities
     words = random_words(seed, Purpose.MASKS, global_batch_size, k, update)
-    available = _available(target, words[:, 0], words[:, 1], availability)
+    available = _available(target, words[:, 0], words[:, 1], availability, modalities)
     cycle_target = _choose(available, words[:, 2])
     rows = np.arange(global_batch_size)
     cycle_available = available.copy()
@@ -159,31 +169,53 @@ def targets_and_masks(
     return BatchMasks(target, available, cycle_target, cycle_available)
 
 
-def first_targets(seed: int, k: int, global_batch_size: int) -> np.ndarray:
-    """(G,) int64: each block of four rows gets the four modalities in random order.
+def first_targets(seed: int, k: int, global_batch_size: int, modalities: int = len(BRATS)) -> np.ndarray:
+    """(G,) int64: each block of M rows has all M modalities in random order.
 
-    So the targets of every update are balanced in each whole block, and real slices can be encoded in full batches.
+    The targets of every update are therefore balanced in each whole block, and real slices can be encoded in full batches.
     """
-    words = random_words(seed, Purpose.FIRST_TARGETS, -(-global_batch_size // M), k)
-    return np.argsort(words, axis=1, kind="stable").reshape(-1)[:global_batch_size]
+    blocks, of_block = -(-global_batch_size // modalities), -(-modalities // 4)
+    words = random_words(seed, Purpose.FIRST_TARGETS, blocks * of_block, k).reshape(blocks, 4 * of_block)
+    return np.argsort(words[:, :modalities], axis=1, kind="stable").reshape(-1)[:global_batch_size]
 
 
 def _available(
-    target: np.ndarray, size_words: np.ndarray, subset_words: np.ndarray, availability: Availability
+    target: np.ndarray,
+    size_words: np.ndarray,
+    subset_words: np.ndarray,
+    availability: Availability,
+    modalities: int,
 ) -> np.ndarray:
-    """(B, 4) bool, never the target."""
-    others = np.arange(M) != target[:, None]
+    """(B, M) bool, never the target."""
+    others = np.arange(modalities) != target[:, None]
     if availability == "three":
         return others
-    size = np.array([1, 1, 2, 3])[below(size_words, 4)]
-    chosen = np.zeros_like(others)
-    chosen[np.arange(len(target)), _choose(others, subset_words)] = True
-    # One of three is `chosen`; two of three are the others without it.
-    return np.select([size[:, None] == 1, size[:, None] == 2], [chosen, others & ~chosen], others)
+    # One half of the entries is 1; the other half has each of 2 .. M - 1 once.
+    sizes = np.array([1] * max(1, modalities - 2) + list(range(2, modalities)))
+    size = sizes[below(size_words, len(sizes))]
+    available = np.zeros_like(others)
+    for count in range(1, modalities):
+        subsets = _subsets(modalities - 1, count)
+        rows = np.flatnonzero(size == count)
+        part = np.zeros((len(rows), modalities), dtype=bool)
+        part[others[rows]] = subsets[below(subset_words[rows], len(subsets))].ravel()
+        available[rows] = part
+    return available
+
+
+@functools.cache
+def _subsets(elements: int, size: int) -> np.ndarray:
+    """(subsets, elements) bool: all subsets of one size. Single elements are in order, other subsets by what they lack."""
+    lacking = size > 1
+    listed = list(combinations(range(elements), elements - size if lacking else size))
+    table = np.full((len(listed), elements), lacking)
+    for row, chosen in enumerate(listed):
+        table[row, list(chosen)] = not lacking
+    return table
 
 
 def _choose(allowed: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """(B,) column of one of each row's allowed entries (B, 4), uniformly."""
+    """(B,) column of one of the allowed entries (B, M) of each row, uniformly."""
     ordinal = below(words, allowed.sum(axis=1))
     return np.argmax(allowed & (np.cumsum(allowed, axis=1) == ordinal[:, None] + 1), axis=1)
 
@@ -191,8 +223,8 @@ def _choose(allowed: np.ndarray, words: np.ndarray) -> np.ndarray:
 def rank_rows(global_batch_size: int, rank: int, world: int, shares: Sequence[float] = ()) -> slice:
     """Rows of the global batch that `rank` of `world` takes: contiguous, at least one.
 
-    Without `shares` numbers differ by at most one, and whenever 4 * world divides the global batch they are whole blocks
-    of four, with balanced targets. With `shares` (world,), positive, in any unit, they are as the shares, rounded.
+    Without `shares` numbers differ by at most one, and whenever M * world divides the global batch they are whole
+    blocks of M (the number of modalities), with balanced targets. With `shares` (world,), positive, in any unit, they are as the shares, rounded.
     """
     if world > global_batch_size:
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from brasyn_dist.brats import ET, LABEL_NAMES, MODALITIES, VOLUME_SHAPE
+from brasyn_dist.brats import BRATS, ET, VOLUME_SHAPE
 from brasyn_dist.data.qc.measurements import CaseFacts, ModalityFacts
 
 MASK_SHARE = 0.002
@@ -65,12 +65,15 @@ def _case_findings(facts: CaseFacts) -> Iterator[Finding]:
         yield Finding(name, kind, "", problem.replace(f"{facts.case.folder}/", ""))
     if not facts.modalities:
         return
-    if facts.shape != VOLUME_SHAPE:
+    is_brats = facts.case.modality_set == BRATS
+    if is_brats and facts.shape != VOLUME_SHAPE:
         yield Finding(name, "geometry", "", f"shape {facts.shape}, BraTS has {VOLUME_SHAPE}")
-    if any(abs(s - 1) > 0.01 for s in facts.spacing_mm):
+    if is_brats and any(abs(s - 1) > 0.01 for s in facts.spacing_mm):
         yield Finding(name, "geometry", "", f"voxels of {facts.spacing_mm} mm, BraTS has 1 mm")
     if facts.orientation != "LPS":
         yield Finding(name, "geometry", "", f"stored in {facts.orientation} order (read alike)")
+    if not facts.case.modality_set.labels:
+        return
     if facts.labels is None:
         yield Finding(name, "segmentation", "", "none")
         return
@@ -78,7 +81,7 @@ def _case_findings(facts: CaseFacts) -> Iterator[Finding]:
         yield Finding(name, "segmentation", "", f"{facts.labels_outside} labelled voxels outside the brain")
     if not any(facts.labels.values()):
         yield Finding(name, "segmentation", "", "empty")
-    elif not facts.labels[LABEL_NAMES[ET]]:
+    elif is_brats and not facts.labels[BRATS.labels[ET]]:
         yield Finding(name, "segmentation", "", "no enhancing tumour")
 
 
@@ -122,7 +125,7 @@ def _judge(f: ModalityFacts, brain_voxels: int) -> Iterator[tuple[str, str]]:
 
 def outliers(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     """Volumes far from the others of their modality."""
-    for modality in MODALITIES:
+    for modality in _modalities(facts):
         some = [f for f in facts if modality in f.modalities]
         if len(some) < OUTLIER_CASES:
             continue
@@ -133,6 +136,10 @@ def outliers(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
                 if abs(z) > OUTLIER and max(value / median, median / max(value, 1e-6)) > OUTLIER_FACTOR:
                     detail = f"{name} {value:.4g}, median of the cases {median:.4g} (robust z {z:+.1f})"
                     yield Finding(f.case.name, "outlier", modality, detail)
+
+
+def _modalities(facts: Sequence[CaseFacts]) -> tuple[str, ...]:
+    return facts[0].case.modality_set.modalities if facts else ()
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
@@ -153,7 +160,7 @@ def duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
             first = " ".join(places[0])
             yield Finding(case, "duplicate", modality, f"equal voxel for voxel to {first}")
     exact = {place for places in by_hash.values() if len(places) > 1 for place in places}
-    for modality in MODALITIES:
+    for modality in _modalities(facts):
         some = [f for f in facts if modality in f.modalities and (f.case.name, modality) not in exact]
         yield from _alike(some, modality)
 

@@ -10,7 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from brasyn_dist.brats import LABEL_NAMES, Case
+from brasyn_dist.brats import Case
 from brasyn_dist.data.nifti import CaseVolumes, read_case
 from brasyn_dist.errors import DataError
 
@@ -121,7 +121,9 @@ def inspect_case(case: Case) -> CaseFacts:
     image = volumes.reference.image
     labels, labels_outside = None, 0
     if volumes.labels is not None:
-        labels = {name: int(np.count_nonzero(volumes.labels == v)) for v, name in LABEL_NAMES.items()}
+        labels = {
+            name: int(np.count_nonzero(volumes.labels == v)) for v, name in case.modality_set.labels.items()
+        }
         labels_outside = int(np.count_nonzero((volumes.labels > 0) & ~brain))
     scale = np.array([max(1.0, _percentile(v[v > 0], 99.5)) for v in images])
     return CaseFacts(

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from brasyn_dist.brats import VIEWS, Case
+from brasyn_dist.brats import BRATS, VIEWS, Case
 from brasyn_dist.data.format.codec import DEFAULT_CODEC, check_codec
 from brasyn_dist.data.sharding.patient_split import held_out_by_fraction, held_out_by_list
 from brasyn_dist.errors import DataError
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
 
 
@@ -25,6 +26,9 @@ class ShardOptions:
     round_values: bool = False
     headroom: float = 1.0
     """Computed statistics clip at so many times the 99.5th percentile: room for brighter scans than a small cohort has."""
+
+    modality_set: ModalitySet = BRATS
+    """Modalities, file names and labels of the cases."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.views) - set(VIEWS))

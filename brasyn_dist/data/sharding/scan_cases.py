@@ -15,6 +15,7 @@ from brasyn_dist.data.case_folders import Findings, Problem, examine
 from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.data.sharding.options import ShardOptions
 from brasyn_dist.data.sharding.staging import SliceOptions, spool_if_it_fits
+from brasyn_dist.preprocessing.statistics import Histogram
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _read(
     work = partial(
         examine, training=training, views=options.views, round_values=options.round_values, use=use
     )
-    findings = Findings()
+    findings = Findings(Histogram(options.modality_set))
     for found in pool.run(what, work, lots, weight=len):
         findings += found
     return findings

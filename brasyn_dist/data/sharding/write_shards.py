@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from brasyn_dist.brats import Case
+from brasyn_dist.brats import BRATS, Case
 from brasyn_dist.common.process_pool import Pool, worker_pool
 from brasyn_dist.data.case_folders import Problem, find_cohorts, input_hash, modified_hash
 from brasyn_dist.data.format.contents import summary
@@ -55,7 +55,12 @@ def make_shards(
     behind, unless `skip_bad` leaves them out; and if `out` holds another set.
     """
     options, out = options or ShardOptions(), Path(out)
-    cases, listed = find_cohorts([Path(root) for root in cohorts])
+    cases, listed = find_cohorts([Path(root) for root in cohorts], options.modality_set)
+    if statistics is not None and tuple(statistics.modalities) != options.modality_set.modalities:
+        raise DataError(
+            f"statistics of {', '.join(statistics.modalities)}, but the modality set {options.modality_set.name} has "
+            f"{', '.join(options.modality_set.modalities)}; compute them from the cases, or give others"
+        )
     identity = _identity(options, cases, statistics)
     if (done := _finished(out, identity, skip_bad, say)) is not None:
         return done
@@ -81,8 +86,12 @@ def make_shards(
 
 def _identity(options: ShardOptions, cases: Sequence[Case], statistics: Statistics | None) -> dict[str, Any]:
     """What makes two sets the same: options and input. Paths stay out of it, so that machines agree on the bytes."""
+    values = asdict(options)
+    del values["modality_set"]
+    if options.modality_set != BRATS:
+        values["modality_set"] = options.modality_set.to_dict()
     return {
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()},
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
         "statistics": statistics.hash if statistics else "computed",
         "input": input_hash(cases),
     }
@@ -108,9 +117,11 @@ def _finished(
         return None
     index = ShardIndex.load(out)
     made = index.header.options
-    differing = [key for key, value in identity.items() if made.get(key) != value]
+    differing = [key for key in {**identity, "modality_set": None} if made.get(key) != identity.get(key)]
     if differing:
-        details = "; ".join(f"{key}: there {made.get(key)!r}, here {identity[key]!r}" for key in differing)
+        details = "; ".join(
+            f"{key}: there {made.get(key)!r}, here {identity.get(key)!r}" for key in differing
+        )
         raise DataError(
             f"{out} holds a shard set made otherwise ({details}). Choose another --out, or remove that folder"
         )
@@ -163,6 +174,7 @@ def _header(
         ).to_dict(),
         skipped=[p.to_dict() for p in problems],
         options=identity,
+        modality_set=options.modality_set,
     )
 
 
