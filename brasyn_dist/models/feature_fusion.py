@@ -1,11 +1,11 @@
-"""Fusion of what the encoders found: any subset of modalities in, features of one shape out.
+"""Fusion of encoded slices: features of one shape from any subset of the modalities.
 
-Encoded slices are *rows*; which rows a sample takes is a matrix of zeros and ones, so that one row may serve several target
-variants and both passes of an update, and a missing modality needs none:
+Encoded slices are rows of a tensor. A matrix of zeros and ones selects the rows of each sample, so that one row can be used
+by several target variants and by both passes of an update, and a missing modality has no row:
 
     row features (N, C, h, w) --mix (B, N)--> sums over each sample's available modalities (B, C, h, w)
 
-One matrix product replaces the loop over samples and modalities, at under 1 % of the generator's operations.
+One matrix product replaces the loop over samples and modalities, at less than 1 % of the generator's operations.
 """
 
 from collections.abc import Sequence
@@ -16,29 +16,28 @@ import torch
 from torch import Tensor, nn
 
 from brasyn_dist.config import GeneratorConfig
-from brasyn_dist.models.layers import Parts
 
 
 class Encoded(NamedTuple):
-    """What one encoder makes of N rows: features of stages 1 to the last (the bottleneck), and the bottleneck's gate."""
+    """Output of an encoder for N slices."""
 
     stages: tuple[Tensor, ...]
-    """(N, C_i, h_i, w_i)."""
+    """Features (N, C_i, h_i, w_i) of stages 1 to the last, which is the bottleneck."""
     gate: Tensor
-    """(N, C, 1, 1) in (0, 1)."""
+    """Channel attention of the bottleneck (N, C, 1, 1) in (0, 1)."""
 
 
 class Source(NamedTuple):
-    """Encoded rows and the matrix (B, N) of zeros and ones that says which of them each sample takes."""
+    """Encoded rows and the matrix (B, N) of zeros and ones that selects the rows of each sample."""
 
     mix_BN: Tensor
     rows: Encoded
 
 
 class Fusion(nn.Module):
-    """Skips and bottleneck of each sample from its early-fusion encoder and its available modalities' encoders.
+    """Skips and bottleneck of each sample from its early-fusion encoder and the encoders of its available modalities.
 
-    The early encoder takes part only where several modalities are available (method, section 3).
+    The early encoder is used only if several modalities are available (docs/explanation/method.md, section 3).
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -49,9 +48,18 @@ class Fusion(nn.Module):
     def forward(
         self, early: Encoded, sources: Sequence[Source], available_BM: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """Skips (B, C_i, h_i, w_i) of stages 1 to the last, and the fused bottleneck (B, C, h, w)."""
+        """Fuse the encoded slices of B samples.
+
+        Args:
+            early: Encoding of all modalities of each sample together, B rows.
+            sources: Encoded single slices.
+            available_BM: (B, M) bool.
+
+        Returns:
+            Skips (B, C_i, h_i, w_i) of stages 1 to the last, and the fused bottleneck (B, C, h, w).
+        """
         dtype = early.stages[-1].dtype
-        # Small integers, exact in every float format: dividing by them rounds once.
+        # Small integers are exact in every float format, so a division by them rounds once.
         count = available_BM.sum(1).to(dtype)[:, None, None, None]
         several = (count > 1).to(dtype)
         skips = [
@@ -64,14 +72,14 @@ class Fusion(nn.Module):
         """1x1 convolution of [S, H]: the attention-weighted sum and the softmax-weighted mean."""
         features = [rows.stages[-1] for _, rows in sources]
         gates = [rows.gate for _, rows in sources]
-        # In published weights channel 0's value for all channels: an indexing slip that they were trained with.
+        # The published weights were trained with an indexing error: channel 0's attention is used for all channels.
         attentions = [gate[:, :1] for gate in gates] if self.channel_zero_only else gates
         own = early.stages[-1] * several
         total = mix(sources, [a * f for a, f in zip(attentions, features)])
         if self.channel_zero_only:
-            # The slip is in the modality encoders' gates where several are available, and nowhere else.
-            alone = mix(sources, [g * f for g, f in zip(gates, features)])
-            total = torch.where(several > 0, total, alone)
+            # The error concerns only the gates of the modality encoders, and only samples with several modalities.
+            single = mix(sources, [g * f for g, f in zip(gates, features)])
+            total = torch.where(several > 0, total, single)
         # Gates lie in (0, 1): their exponentials need no shift by the maximum.
         weighted = mix(sources, [torch.exp(a) * f for a, f in zip(attentions, features)])
         mean = weighted / mix(sources, [torch.exp(a) for a in attentions])
@@ -79,24 +87,19 @@ class Fusion(nn.Module):
 
 
 def mix(sources: Sequence[Source], features: Sequence[Tensor]) -> Tensor:
-    """Sum over the sources of their mixed rows, `features` having one tensor of rows for each source."""
+    """Sum over the sources of their mixed rows. `features` has one tensor of rows for each source."""
     return reduce(torch.add, (mix_rows(source.mix_BN, x) for source, x in zip(sources, features)))
 
 
 def mix_rows(mix_BN: Tensor, x_NCHW: Tensor) -> Tensor:
-    """(B, C, H, W): for each sample the sum of the rows that `mix_BN` picks. Keeps the memory layout, copies nothing."""
+    """Sum of each sample's rows, (B, C, H, W). Preserves the memory layout without a copy."""
     channels_last = not x_NCHW.is_contiguous() and x_NCHW.is_contiguous(memory_format=torch.channels_last)
     x = x_NCHW.permute(0, 2, 3, 1) if channels_last else x_NCHW
-    # The matrix takes part in no gradient, so autograd keeps it alone: the rows are free after the product.
+    # The matrix needs no gradient, so autograd keeps only the matrix and frees the rows after the product.
     mixed = torch.mm(mix_BN.to(x.dtype), x.flatten(1)).unflatten(1, x.shape[1:])
     return mixed.permute(0, 3, 1, 2) if channels_last else mixed
 
 
-def join_parts(stages: Sequence[Parts], gate: Parts) -> Encoded:
-    """Rows of all networks below each other."""
-    return Encoded(tuple(map(join_rows, stages)), join_rows(gate))
-
-
-def join_rows(parts: Parts) -> Tensor:
-    # A single part stays as it is: `cat` would copy it.
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def join_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenation along dimension 0, without a copy of a single part."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,46 +1,53 @@
-"""The generator: HF-GAN's first stage, revised (method, section 3).
+"""The generator: HF-GAN's first stage, revised (docs/explanation/method.md, section 3).
 
-    four slices, some missing --> early-fusion encoder -------+
-                  each slice  --> its modality's encoder -----+--> fusion --> skips ----------------------+
-                                                                       |                                  v
-                                                                  bottleneck --> modality infuser --> decoder --> target slice
+    M slices, some missing --> early-fusion encoder -------+
+               each slice  --> its modality's encoder -----+--> fusion --> skips ----------------------+
+                                                                    |                                  v
+                                                               bottleneck --> modality infuser --> decoder --> target slice
 
-`forward` is the whole. The parts are methods of their own: models/passes.py encodes each slice once for several passes.
+`forward` computes all of it. models/passes.py calls the parts, to encode each slice once for several passes.
 """
 
 import itertools
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from brasyn_dist.brats import BRATS
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.feature_fusion import Encoded, Fusion, Source, join_parts
+from brasyn_dist.models.feature_fusion import Encoded, Fusion, Source, join_rows
 from brasyn_dist.models.infuser import ModalityInfuser
 from brasyn_dist.models.layers import (
+    Block,
     ChannelGate,
     Convolution,
     Encoder,
-    Layer,
-    Normalisation,
-    Parts,
+    GroupNorm,
     ResidualBlock,
     Upsampling,
-    activated,
+    norm_silu_convolution,
     seeded_initialisation,
+    unstack,
 )
 from brasyn_dist.models.pretrained import GENERATOR, PretrainedNetwork
 from brasyn_dist.preprocessing.normalisation import mask_missing
 
 EncoderExecution = Literal["grouped", "separate"]
 
+_FUNCTIONAL_CALL = threading.Lock()
+"""functional_call replaces a module's parameters while it runs, so only one thread may be in it."""
+
 
 def default_execution(device: torch.device) -> EncoderExecution:
-    """How to run the four modality encoders on `device`: as four dense convolution networks, for now everywhere.
+    """Execution of the modality encoders on `device`; at present `separate` everywhere.
 
     On CPUs one grouped network takes 20 to 30 % longer, forward and backward at full width. On GPUs training with grouped
     convolutions is a known slow path; not measured yet.
@@ -48,7 +55,7 @@ def default_execution(device: torch.device) -> EncoderExecution:
     return "separate"
 
 
-class Decoder(Layer):
+class Decoder(Block):
     """From the bottleneck to the slice: four stages (concatenate skip, residual block, doubling), then the output layers."""
 
     def __init__(self, widths: tuple[int, ...], groups: int, convolutions: int) -> None:
@@ -59,23 +66,24 @@ class Decoder(Layer):
         )
         self.upsamplings = nn.ModuleList(Upsampling(width) for width in inwards[1:])
         self.final_block = ResidualBlock(widths[0], widths[0], groups, convolutions)
-        self.final_norm = Normalisation(groups, widths[0])
+        self.final_norm = GroupNorm(groups, widths[0])
         self.output = Convolution(widths[0], 1, 1)
 
-    def forward(self, x_BCHW: Tensor, skips: list[Tensor]) -> Tensor:  # type: ignore[override]
-        """`skips` from the largest image (stage 1) to the smallest; returns (B, 1, H, W)."""
-        parts: Parts = (x_BCHW,)
+    def forward(self, x_BCHW: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        """Slices (B, 1, H, W) from the bottleneck and `skips`, from the largest image (stage 1) to the smallest."""
+        hidden = x_BCHW
         for block, upsampling, skip in zip(self.blocks, self.upsamplings, reversed(skips)):
-            parts = upsampling(block((torch.cat([parts[0], skip], 1),)))
-        (hidden,) = self.final_block(parts)
-        (norm,), (output,) = self.final_norm.networks(1), self.output.networks(1)
-        return self.run(partial(activated, norm, output), hidden)
+            hidden = upsampling(block(torch.cat([hidden, skip], 1)))
+        output = partial(norm_silu_convolution, self.final_norm.bound(), self.output.bound())
+        return self.checkpointed(output, self.final_block(hidden))
 
 
 class Generator(PretrainedNetwork):
-    """Synthesises one missing modality of a slice from those available.
+    """Synthesises one missing modality of a slice from the available ones.
 
-    `encoder_execution` says how the four modality encoders are computed, not what: weights and results are the same.
+    The parameters of the M modality encoders are stacked (models/layers.py). `encoder_execution` decides how they are
+    computed: as M dense networks (`separate`) or as one network of grouped convolutions (`grouped`). Parameters, their names
+    and the results are the same.
     """
 
     kind, config_class = GENERATOR, GeneratorConfig
@@ -93,8 +101,8 @@ class Generator(PretrainedNetwork):
         count, groups, convolutions = len(modality_set), config.norm_groups, config.convolutions_per_block
         self.early_encoder = Encoder(count, widths, groups, convolutions)
         self.early_gate = ChannelGate(config.width)
-        self.modality_encoders = Encoder(1, widths, groups, convolutions, copies=count)
-        self.modality_gates = ChannelGate(config.width, copies=count)
+        self.modality_encoders = Encoder(1, widths, groups, convolutions, stacked=count)
+        self.modality_gates = ChannelGate(config.width, stacked=count)
         self.fusion = Fusion(config)
         self.infuser = ModalityInfuser(config)
         self.decoder = Decoder(widths, groups, convolutions)
@@ -102,11 +110,16 @@ class Generator(PretrainedNetwork):
     def forward(
         self, x_BMHW: Tensor, available_BM: Tensor, target_B: Tensor, view_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Slices (B, 4, H, W) with -1 in missing ones, availability (B, 4) bool, target modality and view (B,) int64.
+        """Synthesise the target modality of each sample.
 
-        At least one modality of each sample must be available: means over none are NaN.
+        Args:
+            x_BMHW: Normalised slices (B, M, H, W), missing ones -1.
+            available_BM: (B, M) bool, at least one True per sample: means over none are NaN.
+            target_B: Target modalities (B,) int64.
+            view_B: Views (B,) int64; only for a generator with a view embedding.
 
-        Returns the target modality's slices (B, 1, H, W), normalised, and the fused bottleneck (B, C, H / 16, W / 16).
+        Returns:
+            Normalised slices (B, 1, H, W), and the fused bottleneck (B, C, H / 16, W / 16).
         """
         mix_BN = torch.diag_embed(available_BM.T).transpose(0, 1).flatten(1)
         source = Source(mix_BN, self.encode_modalities(x_BMHW[:, :, None].unbind(1)))
@@ -115,57 +128,75 @@ class Generator(PretrainedNetwork):
     def synthesise(
         self, x_BMHW: Tensor, available: tuple[int, ...], target: int, view: int | None = None
     ) -> Tensor:
-        """`forward` where one set of modalities is available in all samples: runs the encoders of those alone.
+        """`forward` for one set of available modalities in all samples; computes only their encoders.
 
-        Missing slices need not be masked. Returns the images (B, 1, H, W).
+        Missing slices need not be masked. Returns the slices (B, 1, H, W).
         """
-        size, device = x_BMHW.shape[0], x_BMHW.device
-        given_M = torch.tensor([m in available for m in range(len(self.modality_set))], device=device)
-        available_BM = given_M.expand(size, -1)
+        size, device, modalities = x_BMHW.shape[0], x_BMHW.device, range(len(self.modality_set))
+        available_BM = torch.tensor([m in available for m in modalities], device=device).expand(size, -1)
         target_B = torch.full((size,), target, device=device)
         view_B = None if view is None else torch.full((size,), view, device=device)
         inputs_BMHW = mask_missing(x_BMHW, available_BM)
-        slices = tuple(
-            inputs_BMHW[: size if m in available else 0, m, None] for m in range(len(self.modality_set))
-        )
+        slices = [inputs_BMHW[: size if m in available else 0, m, None] for m in modalities]
         mix_BN = torch.eye(size, device=device).repeat(1, len(available))
         source = Source(mix_BN, self.encode_modalities(slices))
         return self.complete(self.encode_early(inputs_BMHW), [source], available_BM, target_B, view_B)[0]
 
     def encode_early(self, x_BMHW: Tensor) -> Encoded:
-        """All four slices of each sample, stacked, missing ones -1."""
-        stages = self.early_encoder((x_BMHW,))
-        return join_parts(stages, self.early_gate(stages[-1]))
+        """Encode the slices of each sample together, missing ones -1."""
+        stages = self.early_encoder(x_BMHW)
+        return Encoded(tuple(stages), self.early_gate(stages[-1]))
 
-    def encode_modalities(self, slices: Parts) -> Encoded:
-        """Slices (R_m, 1, H, W) of each modality, any number of them, to R_0 + ... + R_3 rows in this order."""
+    def encode_modalities(self, slices: Sequence[Tensor]) -> Encoded:
+        """Encode single slices.
+
+        Args:
+            slices: For each modality m, R_m slices (R_m, 1, H, W). The encoder of an empty one is not computed.
+
+        Returns:
+            R_0 + R_1 + ... rows, in this order.
+        """
         counts = [len(x) for x in slices]
-        # One grouped network cannot leave out a modality that nobody needs.
-        if self.encoder_execution == "separate" or 0 in counts:
-            stages = self.modality_encoders(slices)
-            return join_parts(stages, self.modality_gates(stages[-1]))
-        together = torch.cat([F.pad(x, (0, 0) * 3 + (0, max(counts) - len(x))) for x in slices], 1)
-        stages = self.modality_encoders((together,))
+        # The grouped network cannot omit a modality.
+        if self.encoder_execution == "grouped" and 0 not in counts:
+            return self._encode_grouped(slices, counts)
+        with nullcontext() if torch.compiler.is_compiling() else _FUNCTIONAL_CALL:
+            return self._encode_separately(slices)
+
+    def _encode_separately(self, slices: Sequence[Tensor]) -> Encoded:
+        encoder_weights, gate_weights = (
+            unstack(network, len(slices)) for network in (self.modality_encoders, self.modality_gates)
+        )
+        stages, gates = [], []
+        for x, of_encoder, of_gate in zip(slices, encoder_weights, gate_weights):
+            if len(x):
+                stages.append(functional_call(self.modality_encoders, of_encoder, x, tie_weights=False))
+                gates.append(functional_call(self.modality_gates, of_gate, stages[-1][-1], tie_weights=False))
+        return Encoded(tuple(map(join_rows, zip(*stages))), join_rows(gates))
+
+    def _encode_grouped(self, slices: Sequence[Tensor], counts: list[int]) -> Encoded:
+        side_by_side = torch.cat([F.pad(x, (0, 0) * 3 + (0, max(counts) - len(x))) for x in slices], 1)
+        stages = self.modality_encoders(side_by_side)
         gates = self.modality_gates(stages[-1])
-        return join_parts([split_rows(x, counts) for (x,) in stages], split_rows(gates[0], counts))
+
+        def rows(x: Tensor) -> Tensor:
+            """(R, M C, h, w) to the first R_m rows of each network, (R_0 + R_1 + ..., C, h, w)."""
+            return torch.cat([part[:count] for part, count in zip(x.chunk(len(counts), 1), counts)])
+
+        return Encoded(tuple(map(rows, stages)), rows(gates))
 
     def complete(
         self,
         early: Encoded,
-        sources: list[Source],
+        sources: Sequence[Source],
         available_BM: Tensor,
         target_B: Tensor,
         view_B: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """From encoded slices to (image (B, 1, H, W), fused bottleneck)."""
+        """Slices (B, 1, H, W) and fused bottleneck (B, C, h, w) from encoded slices; arguments as in `forward`."""
         skips, bottleneck_BCHW = self.fusion(early, sources, available_BM)
         tokens_BCHW = self.infuser(bottleneck_BCHW, target_B, view_B)
         return self.decoder(tokens_BCHW, skips), bottleneck_BCHW
-
-
-def split_rows(x: Tensor, counts: list[int]) -> Parts:
-    """Grouped features (R, 4C, h, w) to the first `counts[m]` rows of each network (R_m, C, h, w)."""
-    return tuple(part[:count] for part, count in zip(x.chunk(len(counts), 1), counts))
 
 
 def build_generator(

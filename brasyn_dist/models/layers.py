@@ -1,24 +1,19 @@
-"""Building blocks of the generator, each holding one network or several of the same shape side by side.
+"""Building blocks of the generator.
 
-The four modality encoders are such a set of networks: equal shapes, separate weights. Their parameters are stacked along
-the output channels, which is how a grouped convolution stores them, and a layer takes its input in *parts*:
+Every block computes one network, or several networks of the same shape side by side ("stacked"): their parameters are
+stacked along dimension 0, their channels follow each other, and the convolutions are grouped. The input decides: a
+convolution has as many groups as its input has times the channels that its weight expects. `unstack` gives the parameters
+of the single networks.
 
-    one part      (R, copies * C, H, W)         one grouped convolution computes all networks
-    n parts       n times (R_i, C, H, W)        n dense convolutions, each network on rows of its own
-
-Parameters, names and results are the same; which is faster depends on the device. A layer with one copy is an ordinary
-layer that takes and returns one part.
-
-No layer has dropout. The newer published blocks have none either, and its random numbers would have to be functions of
-(seed, step, sample, layer) for a resumed run to repeat them and for a batch to be the same however it is split.
+No block has dropout. The newer published blocks have none either. Random numbers would have to be functions of
+(seed, step, sample, layer), so that a resumed run repeats them and the result does not depend on how a batch is split.
 """
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,200 +22,174 @@ from torch.utils.checkpoint import checkpoint
 
 from brasyn_dist.config import Recompute
 
-Parts = tuple[Tensor, ...]
-Network = Callable[[Tensor], Tensor]
-"""One of a layer's networks: part in, part out."""
+Function = Callable[[Tensor], Tensor]
 
 
-def split_parameter(parameter: Tensor, parts: int) -> Parts:
-    """Equal parts along dimension 0. `unbind`, unlike indexing, has one backward for all parts: no zero-filled gradients."""
-    return (parameter,) if parts == 1 else parameter.unflatten(0, (parts, -1)).unbind()
+class Convolution(nn.Conv2d):
+    """Square convolution of `stacked` networks, each from `inputs` to `outputs` channels."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0, stacked: int = 1
+    ) -> None:
+        super().__init__(stacked * inputs, stacked * outputs, kernel, stride, padding, groups=stacked)
+
+    def bound(self) -> Function:
+        """The layer as a function that keeps the current parameters, as a recomputation in the backward needs them."""
+        return partial(convolve, self.weight, self.bias, self.stride, self.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bound()(x)
 
 
-class Layer(nn.Module):
-    """`networks(n)` gives the layer as n functions, one for each part; calling the layer applies them.
+def convolve(
+    weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...] | str, x: Tensor
+) -> Tensor:
+    return F.conv2d(x, weight, bias, stride, padding, groups=x.shape[1] // weight.shape[1])
 
-    With `recompute` a layer forgets what it makes on the way to a convolution, and the backward makes it again.
-    """
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation of `stacked` networks with `groups` each: statistics never mix samples or networks."""
+
+    def __init__(self, groups: int, channels: int, stacked: int = 1) -> None:
+        super().__init__(stacked * groups, stacked * channels)
+
+    def bound(self) -> Function:
+        """See `Convolution.bound`."""
+        return partial(
+            normalise, self.weight, self.bias, self.eps, channels=self.num_channels // self.num_groups
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bound()(x)
+
+
+def normalise(weight: Tensor, bias: Tensor, eps: float, x: Tensor, channels: int) -> Tensor:
+    return F.group_norm(x, x.shape[1] // channels, weight, bias, eps)
+
+
+class Block(nn.Module):
+    """A block whose intermediate tensors can be recomputed in the backward instead of kept."""
 
     recompute: Recompute = "nothing"
 
-    def networks(self, count: int) -> list[Network]:
-        raise NotImplementedError
+    def checkpointed(self, function: Function, x: Tensor) -> Tensor:
+        """`function(x)`; with `recompute`, autograd keeps only x.
 
-    def forward(self, parts: Parts) -> Parts:
-        return tuple(network(x) for network, x in zip(self.networks(len(parts)), parts))
-
-    def run(self, network: Network, x: Tensor) -> Tensor:
-        """`network` of x; with `recompute`, autograd keeps x alone.
-
-        Recomputation stops as soon as all that was forgotten is back, and a convolution notes its input before it starts:
-        one that comes last in `network` is not repeated.
+        The recomputation ends as soon as all tensors exist that the backward needs. A convolution saves its input before
+        it starts, so one that comes last in `function` is not repeated.
         """
         if self.recompute == "nothing" or not torch.is_grad_enabled():
-            return network(x)
-        # No layer draws random numbers; to keep their state would make a GPU wait for the host.
-        return checkpoint(network, x, use_reentrant=False, preserve_rng_state=False)
-
-
-def networks(layer: nn.Module, count: int) -> list[Network]:
-    assert isinstance(layer, Layer)
-    return layer.networks(count)
+            return function(x)
+        # No block draws random numbers. Preserving their state would make a GPU wait for the host.
+        return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def set_recompute(network: nn.Module, what: Recompute) -> None:
-    """Choose for all layers of `network`. Results and gradients are the same, bit for bit."""
+    """Set `recompute` of all blocks of `network`. Results and gradients are the same, bit for bit."""
     for module in network.modules():
-        if isinstance(module, Layer):
+        if isinstance(module, Block):
             module.recompute = what
 
 
-class Convolution(Layer, nn.Conv2d):  # type: ignore[misc]
-    """Square convolution of `copies` networks, each from `inputs` to `outputs` channels."""
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0, copies: int = 1
-    ) -> None:
-        super().__init__(copies * inputs, copies * outputs, kernel, stride, padding, groups=copies)
-
-    def networks(self, count: int) -> list[Network]:
-        assert self.bias is not None
-        options: dict[str, Any] = {
-            "stride": self.stride, "padding": self.padding, "groups": self.groups // count
-        }  # fmt: skip
-        weights, biases = split_parameter(self.weight, count), split_parameter(self.bias, count)
-        return [partial(F.conv2d, weight=w, bias=b, **options) for w, b in zip(weights, biases)]
-
-
-class Normalisation(Layer, nn.GroupNorm):  # type: ignore[misc]
-    """GroupNorm of `copies` networks, each with its own `groups`: statistics never mix samples or networks."""
-
-    def __init__(self, groups: int, channels: int, copies: int = 1) -> None:
-        super().__init__(copies * groups, copies * channels)
-
-    def networks(self, count: int) -> list[Network]:
-        options: dict[str, Any] = {"num_groups": self.num_groups // count, "eps": self.eps}
-        weights, biases = split_parameter(self.weight, count), split_parameter(self.bias, count)
-        return [partial(F.group_norm, weight=w, bias=b, **options) for w, b in zip(weights, biases)]
-
-
-def activated(norm: Network, convolution: Network, x: Tensor) -> Tensor:
-    """GroupNorm, SiLU, convolution."""
+def norm_silu_convolution(norm: Function, convolution: Function, x: Tensor) -> Tensor:
     return convolution(F.silu(norm(x)))
 
 
-class ResidualBlock(Layer):
-    """x + (GroupNorm, SiLU, 3x3 convolution) `convolutions` times; a 1x1 shortcut where the channel count changes."""
+class ResidualBlock(Block):
+    """x + (GroupNorm, SiLU, 3x3 convolution) `convolutions` times; a 1x1 shortcut if the number of channels changes."""
 
     def __init__(
-        self, inputs: int, outputs: int, groups: int, convolutions: int = 1, copies: int = 1
+        self, inputs: int, outputs: int, groups: int, convolutions: int = 1, stacked: int = 1
     ) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * convolutions
-        self.norms = nn.ModuleList(Normalisation(groups, width, copies) for width in widths[:-1])
+        self.norms = nn.ModuleList(GroupNorm(groups, width, stacked) for width in widths[:-1])
         self.convolutions = nn.ModuleList(
-            Convolution(a, b, 3, padding=1, copies=copies) for a, b in itertools.pairwise(widths)
+            Convolution(a, b, 3, padding=1, stacked=stacked) for a, b in itertools.pairwise(widths)
         )
-        self.shortcut = Convolution(inputs, outputs, 1, copies=copies) if inputs != outputs else None
+        self.shortcut = Convolution(inputs, outputs, 1, stacked=stacked) if inputs != outputs else None
 
-    def networks(self, count: int) -> list[Network]:
-        pairs = [
-            list(map(partial, [activated] * count, networks(norm, count), networks(convolution, count)))
-            for norm, convolution in zip(self.norms, self.convolutions)
-        ]
-        shortcuts = [identity] * count if self.shortcut is None else self.shortcut.networks(count)
-        return [partial(self._network, layers, shortcut) for layers, shortcut in zip(zip(*pairs), shortcuts)]
-
-    def _network(self, layers: Sequence[Network], shortcut: Network, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         hidden = x
-        for layer in layers:
-            hidden = self.run(layer, hidden)
-        return shortcut(x) + hidden
+        for norm, convolution in zip(self.norms, self.convolutions):
+            layers = partial(norm_silu_convolution, norm.bound(), convolution.bound())  # type: ignore[operator]
+            hidden = self.checkpointed(layers, hidden)
+        return hidden + (x if self.shortcut is None else self.shortcut(x))
 
 
-class Downsampling(Layer):
+class Downsampling(Block):
     """3x3 convolution with stride 2 after zero-padding one pixel right and bottom: halves both sides."""
 
-    def __init__(self, channels: int, copies: int = 1) -> None:
+    def __init__(self, channels: int, stacked: int = 1) -> None:
         super().__init__()
-        self.convolution = Convolution(channels, channels, 3, stride=2, copies=copies)
+        self.convolution = Convolution(channels, channels, 3, stride=2, stacked=stacked)
 
-    def networks(self, count: int) -> list[Network]:
-        return [
-            partial(self.run, partial(padded, convolution))
-            for convolution in self.convolution.networks(count)
-        ]
+    def forward(self, x: Tensor) -> Tensor:
+        convolution = self.convolution.bound()
+        return self.checkpointed(lambda x: convolution(F.pad(x, (0, 1, 0, 1))), x)
 
 
-def padded(convolution: Network, x: Tensor) -> Tensor:
-    return convolution(F.pad(x, (0, 1, 0, 1)))
-
-
-class Encoder(nn.Module):
-    """3x3 stem, then one residual block a stage with a halving of the image between stages (method, section 3).
-
-    Stage i has width `widths[i]` at 1 / 2^i of the input size.
-    """
-
-    def __init__(
-        self, inputs: int, widths: tuple[int, ...], groups: int, convolutions: int = 1, copies: int = 1
-    ) -> None:
-        super().__init__()
-        self.stem = Convolution(inputs, widths[0], 3, padding=1, copies=copies)
-        self.blocks = nn.ModuleList(
-            ResidualBlock(a, b, groups, convolutions, copies) for a, b in zip((widths[0], *widths), widths)
-        )
-        self.downsamplings = nn.ModuleList(Downsampling(width, copies) for width in widths[:-1])
-
-    def forward(self, parts: Parts) -> list[Parts]:
-        """Outputs of stages 1 to the last. The decoder has no use for stage 0's, the full-size one."""
-        features = [self.blocks[0](self.stem(parts))]
-        for downsampling, block in zip(self.downsamplings, self.blocks[1:]):
-            features.append(block(downsampling(features[-1])))
-        return features[1:]
-
-
-def identity(x: Tensor) -> Tensor:
-    return x
-
-
-class ChannelGate(nn.Module):
-    """Channel attention: sigmoid(1x1 convolution(SiLU(1x1 convolution(mean over pixels)))), one value a channel."""
-
-    def __init__(self, channels: int, copies: int = 1) -> None:
-        super().__init__()
-        self.squeeze = Convolution(channels, channels, 1, copies=copies)
-        self.excite = Convolution(channels, channels, 1, copies=copies)
-
-    def forward(self, parts: Parts) -> Parts:
-        """Parts (R, C, H, W) to parts (R, C, 1, 1) in (0, 1)."""
-        hidden = self.squeeze(tuple(x.mean((2, 3), keepdim=True) for x in parts))
-        return tuple(torch.sigmoid(x) for x in self.excite(tuple(F.silu(x) for x in hidden)))
-
-
-class Upsampling(Layer):
+class Upsampling(Block):
     """Nearest-neighbour doubling of both sides, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.convolution = Convolution(channels, channels, 3, padding=1)
 
-    def networks(self, count: int) -> list[Network]:
-        return [
-            partial(self.run, partial(doubled, convolution))
-            for convolution in self.convolution.networks(count)
-        ]
+    def forward(self, x: Tensor) -> Tensor:
+        convolution = self.convolution.bound()
+        return self.checkpointed(lambda x: convolution(F.interpolate(x, scale_factor=2, mode="nearest")), x)
 
 
-def doubled(convolution: Network, x: Tensor) -> Tensor:
-    return convolution(F.interpolate(x, scale_factor=2, mode="nearest"))
+class Encoder(nn.Module):
+    """3x3 stem, then one residual block per stage, with a downsampling between stages (docs/explanation/method.md, section 3).
+
+    Stage i has `widths[i]` channels at 1 / 2^i of the input size.
+    """
+
+    def __init__(
+        self, inputs: int, widths: tuple[int, ...], groups: int, convolutions: int = 1, stacked: int = 1
+    ) -> None:
+        super().__init__()
+        self.stem = Convolution(inputs, widths[0], 3, padding=1, stacked=stacked)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(a, b, groups, convolutions, stacked) for a, b in zip((widths[0], *widths), widths)
+        )
+        self.downsamplings = nn.ModuleList(Downsampling(width, stacked) for width in widths[:-1])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Outputs (B, C_i, h_i, w_i) of stages 1 to the last. The decoder does not use the full-size stage 0."""
+        features = [self.blocks[0](self.stem(x))]
+        for downsampling, block in zip(self.downsamplings, self.blocks[1:]):
+            features.append(block(downsampling(features[-1])))
+        return features[1:]
+
+
+class ChannelGate(nn.Module):
+    """Channel attention: sigmoid(1x1 convolution(SiLU(1x1 convolution(mean over pixels)))), one value per channel."""
+
+    def __init__(self, channels: int, stacked: int = 1) -> None:
+        super().__init__()
+        self.squeeze = Convolution(channels, channels, 1, stacked=stacked)
+        self.excite = Convolution(channels, channels, 1, stacked=stacked)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 1, 1) in (0, 1)."""
+        return torch.sigmoid(self.excite(F.silu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
+def unstack(network: nn.Module, count: int) -> list[dict[str, Tensor]]:
+    """Parameters by name of each of the `count` networks that are stacked in `network`, for `torch.func.functional_call`."""
+    # `unbind`, unlike indexing, has one backward for all networks: no zero-filled gradients that are added up.
+    split = {name: p.unflatten(0, (count, -1)).unbind() for name, p in network.named_parameters()}
+    return [{name: parts[i] for name, parts in split.items()} for i in range(count)]
 
 
 @contextmanager
 def seeded_initialisation(seed: int, network: str) -> Iterator[None]:
-    """Initial weights drawn inside are a function of (seed, name of the network) and disturb no random state outside."""
+    """Initial weights created inside are a function of (seed, name of the network); no other random state changes."""
     digest = hashlib.sha256(f"{network} {seed}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
-        # The CPU's generator alone: torch.manual_seed would seed the GPUs as well.
+        # Only the CPU's generator: torch.manual_seed would also seed the GPUs.
         torch.default_generator.manual_seed(int.from_bytes(digest[:7], "little"))
         yield

@@ -5,10 +5,12 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.models.feature_fusion import mix_rows
 from brasyn_dist.models.generator import Generator, build_generator, default_execution
+from brasyn_dist.models.layers import unstack
 from brasyn_dist.models.published_weights import convert_generator
 from brasyn_dist.preprocessing.normalisation import mask_missing
 from tests.models.conftest import reference, small_config
@@ -27,15 +29,21 @@ def every_availability() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def by_the_description(g: Generator, x: Tensor, available: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Method, section 3, one sample at a time with plain sums over the modalities that are available."""
+    """docs/explanation/method.md, section 3, one sample at a time with plain sums over the modalities that are available."""
     images, bottlenecks = [], []
     for b in range(len(x)):
         chosen = [m for m in range(4) if available[b, m]]
-        early = [s for (s,) in g.early_encoder((x[b : b + 1],))]
-        early_gate = g.early_gate((early[-1],))[0]
-        slices = tuple(x[b : b + 1, m : m + 1] for m in range(4))
-        stages = g.modality_encoders(slices)
-        gates = g.modality_gates(stages[-1])
+        early = g.early_encoder(x[b : b + 1])
+        early_gate = g.early_gate(early[-1])
+        one = [
+            functional_call(g.modality_encoders, weights, x[b : b + 1, m : m + 1])
+            for m, weights in enumerate(unstack(g.modality_encoders, 4))
+        ]
+        stages = list(zip(*one))
+        gates = [
+            functional_call(g.modality_gates, weights, features)
+            for weights, features in zip(unstack(g.modality_gates, 4), stages[-1])
+        ]
         means = [sum(stage[m] for m in chosen) / len(chosen) for stage in stages]
         skips = means if len(chosen) == 1 else [e + m for e, m in zip(early, means)]
         features = [stages[-1][m] for m in chosen]
@@ -150,7 +158,7 @@ def test_synthesise_is_forward_for_one_availability(subset, execution):
 
 @pytest.mark.parametrize("execution", ["separate", "grouped"])
 def test_synthesise_does_not_run_the_encoders_of_missing_modalities(execution):
-    """A missing modality's weights are multiplied by nothing: not even NaN in them is noticed."""
+    """NaN in the weights of a missing modality does not change the result."""
     generator = build_generator(small_config(), 4, execution)
     x = torch.randn(2, 4, 48, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
