@@ -372,7 +372,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table for docs/performance.md, with where it was measured."""
+    """The table for docs/explanation/performance.md, with where it was measured."""
     where = next((f"{r['device']}, torch {r['torch']}" for r in rows if "failed" not in r), "nothing ran")
     lines = [list(COLUMNS), ["---"] * len(COLUMNS), *cells(rows)]
     return "\n".join(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that docs/performance.md reports, on this machine: benchmarks/run_all.sh [OUT] [CASE_FOLDER] [COHORT_FOLDER]
+# Everything that docs/explanation/performance.md reports, on this machine: benchmarks/run_all.sh [OUT] [CASE_FOLDER] [COHORT_FOLDER]
 #
 # On a GPU machine: the matrix at batch 16, the ladder of batch sizes to the memory limit, a profile of the default and the
 # fastest variant, inference, and the tests that need a GPU; about an hour on one card. On a CPU what ends within the hour, at full width.

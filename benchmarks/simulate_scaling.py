@@ -1,6 +1,6 @@
 """How training would scale over GPUs and networks, simulated: no GPU is needed, and none was used.
 
-    python benchmarks/simulate_scaling.py                                      the table in docs/cluster.md
+    python benchmarks/simulate_scaling.py                                      the table in docs/how-to/slurm.md
     python benchmarks/simulate_scaling.py --run runs/r3                        with the step time that a run measured
     python benchmarks/simulate_scaling.py --slice-ms 25 --links 100 --batch 256
 

@@ -54,4 +54,4 @@ def test_table_in_the_docs_is_what_the_program_prints():
         text=True,
         check=True,
     ).stdout
-    assert printed.strip() in (REPOSITORY / "docs/cluster.md").read_text()
+    assert printed.strip() in (REPOSITORY / "docs/how-to/slurm.md").read_text()

@@ -1,4 +1,4 @@
-"""How the networks are executed where the configuration leaves it open: by device, as measured (docs/performance.md)."""
+"""How the networks are executed where the configuration leaves it open: by device, as measured (docs/explanation/performance.md)."""
 
 from typing import Any
 

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sbatch"))
-DOCS = (REPOSITORY / "docs/cluster.md").read_text()
+DOCS = (REPOSITORY / "docs/how-to/slurm.md").read_text()
 
 
 def test_there_is_one_for_each_stage():
@@ -32,7 +32,7 @@ def test_every_job_can_be_requeued_and_is_warned_and_keeps_its_output(script: Pa
 
 
 def commands() -> list[str]:
-    """Command lines of the bash blocks of docs/cluster.md, continued lines joined."""
+    """Command lines of the bash blocks of docs/how-to/slurm.md, continued lines joined."""
     blocks = re.findall(r"```bash\n(.*?)```", DOCS, flags=re.S)
     lines = [line.split("   #")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line.strip() for line in lines if line.strip()]
