@@ -1,1 +1,1 @@
-"""The objective, as pure functions with one value per sample: `ssim` (map, region mean), `tversky` and `objective` (all terms)."""
+"""The objective as functions with one value per sample: `ssim`, `tversky`, and `objective` (all terms)."""

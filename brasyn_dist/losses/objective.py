@@ -1,11 +1,12 @@
-"""The objective (method, section 5), every term one number per sample.
+"""The objective (docs/explanation/method.md, section 5): every term has one value per sample.
 
-    outputs of both passes, discriminator's logits --generator_terms--> {name: (B,)} --weighted_sum--> (B,)
-    discriminator's logits on real and synthetic   --discriminator_terms--> {name: (B,)} --weighted_discriminator_sum--> (B,)
+    GeneratorOutputs        --generator_terms-->     {name: (B,)} --weighted_sum-->               (B,)
+    discriminator's logits  --discriminator_terms--> {name: (B,)} --weighted_discriminator_sum--> (B,)
 
-Per sample, with denominators of the sample's own: the caller sums and divides by the global batch size, and the gradient
-of a global batch is the same however it is split over ranks and micro-batches. Everything is computed in float32 or
-better, whatever the autocast, and is finite for slices without tumour, almost empty or constant ones.
+Denominators depend only on the sample. The caller sums and divides by the global batch size, so the gradient
+of a global batch does not depend on how it is split over ranks and micro-batches. Everything is computed in
+at least float32 for any autocast, and is finite for slices without tumour, for almost empty and for constant
+slices.
 """
 
 from collections.abc import Iterable, Mapping
@@ -96,7 +97,7 @@ def generator_terms(
 
 
 def weighted_sum(config: ObjectiveConfig, terms: Mapping[str, Tensor]) -> Tensor:
-    """(B,) what the generator minimises, of each sample. Both SSIM regions have the full SSIM weight."""
+    """Loss (B,) of the generator. Both SSIM regions have the full SSIM weight."""
     return sum_of(
         getattr(config, "ssim" if name.startswith("ssim_") else name) * value for name, value in terms.items()
     )
@@ -104,27 +105,27 @@ def weighted_sum(config: ObjectiveConfig, terms: Mapping[str, Tensor]) -> Tensor
 
 def discriminator_terms(
     real_patch_B1hw: Tensor,
-    real_class_B4: Tensor,
+    real_class_BM: Tensor,
     synthetic_patch_B1hw: Tensor,
-    synthetic_class_B4: Tensor,
+    synthetic_class_BM: Tensor,
     target_B: Tensor,
 ) -> Terms:
-    """The discriminator's cross-entropies, both heads, on a real slice and the synthetic one of the same modality."""
+    """Cross-entropies of the discriminator's heads on real and synthetic slices of the same modality."""
     return {
         "discriminator_real": patch_loss(real_patch_B1hw, real=True),
         "discriminator_synthetic": patch_loss(synthetic_patch_B1hw, real=False),
-        "discriminator_real_class": class_loss(real_class_B4, target_B),
-        "discriminator_synthetic_class": class_loss(synthetic_class_B4, target_B),
+        "discriminator_real_class": class_loss(real_class_BM, target_B),
+        "discriminator_synthetic_class": class_loss(synthetic_class_BM, target_B),
     }
 
 
 def weighted_discriminator_sum(config: ObjectiveConfig, terms: Mapping[str, Tensor]) -> Tensor:
-    """(B,) what the discriminator minimises, of each sample."""
+    """Loss (B,) of the discriminator."""
     return config.discriminator * sum_of(terms.values())
 
 
 def absolute_error(image_B1HW: Tensor, real_B1HW: Tensor, foreground_only: bool) -> Tensor:
-    """(B,) mean absolute error over all pixels, or over those that show brain in the real slice (0 if none does)."""
+    """(B,) mean absolute error over all pixels, or over the brain in the real slice (0 without brain)."""
     error_B1HW = (at_least_float32(image_B1HW) - at_least_float32(real_B1HW)).abs()
     if foreground_only:
         return region_mean(error_B1HW, foreground(real_B1HW))
@@ -134,7 +135,7 @@ def absolute_error(image_B1HW: Tensor, real_B1HW: Tensor, foreground_only: bool)
 def ssim_terms(
     regions: str, image_B1HW: Tensor, real_B1HW: Tensor, tumour_B1HW: Tensor, range_B: Tensor
 ) -> Terms:
-    """1 - SSIM over each region of the brain (0 where the slice lacks it), background set to 0 in both images."""
+    """1 - SSIM over each region of the brain (0 for an empty region), background set to 0 in both images."""
     brain_B1HW = foreground(real_B1HW)
     image, real = (torch.where(brain_B1HW, x, 0) for x in (image_B1HW, real_B1HW))
     dissimilarity_B1HW = 1 - ssim_map(image, real, range_B)
@@ -149,20 +150,21 @@ def ssim_terms(
 def feature_distance(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
     """(B,) 1 - cosine similarity of two bottlenecks, each taken as one vector."""
     first, second = at_least_float32(first_BCHW), at_least_float32(second_BCHW)
-    # eps bounds the gradient at a vector of zeros by 1 / eps, which float16 must be able to hold.
+    # The gradient at a vector of zeros is at most 1 / eps, which must be finite in float16.
     return 1 - F.cosine_similarity(first.flatten(1), second.flatten(1), eps=1e-4)
 
 
 def patch_loss(patch_B1hw: Tensor, real: bool) -> Tensor:
-    """(B,) binary cross-entropy of the patch logits against "real" or "synthetic", mean over patches."""
+    """(B,) binary cross-entropy of the patch logits with "real" or "synthetic", mean over patches."""
     logits = at_least_float32(patch_B1hw)
     return F.softplus(-logits if real else logits).mean((1, 2, 3))
 
 
-def class_loss(class_B4: Tensor, target_B: Tensor) -> Tensor:
+def class_loss(class_BM: Tensor, target_B: Tensor) -> Tensor:
     """(B,) cross-entropy of the modality logits."""
-    return F.cross_entropy(at_least_float32(class_B4), target_B, reduction="none")
+    return F.cross_entropy(at_least_float32(class_BM), target_B, reduction="none")
 
 
 def sum_of(values: Iterable[Tensor]) -> Tensor:
+    """Sum of tensors of one shape."""
     return torch.stack(list(values)).sum(0)

@@ -1,8 +1,9 @@
 """Structural similarity (Wang et al., 2004) as a map, and its mean over regions.
 
-11 x 11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03, population variances; images are reflected at their border
-(torchmetrics' convention; scikit-image agrees wherever the window lies inside the image). Always computed in float32 or
-better: the variances are small differences of large numbers.
+11 x 11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03, population variances. Images are reflected at their
+border, as in torchmetrics; scikit-image agrees where the window lies inside the image. Computed in at least
+float32, because the variances are small differences of large numbers. Wang et al. (2004):
+https://doi.org/10.1109/TIP.2003.819861
 """
 
 import torch
@@ -15,9 +16,15 @@ K1, K2 = 0.01, 0.03
 
 
 def ssim_map(x_B1HW: Tensor, y_B1HW: Tensor, range_B: Tensor) -> Tensor:
-    """SSIM at each pixel (B, 1, H, W), in [-1, 1]. `range_B` is the width of each image's intensity range.
+    """SSIM at each pixel.
 
-    float32 at least, whatever the inputs or the autocast. Images need more than 5 pixels a side.
+    Args:
+        x_B1HW: Images of more than 5 pixels per side.
+        y_B1HW: Images to compare with.
+        range_B: Width of the intensity range of each image.
+
+    Returns:
+        (B, 1, H, W) in [-1, 1], at least float32, for any input type and autocast.
     """
     with torch.autocast(x_B1HW.device.type, enabled=False):
         x, y, data_range = (at_least_float32(t) for t in (x_B1HW, y_B1HW, range_B))
@@ -30,15 +37,15 @@ def ssim_map(x_B1HW: Tensor, y_B1HW: Tensor, range_B: Tensor) -> Tensor:
 
 
 def region_mean(map_B1HW: Tensor, region_B1HW: Tensor) -> Tensor:
-    """(B,) mean of each sample's map over its region (bool); 0, with zero gradient, where the region is empty."""
+    """(B,) mean of each sample's map over its region (bool); 0 with zero gradient for an empty region."""
     pixels_B = region_B1HW.sum((1, 2, 3)).clamp(min=1)
     return torch.where(region_B1HW, map_B1HW, 0).sum((1, 2, 3)) / pixels_B
 
 
 def gaussian_blur(x_BCHW: Tensor) -> Tensor:
-    """Each channel blurred by the window, separably, reflected at the border.
+    """Each channel blurred by the separable window, reflected at the border.
 
-    Depthwise: its CUDA kernels are plain float32, where an ordinary convolution might round its inputs to TF32.
+    Depthwise CUDA kernels compute in float32. An ordinary convolution may round its inputs to TF32.
     """
     channels, radius = x_BCHW.shape[1], WINDOW // 2
     weight_K = gaussian(x_BCHW.dtype, x_BCHW.device)
@@ -55,5 +62,5 @@ def gaussian(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float16 and bfloat16 to float32; float32 and float64 as they are."""
+    """float16 and bfloat16 to float32; float32 and float64 unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

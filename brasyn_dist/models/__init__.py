@@ -1,8 +1,8 @@
-"""Networks: plain modules that know nothing of devices, ranks or files of patients.
+"""Networks: torch.nn modules without knowledge of processes, devices or patient files.
 
-    layers --> fusion, infuser --> generator --> passes (both passes of an update, each slice encoded once)
-    discriminator, segmenter
-    published (the thesis' weights) --> export (config.json + model.safetensors)
+    layers --> feature_fusion, infuser --> generator --> passes (both passes of an update)
+    discriminator, segmenter published_weights (conversion of the thesis' weights), pretrained (exports:
+    config.json and model.safetensors)
 
-Import from the modules themselves.
+Import from the modules.
 """

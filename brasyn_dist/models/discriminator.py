@@ -1,4 +1,4 @@
-"""The discriminator: a PatchGAN with a second head that tells which modality a slice shows (method, section 4).
+"""The discriminator: a PatchGAN with a second head for the modality (docs/explanation/method.md, section 4).
 
 slice --> 4x4 convolutions, strides 2 2 2 1 --+--> 4x4 convolution: real or synthetic, for each patch
                                               +--> convolution over the whole map: modality logits
@@ -16,7 +16,7 @@ SLOPE = 0.2
 
 
 def feature_size(side: int) -> int:
-    """Side of the feature map that both heads see: three halvings, and one pixel lost to the last 4x4 convolution."""
+    """Side of the feature map of both heads: halved three times, minus 1 for the last 4x4 convolution."""
     return side // 8 - 1
 
 
@@ -33,7 +33,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Judges slices (B, 1, H, W) of the configured size."""
+    """Classifies patches of a slice as real or synthetic, and the modality of the slice."""
 
     def __init__(self, config: DiscriminatorConfig, modality_set: ModalitySet = BRATS) -> None:
         super().__init__()
@@ -49,7 +49,11 @@ class Discriminator(nn.Module):
         self.class_head = nn.Conv2d(base * 8, len(modality_set), (height, width), bias=False)
 
     def forward(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits: real (positive) or synthetic for each patch (B, 1, h, w); modality (B, 4)."""
+        """Classify slices (B, 1, H, W) of the configured size.
+
+        Returns:
+            Patch logits (B, 1, h, w), positive for real, and modality logits (B, M).
+        """
         hidden = F.leaky_relu(self.stem(image_B1HW), SLOPE)
         for block in self.blocks:
             hidden = block(hidden)
@@ -59,6 +63,6 @@ class Discriminator(nn.Module):
 def build_discriminator(
     config: DiscriminatorConfig, seed: int, modality_set: ModalitySet = BRATS
 ) -> Discriminator:
-    """A discriminator whose initial weights are a function of (config, seed) alone."""
+    """A discriminator whose initial weights are a function of the arguments only."""
     with seeded_initialisation(seed, "discriminator"):
         return Discriminator(config, modality_set)

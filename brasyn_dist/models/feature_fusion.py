@@ -1,11 +1,12 @@
 """Fusion of encoded slices: features of one shape from any subset of the modalities.
 
-Encoded slices are rows of a tensor. A matrix of zeros and ones selects the rows of each sample, so that one row can be used
-by several target variants and by both passes of an update, and a missing modality has no row:
+Encoded slices are rows of a tensor. A matrix of zeros and ones selects the rows of each sample, so that one
+row can be used by several target variants and by both passes of an update, and a missing modality has no row:
 
     row features (N, C, h, w) --mix (B, N)--> sums over each sample's available modalities (B, C, h, w)
 
-One matrix product replaces the loop over samples and modalities, at less than 1 % of the generator's operations.
+One matrix product replaces the loop over samples and modalities, at less than 1 % of the generator's
+operations.
 """
 
 from collections.abc import Sequence
@@ -35,9 +36,10 @@ class Source(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """Skips and bottleneck of each sample from its early-fusion encoder and the encoders of its available modalities.
+    """Fuses the encoded slices of each sample: the early-fusion encoder and its available modalities.
 
-    The early encoder is used only if several modalities are available (docs/explanation/method.md, section 3).
+    The early encoder is used only if several modalities are available (docs/explanation/method.md, section
+    3).
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -72,12 +74,14 @@ class Fusion(nn.Module):
         """1x1 convolution of [S, H]: the attention-weighted sum and the softmax-weighted mean."""
         features = [rows.stages[-1] for _, rows in sources]
         gates = [rows.gate for _, rows in sources]
-        # The published weights were trained with an indexing error: channel 0's attention is used for all channels.
+        # The published weights were trained with an indexing error: channel 0's attention is used for all
+        # channels.
         attentions = [gate[:, :1] for gate in gates] if self.channel_zero_only else gates
         own = early.stages[-1] * several
         total = mix(sources, [a * f for a, f in zip(attentions, features)])
         if self.channel_zero_only:
-            # The error concerns only the gates of the modality encoders, and only samples with several modalities.
+            # The error concerns only the gates of the modality encoders, and only samples with several
+            # modalities.
             single = mix(sources, [g * f for g, f in zip(gates, features)])
             total = torch.where(several > 0, total, single)
         # Gates lie in (0, 1): their exponentials need no shift by the maximum.

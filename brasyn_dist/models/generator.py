@@ -1,9 +1,9 @@
 """The generator: HF-GAN's first stage, revised (docs/explanation/method.md, section 3).
 
-    M slices, some missing --> early-fusion encoder -------+
-               each slice  --> its modality's encoder -----+--> fusion --> skips ----------------------+
-                                                                    |                                  v
-                                                               bottleneck --> modality infuser --> decoder --> target slice
+    M slices, some missing --> early-fusion encoder ----+
+                each slice --> its modality's encoder --+--> fusion --> skips -------------+
+                                                                |                          v
+                                                            bottleneck --> infuser --> decoder --> slice
 
 `forward` computes all of it. models/passes.py calls the parts, to encode each slice once for several passes.
 """
@@ -49,14 +49,14 @@ _FUNCTIONAL_CALL = threading.Lock()
 def default_execution(device: torch.device) -> EncoderExecution:
     """Execution of the modality encoders on `device`; at present `separate` everywhere.
 
-    On CPUs one grouped network takes 20 to 30 % longer, forward and backward at full width. On GPUs training with grouped
-    convolutions is a known slow path; not measured yet.
+    On CPUs one grouped network takes 20 to 30 % longer, forward and backward at full width. On GPUs training
+    with grouped convolutions is a known slow path; not measured yet.
     """
     return "separate"
 
 
 class Decoder(Block):
-    """From the bottleneck to the slice: four stages (concatenate skip, residual block, doubling), then the output layers."""
+    """Stages of (concatenate skip, residual block, doubling), then the output layers."""
 
     def __init__(self, widths: tuple[int, ...], groups: int, convolutions: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Decoder(Block):
         self.output = Convolution(widths[0], 1, 1)
 
     def forward(self, x_BCHW: Tensor, skips: Sequence[Tensor]) -> Tensor:
-        """Slices (B, 1, H, W) from the bottleneck and `skips`, from the largest image (stage 1) to the smallest."""
+        """Slices (B, 1, H, W) from the bottleneck and the skips of stages 1 to the last."""
         hidden = x_BCHW
         for block, upsampling, skip in zip(self.blocks, self.upsamplings, reversed(skips)):
             hidden = upsampling(block(torch.cat([hidden, skip], 1)))
@@ -81,9 +81,9 @@ class Decoder(Block):
 class Generator(PretrainedNetwork):
     """Synthesises one missing modality of a slice from the available ones.
 
-    The parameters of the M modality encoders are stacked (models/layers.py). `encoder_execution` decides how they are
-    computed: as M dense networks (`separate`) or as one network of grouped convolutions (`grouped`). Parameters, their names
-    and the results are the same.
+    The parameters of the M modality encoders are stacked (models/layers.py). `encoder_execution` decides how
+    they are computed: as M dense networks (`separate`) or as one network of grouped convolutions (`grouped`).
+    Parameters, their names and the results are the same.
     """
 
     kind, config_class = GENERATOR, GeneratorConfig
@@ -151,7 +151,8 @@ class Generator(PretrainedNetwork):
         """Encode single slices.
 
         Args:
-            slices: For each modality m, R_m slices (R_m, 1, H, W). The encoder of an empty one is not computed.
+            slices: For each modality m, R_m slices (R_m, 1, H, W). The encoder of an empty one is not
+                computed.
 
         Returns:
             R_0 + R_1 + ... rows, in this order.
@@ -193,7 +194,7 @@ class Generator(PretrainedNetwork):
         target_B: Tensor,
         view_B: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Slices (B, 1, H, W) and fused bottleneck (B, C, h, w) from encoded slices; arguments as in `forward`."""
+        """`forward` from encoded slices."""
         skips, bottleneck_BCHW = self.fusion(early, sources, available_BM)
         tokens_BCHW = self.infuser(bottleneck_BCHW, target_B, view_B)
         return self.decoder(tokens_BCHW, skips), bottleneck_BCHW
@@ -205,6 +206,6 @@ def build_generator(
     encoder_execution: EncoderExecution = "separate",
     modality_set: ModalitySet = BRATS,
 ) -> Generator:
-    """A generator whose initial weights are a function of (config, seed) alone."""
+    """A generator whose initial weights are a function of (config, seed, modality_set) only."""
     with seeded_initialisation(seed, "generator"):
         return Generator(config, encoder_execution, modality_set)

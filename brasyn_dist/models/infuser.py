@@ -1,6 +1,6 @@
-"""Modality infuser: a transformer at the bottleneck that is told which modality to make, and optionally the view.
+"""Modality infuser: a transformer at the bottleneck, conditioned on target modality and view.
 
-bottleneck (B, C, h, w) --> h * w tokens + position + target (+ view) embeddings --> pre-norm blocks --> (B, C, h, w)
+(B, C, h, w) --> h * w tokens + position + target (+ view) embeddings --> pre-norm blocks --> (B, C, h, w)
 """
 
 import math
@@ -19,7 +19,7 @@ MLP_RATIO = 4
 def sinusoidal(index_B: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """(B, width) sines, then cosines, of the index at `width / 2` frequencies from 1 down to 1 / 10000."""
     half = width // 2
-    # Computed, not stored: a buffer would lose its precision in every conversion of the module.
+    # Computed, not stored: a buffer would lose precision when the module is converted to another dtype.
     exponent = torch.arange(half, device=index_B.device, dtype=dtype) * (-math.log(10000.0) / (half - 1))
     angle_BF = index_B.to(dtype)[:, None] * torch.exp(exponent)
     return torch.cat([torch.sin(angle_BF), torch.cos(angle_BF)], dim=1)
@@ -65,7 +65,7 @@ class TransformerBlock(nn.Module):
 
 
 class ModalityInfuser(nn.Module):
-    """Turns what is known of the brain slice into what the target modality needs."""
+    """Transforms the fused bottleneck into features of the target modality."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -82,6 +82,7 @@ class ModalityInfuser(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def forward(self, x_BCHW: Tensor, target_B: Tensor, view_B: Tensor | None) -> Tensor:
+        """Features (B, C, h, w) from the fused bottleneck, target modality and view (B,) int64."""
         tokens_BTW = self.projection(x_BCHW).flatten(2).transpose(1, 2) + self.position_1TW
         tokens_BTW = tokens_BTW + self._condition(target_B, view_B)[:, None]
         for block in self.blocks:

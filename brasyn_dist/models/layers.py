@@ -1,12 +1,13 @@
 """Building blocks of the generator.
 
-Every block computes one network, or several networks of the same shape side by side ("stacked"): their parameters are
-stacked along dimension 0, their channels follow each other, and the convolutions are grouped. The input decides: a
-convolution has as many groups as its input has times the channels that its weight expects. `unstack` gives the parameters
-of the single networks.
+Every block computes one network, or several networks of the same shape side by side ("stacked"): their
+parameters are stacked along dimension 0, their channels follow each other, and the convolutions are grouped.
+The input decides: a convolution has as many groups as its input has times the channels that its weight
+expects. `unstack` gives the parameters of the single networks.
 
-No block has dropout. The newer published blocks have none either. Random numbers would have to be functions of
-(seed, step, sample, layer), so that a resumed run repeats them and the result does not depend on how a batch is split.
+No block has dropout. The newer published blocks have none either. Random numbers would have to be functions
+of (seed, step, sample, layer), so that a resumed run repeats them and the result does not depend on how a
+batch is split.
 """
 
 import hashlib
@@ -34,37 +35,29 @@ class Convolution(nn.Conv2d):
         super().__init__(stacked * inputs, stacked * outputs, kernel, stride, padding, groups=stacked)
 
     def bound(self) -> Function:
-        """The layer as a function that keeps the current parameters, as a recomputation in the backward needs them."""
-        return partial(convolve, self.weight, self.bias, self.stride, self.padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bound()(x)
-
-
-def convolve(
-    weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...] | str, x: Tensor
-) -> Tensor:
-    return F.conv2d(x, weight, bias, stride, padding, groups=x.shape[1] // weight.shape[1])
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation of `stacked` networks with `groups` each: statistics never mix samples or networks."""
-
-    def __init__(self, groups: int, channels: int, stacked: int = 1) -> None:
-        super().__init__(stacked * groups, stacked * channels)
-
-    def bound(self) -> Function:
-        """See `Convolution.bound`."""
-        return partial(
-            normalise, self.weight, self.bias, self.eps, channels=self.num_channels // self.num_groups
+        """The layer as a function that keeps the current parameters, which a recomputation needs."""
+        weight, bias = self.weight, self.bias
+        return lambda x: F.conv2d(
+            x, weight, bias, self.stride, self.padding, groups=x.shape[1] // weight.shape[1]
         )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bound()(x)
 
 
-def normalise(weight: Tensor, bias: Tensor, eps: float, x: Tensor, channels: int) -> Tensor:
-    return F.group_norm(x, x.shape[1] // channels, weight, bias, eps)
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm of `stacked` networks with `groups` each; statistics never mix samples or networks."""
+
+    def __init__(self, groups: int, channels: int, stacked: int = 1) -> None:
+        super().__init__(stacked * groups, stacked * channels)
+
+    def bound(self) -> Function:
+        """See `Convolution.bound`."""
+        weight, bias, group_size = self.weight, self.bias, self.num_channels // self.num_groups
+        return lambda x: F.group_norm(x, x.shape[1] // group_size, weight, bias, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bound()(x)
 
 
 class Block(nn.Module):
@@ -75,8 +68,8 @@ class Block(nn.Module):
     def checkpointed(self, function: Function, x: Tensor) -> Tensor:
         """`function(x)`; with `recompute`, autograd keeps only x.
 
-        The recomputation ends as soon as all tensors exist that the backward needs. A convolution saves its input before
-        it starts, so one that comes last in `function` is not repeated.
+        The recomputation ends as soon as all tensors exist that the backward needs. A convolution saves its
+        input before it starts, so one that comes last in `function` is not repeated.
         """
         if self.recompute == "nothing" or not torch.is_grad_enabled():
             return function(x)
@@ -92,11 +85,12 @@ def set_recompute(network: nn.Module, what: Recompute) -> None:
 
 
 def norm_silu_convolution(norm: Function, convolution: Function, x: Tensor) -> Tensor:
+    """GroupNorm, SiLU, convolution."""
     return convolution(F.silu(norm(x)))
 
 
 class ResidualBlock(Block):
-    """x + (GroupNorm, SiLU, 3x3 convolution) `convolutions` times; a 1x1 shortcut if the number of channels changes."""
+    """x + (GroupNorm, SiLU, 3x3 convolution) `convolutions` times; 1x1 shortcut if the width changes."""
 
     def __init__(
         self, inputs: int, outputs: int, groups: int, convolutions: int = 1, stacked: int = 1
@@ -142,9 +136,9 @@ class Upsampling(Block):
 
 
 class Encoder(nn.Module):
-    """3x3 stem, then one residual block per stage, with a downsampling between stages (docs/explanation/method.md, section 3).
+    """3x3 stem, then one residual block per stage, with a downsampling between stages.
 
-    Stage i has `widths[i]` channels at 1 / 2^i of the input size.
+    See docs/explanation/method.md, section 3. Stage i has `widths[i]` channels at 1 / 2^i of the input size.
     """
 
     def __init__(
@@ -158,7 +152,7 @@ class Encoder(nn.Module):
         self.downsamplings = nn.ModuleList(Downsampling(width, stacked) for width in widths[:-1])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Outputs (B, C_i, h_i, w_i) of stages 1 to the last. The decoder does not use the full-size stage 0."""
+        """Outputs (B, C_i, h_i, w_i) of stages 1 to the last; the full-size stage 0 is not used."""
         features = [self.blocks[0](self.stem(x))]
         for downsampling, block in zip(self.downsamplings, self.blocks[1:]):
             features.append(block(downsampling(features[-1])))
@@ -166,7 +160,7 @@ class Encoder(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """Channel attention: sigmoid(1x1 convolution(SiLU(1x1 convolution(mean over pixels)))), one value per channel."""
+    """Channel attention: sigmoid(1x1 convolution(SiLU(1x1 convolution(mean over pixels))))."""
 
     def __init__(self, channels: int, stacked: int = 1) -> None:
         super().__init__()
@@ -179,15 +173,16 @@ class ChannelGate(nn.Module):
 
 
 def unstack(network: nn.Module, count: int) -> list[dict[str, Tensor]]:
-    """Parameters by name of each of the `count` networks that are stacked in `network`, for `torch.func.functional_call`."""
-    # `unbind`, unlike indexing, has one backward for all networks: no zero-filled gradients that are added up.
+    """Parameters by name of each of the `count` stacked networks, for `torch.func.functional_call`."""
+    # `unbind`, unlike indexing, has one backward for all networks: no zero-filled gradients that are added
+    # up.
     split = {name: p.unflatten(0, (count, -1)).unbind() for name, p in network.named_parameters()}
     return [{name: parts[i] for name, parts in split.items()} for i in range(count)]
 
 
 @contextmanager
 def seeded_initialisation(seed: int, network: str) -> Iterator[None]:
-    """Initial weights created inside are a function of (seed, name of the network); no other random state changes."""
+    """Context: initial weights are a function of (seed, network); no other random state changes."""
     digest = hashlib.sha256(f"{network} {seed}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
         # Only the CPU's generator: torch.manual_seed would also seed the GPUs.

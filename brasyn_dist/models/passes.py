@@ -1,15 +1,16 @@
-"""Both passes of an update in one call: synthesis, and the cycle pass in which the synthetic slice is an input.
+"""Both passes of an update: synthesis, and the cycle pass with the synthetic slice as an input.
 
-    masks --training/pass_plan.py, on the host--> PassTensors --+
-    real slices (K, 4, H, W) -----------------------------------+--> SynthesisPasses --> image, bottleneck, cycle image, cycle bottleneck
+    masks --training/pass_plan.py--> PassTensors --+
+    real slices (K, M, H, W) ----------------------+--> SynthesisPasses --> slice, bottleneck (of both passes)
 
-A modality encoder's features depend on its own slice alone. So each real slice that anybody needs is encoded once, for
-both passes and for all target variants of a sample; the cycle pass adds the synthetic slices; what is missing is never
-encoded. Fusion then takes rows by matrix (models/feature_fusion.py). This is exact: the same sums in another order. Modality
-encodings for B samples and one target each, three modalities available: 3 B + B instead of 4 B + 4 B; for all four
-targets of B samples in one loss: 4 B + 4 B instead of 16 B + 16 B.
+The features of a modality encoder depend only on its own slice. With `fast`, each real slice that is needed
+is therefore encoded once, for both passes and for all target variants of a sample. The cycle pass adds the
+synthetic slices. Missing slices are not encoded. Matrices select the rows of each sample
+(models/feature_fusion.py). The result is exact: the same sums in another order. Encodings for B samples with
+one target each and three of four modalities available: 3 B + B instead of 4 B + 4 B. For all four targets of
+B samples in one loss: 4 B + 4 B instead of 16 B + 16 B.
 
-`fast=False` is the same mathematics as one reads it: `Generator.forward` twice. Tests hold the two against each other.
+Without `fast`, the same is computed by `Generator.forward` twice. Tests compare the two.
 
 One module for both passes also gives DistributedDataParallel one forward for each backward.
 """
@@ -24,39 +25,41 @@ from brasyn_dist.models.generator import Generator
 from brasyn_dist.preprocessing.normalisation import mask_missing
 
 Passes = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""Image (B, 1, H, W) and fused bottleneck (B, C, h, w) of the first pass, then of the cycle pass."""
+"""Slices (B, 1, H, W) and fused bottleneck (B, C, h, w) of the first pass, then of the cycle pass."""
 
 
 class PassTensors(NamedTuple):
-    """What to synthesise from what, as tensors. B counts target variants: K samples times 1, or times all 4 targets."""
+    """Inputs and targets of both passes; B target variants: K samples times the targets of each sample."""
 
     row_B: Tensor
-    """Sample that each variant is of, int64."""
+    """Sample of each variant, int64."""
     target_B: Tensor
     available_BM: Tensor
     cycle_target_B: Tensor
     cycle_available_BM: Tensor
-    """With the target, whose slice is the synthetic one; without the cycle's own target."""
+    """With the target, whose slice is the synthetic one, and without the target of the cycle pass."""
     real_rows: tuple[Tensor, ...]
-    """For each modality the samples whose real slice is encoded, int64; N rows in all."""
+    """For each modality the samples whose real slice is encoded, int64; N rows in total."""
     real_mix_BN: Tensor
-    """1 where a variant's first pass takes an encoded real slice, else 0."""
+    """1 where the first pass of a variant uses an encoded real slice, else 0."""
     synthetic_rows: tuple[Tensor, ...]
-    """For each modality the variants whose synthetic slice is encoded, int64; S rows in all."""
+    """For each modality the variants whose synthetic slice is encoded, int64; S rows in total."""
     cycle_real_mix_BN: Tensor
     cycle_synthetic_mix_BS: Tensor
 
     def to(self, device: torch.device) -> "PassTensors":
+        """The same tensors on `device`, copied asynchronously."""
+
         def move(value: Any) -> Any:
             if isinstance(value, tuple):
-                return tuple(move(v) for v in value)
+                return tuple(map(move, value))
             return value.to(device, non_blocking=True)
 
         return PassTensors(*map(move, self))
 
 
 class SynthesisPasses(nn.Module):
-    """A generator's two passes; `cycle=False` leaves the second one out (its results are then None)."""
+    """Both passes of a generator. With `cycle=False` the results of the second pass are None."""
 
     def __init__(self, generator: Generator, fast: bool = True, cycle: bool = True) -> None:
         super().__init__()
@@ -65,68 +68,68 @@ class SynthesisPasses(nn.Module):
         self.cycle = cycle
 
     def forward(self, real_KMHW: Tensor, view_K: Tensor | None, *plan: Tensor | tuple[Tensor, ...]) -> Passes:
-        """Normalised real slices (K, 4, H, W), none masked, their views (K,) int64, and the fields of a PassTensors.
+        """Synthesise the targets, and real slices from the synthetic ones.
 
-        Returns images (B, 1, H, W) and fused bottlenecks (B, C, h, w) of the first and of the cycle pass.
+        Args:
+            real_KMHW: Normalised real slices, none of them masked.
+            view_K: Views (K,) int64.
+            plan: The fields of a PassTensors.
         """
         tensors = PassTensors(*plan)  # type: ignore[arg-type]
-        return (
-            self._encode_once(real_KMHW, view_K, tensors)
-            if self.fast
-            else self._twice(real_KMHW, view_K, tensors)
+        real_BMHW = real_KMHW[tensors.row_B]
+        view_B = None if view_K is None else view_K[tensors.row_B]
+        sources = None
+        if self.fast:
+            slices = [real_KMHW[rows, m, None] for m, rows in enumerate(tensors.real_rows)]
+            real = self.generator.encode_modalities(slices)
+            sources = [Source(tensors.real_mix_BN, real)]
+        inputs_BMHW = mask_missing(real_BMHW, tensors.available_BM)
+        first = self._generate(inputs_BMHW, sources, tensors.available_BM, tensors.target_B, view_B)
+        if not self.cycle:
+            return *first, None, None
+
+        image_B1HW = first[0]
+        if self.fast:
+            slices = [pick(image_B1HW, rows) for rows in tensors.synthetic_rows]
+            synthetic = self.generator.encode_modalities(slices)
+            sources = [
+                Source(tensors.cycle_real_mix_BN, real),
+                Source(tensors.cycle_synthetic_mix_BS, synthetic),
+            ]
+        completed_BMHW = completed_slices(real_BMHW, image_B1HW, tensors.target_B)
+        inputs_BMHW = mask_missing(completed_BMHW, tensors.cycle_available_BM)
+        return *first, *self._generate(
+            inputs_BMHW, sources, tensors.cycle_available_BM, tensors.cycle_target_B, view_B
         )
 
-    def _encode_once(self, real_KMHW: Tensor, view_K: Tensor | None, plan: PassTensors) -> Passes:
-        generator = self.generator
-        real_BMHW, view_B = take_rows(real_KMHW, view_K, plan.row_B)
-        slices = tuple(real_KMHW[rows, m, None] for m, rows in enumerate(plan.real_rows))
-        real = generator.encode_modalities(slices)
-        early = generator.encode_early(mask_missing(real_BMHW, plan.available_BM))
-        image_B1HW, bottleneck_BCHW = generator.complete(
-            early, [Source(plan.real_mix_BN, real)], plan.available_BM, plan.target_B, view_B
-        )
-        if not self.cycle:
-            return image_B1HW, bottleneck_BCHW, None, None
-        synthetic = generator.encode_modalities(tuple(pick(image_B1HW, rows) for rows in plan.synthetic_rows))
-        sources = [Source(plan.cycle_real_mix_BN, real), Source(plan.cycle_synthetic_mix_BS, synthetic)]
-        early = generator.encode_early(cycle_inputs(real_BMHW, image_B1HW, plan))
-        cycle = generator.complete(early, sources, plan.cycle_available_BM, plan.cycle_target_B, view_B)
-        return image_B1HW, bottleneck_BCHW, *cycle
-
-    def _twice(self, real_KMHW: Tensor, view_K: Tensor | None, plan: PassTensors) -> Passes:
-        real_BMHW, view_B = take_rows(real_KMHW, view_K, plan.row_B)
-        inputs_BMHW = mask_missing(real_BMHW, plan.available_BM)
-        image_B1HW, bottleneck_BCHW = self.generator(inputs_BMHW, plan.available_BM, plan.target_B, view_B)
-        if not self.cycle:
-            return image_B1HW, bottleneck_BCHW, None, None
-        inputs_BMHW = cycle_inputs(real_BMHW, image_B1HW, plan)
-        cycle = self.generator(inputs_BMHW, plan.cycle_available_BM, plan.cycle_target_B, view_B)
-        return image_B1HW, bottleneck_BCHW, *cycle
+    def _generate(
+        self,
+        inputs_BMHW: Tensor,
+        sources: list[Source] | None,
+        available_BM: Tensor,
+        target_B: Tensor,
+        view_B: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if sources is None:
+            return self.generator(inputs_BMHW, available_BM, target_B, view_B)
+        early = self.generator.encode_early(inputs_BMHW)
+        return self.generator.complete(early, sources, available_BM, target_B, view_B)
 
 
 def pick(x_BCHW: Tensor, rows_N: Tensor) -> Tensor:
     """`x_BCHW[rows_N]`, by a product with a matrix of zeros and ones.
 
-    Inductor (torch 2.13, CPU) compiles the sum of an indexing's gradient (`index_put`) and of `completed_slices`' to a wrong one:
-    in float64, where the loss was equal to the last bits, the feature term's gradient was off by more than itself. In TF32 the
-    product rounds to what the convolution behind it would round to anyway.
+    Inductor (torch 2.13, CPU) compiles the sum of the gradients of an indexing (`index_put`) and of
+    `completed_slices` to a wrong one: in float64 the loss was equal to the last bits, but the error of the
+    feature term's gradient was larger than the gradient. In TF32 the product rounds its factors as the
+    convolution after it does anyway.
     """
     taken_NB = rows_N[:, None] == torch.arange(x_BCHW.shape[0], device=x_BCHW.device)
     return torch.mm(taken_NB.to(x_BCHW.dtype), x_BCHW.flatten(1)).unflatten(1, x_BCHW.shape[1:])
 
 
-def take_rows(real_KMHW: Tensor, view_K: Tensor | None, row_B: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Slices and views of each variant's sample."""
-    return real_KMHW[row_B], None if view_K is None else view_K[row_B]
-
-
-def cycle_inputs(real_BMHW: Tensor, image_B1HW: Tensor, plan: PassTensors) -> Tensor:
-    """Inputs of the cycle pass: the synthetic slice in its place, what is not available then masked. Gradients pass."""
-    return mask_missing(completed_slices(real_BMHW, image_B1HW, plan.target_B), plan.cycle_available_BM)
-
-
 def completed_slices(real_BMHW: Tensor, image_B1HW: Tensor, target_B: Tensor) -> Tensor:
-    """All four slices, the synthetic one in its target's place. Gradients pass to it."""
+    """All slices of each sample, with the synthetic slice (through which gradients flow) as the target."""
     modalities = torch.arange(real_BMHW.shape[1], device=real_BMHW.device)
     is_target_BM = modalities == target_B[:, None]
     return torch.where(is_target_BM[:, :, None, None], image_B1HW.to(real_BMHW.dtype), real_BMHW)

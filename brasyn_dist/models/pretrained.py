@@ -1,10 +1,10 @@
 """Exported weights: a folder of two files that is all that synthesis (or segmentation) needs.
 
-    config.json           format, configuration of the network, preprocessing of its training, SHA-256 of the weights
+    config.json           format, configuration of the network, preprocessing, SHA-256 of the weights
     model.safetensors     weights, float32, contiguous
 
-Generators and segmenters are stored alike; `format` contains which of them it is. The SHA-256 connects the two files:
-after an interrupted save or a damaged copy, loading fails with an error.
+Generators and segmenters are stored alike; `format` contains which of them it is. The SHA-256 connects the
+two files: after an interrupted save or a damaged copy, loading fails with an error.
 """
 
 import json
@@ -70,7 +70,8 @@ class PretrainedNetwork(nn.Module):
         tensors = {k: v.detach().float().cpu().contiguous() for k, v in self.state_dict().items()}
         with atomic_path(folder / WEIGHTS_FILE) as path:
             save_file(tensors, path, metadata={"format": "pt"})
-            # safetensors creates files that only their owner can read. Other users run the container or share the folder.
+            # safetensors creates files that only their owner can read. Other users run the container or
+            # share the folder.
             path.chmod(0o644)
             digest = sha256_of(path)
         values = {
@@ -100,8 +101,8 @@ class PretrainedNetwork(nn.Module):
         tensors = load_tensors(weights)
         if sha256_of(weights) != values["weights_sha256"]:
             raise CheckpointError(
-                f"{folder}: {WEIGHTS_FILE} is not the file that {CONFIG_FILE} describes (an interrupted save or copy, "
-                "or a changed file); export or copy both again"
+                f"{folder}: {WEIGHTS_FILE} is not the file that {CONFIG_FILE} describes (an interrupted save "
+                "or copy, or a changed file); export or copy both again"
             )
         try:
             preprocessing = Preprocessing.from_dict(values, file)
@@ -116,7 +117,7 @@ class PretrainedNetwork(nn.Module):
 
 
 def load_weights(network: PretrainedNetwork, path: Path | str) -> None:
-    """Load only the weights into `network`, from an export, a run folder or a checkpoint (see `weights_file`).
+    """Load only the weights, from an export, a run folder or a checkpoint (see `weights_file`).
 
     Raises:
         CheckpointError: There are no weights, or they do not fit.
@@ -144,8 +145,8 @@ def export_folder(path: Path, kind: str = GENERATOR) -> Path:
         if (folder / CONFIG_FILE).is_file():
             return folder
     raise CheckpointError(
-        f"{path}: no exported {kind} ({CONFIG_FILE} and {WEIGHTS_FILE}) here or in {EXPORT_FOLDER}/; give the folder "
-        "of a finished run" + (" or of tools/convert_checkpoint.py" if kind == GENERATOR else "")
+        f"{path}: no exported {kind} ({CONFIG_FILE} and {WEIGHTS_FILE}) here or in {EXPORT_FOLDER}/; give "
+        "the folder of a finished run" + (" or of tools/convert_checkpoint.py" if kind == GENERATOR else "")
     )
 
 

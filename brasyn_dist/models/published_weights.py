@@ -1,9 +1,10 @@
-"""Published weights (the thesis' checkpoints) to ours.
+"""Conversion of published weights (the thesis' checkpoints) to state dicts of this package.
 
-    published tensors --> shape and flavour read off them --> published name(s) of each of our tensors --> our state dict
+    published tensors --> configuration from their shapes --> published name(s) of each tensor --> state dict
 
-A published generator comes with two kinds of modality encoders (one grouped network, or four separate ones, which we
-stack) and two kinds of transformer blocks (separate query, key and value with SiLU, or fused with GELU).
+Published generators have one of two kinds of modality encoders (one grouped network, or four separate ones,
+which are stacked here) and one of two kinds of transformer blocks (separate query, key and value with SiLU,
+or fused with GELU).
 """
 
 import math
@@ -25,7 +26,8 @@ _PREFIXES = re.compile(r"^(weights\.)?((module|_orig_mod)\.)*")
 _STEM = "encoder.encoder_early.conv_initial.weight"
 _POSITION = "middle.embedding.position_embeddings"
 _MIDDLES = "<0|1|2|3>"
-"""`<a|b>` in a published name: one tensor each, stacked along dimension 0 to make ours."""
+"""`<a|b>` in a published name: one tensor for each alternative; ours is their concatenation along dimension
+0."""
 
 _GENERATOR_RULES: Rules = (
     (r"^early_encoder\.", "encoder.encoder_early."),
@@ -90,10 +92,14 @@ _DISCRIMINATOR_RULES: Rules = (
 def convert_generator(
     published: Mapping[str, Tensor], heads: int = 16
 ) -> tuple[GeneratorConfig, dict[str, Tensor]]:
-    """Configuration and state dict of ours from a published generator's tensors.
+    """Configuration and state dict from the tensors of a published generator.
 
-    All but the number of attention heads is read off the weights. Raises CheckpointError naming keys that are missing,
-    unknown or of the wrong shape.
+    Args:
+        published: Tensors by name.
+        heads: Attention heads, the only part of the configuration that the weights do not determine.
+
+    Raises:
+        CheckpointError: Tensors are missing, unknown or of the wrong shape.
     """
     tensors = strip_prefixes(published)
     config = read_generator_config(tensors, heads)
@@ -111,7 +117,7 @@ def convert_generator(
 def convert_discriminator(
     published: Mapping[str, Tensor],
 ) -> tuple[DiscriminatorConfig, dict[str, Tensor]]:
-    """The same for a published discriminator."""
+    """Configuration and state dict from the tensors of a published discriminator; see `convert_generator`."""
     tensors = strip_prefixes(published)
     base = shape_of(tensors, "model.0.weight")[0]
     side = shape_of(tensors, "classifier.weight")[-1]
@@ -124,14 +130,14 @@ def convert_discriminator(
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published names without what wrappers put before them (`module.`). Where there is `weights.*`, only that is taken."""
+    """Tensors without the prefixes of wrappers in their names; only `weights.*` if these exist."""
     if any(name.startswith("weights.") for name in tensors):
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("weights.")}
     return {_PREFIXES.sub("", name): tensor for name, tensor in tensors.items()}
 
 
 def read_generator_config(tensors: Mapping[str, Tensor], heads: int) -> GeneratorConfig:
-    """Shape of a published generator, from the names and shapes of its weights."""
+    """Configuration of a published generator, from the names and shapes of its weights."""
     base = shape_of(tensors, _STEM)[0]
     blocks = numbered(tensors, r"encoder\.encoder_early\.downs\.(\d+)\.0\.block1\.conv\.weight")
     widths = [
@@ -157,7 +163,7 @@ def read_generator_config(tensors: Mapping[str, Tensor], heads: int) -> Generato
 
 
 def rename(tensors: Mapping[str, Tensor], ours: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """State dict with our names and shapes, each tensor made of the published one(s) that `rules` name."""
+    """State dict with the names and shapes of `ours`, from the published tensors that `rules` name."""
     sources = {name: published_names(name, rules) for name in ours}
     wanted = {source for names in sources.values() for source in names}
     missing, unknown = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
@@ -178,7 +184,7 @@ def rename(tensors: Mapping[str, Tensor], ours: Mapping[str, Tensor], rules: Rul
 
 
 def published_names(name: str, rules: Rules) -> list[str]:
-    """Published name of our tensor `name`, or several to be stacked."""
+    """Published name of our tensor `name`, or several names whose tensors are concatenated."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     alternatives = re.search(r"<(.*?)>", name)
@@ -188,6 +194,7 @@ def published_names(name: str, rules: Rules) -> list[str]:
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """Shape of a tensor. Raises CheckpointError if it does not exist."""
     if name not in tensors:
         raise CheckpointError(
             f"no tensor {name} among {shorten(sorted(tensors))}: not the published network that this converts"
@@ -196,12 +203,12 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def numbered(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers the group of `pattern` takes among the names."""
+    """Number of different values of the group of `pattern` among the names."""
     return len({match.group(1) for name in tensors if (match := re.fullmatch(pattern, name))})
 
 
 def shorten(names: Sequence[str], limit: int = 8) -> str:
-    """The first names, and how many more."""
+    """The first names, and the number of the others."""
     if not names:
         return "none"
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

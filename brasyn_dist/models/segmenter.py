@@ -1,12 +1,13 @@
-"""The segmenter: a 2-D U-Net in the manner of nnU-Net (method, section 4).
+"""The segmenter: a 2-D U-Net similar to nnU-Net (docs/explanation/method.md, section 4).
 
-    four slices + view + tumour type, as one-hot planes
-        --> stage 0 --------------------------------- + --> stage 0 --> 1x1 convolution --> logits of four classes
-              `-- stride 2 --> stage 1 -------- + --> stage 1 --^
-                                 `-- stride 2 --> ... the last --^    (^: doubled by nearest neighbours, 1x1 convolution)
+    M slices + view + tumour type as one-hot planes
+        --> stage 0 ------------------------------ + --> stage 0 --> 1x1 convolution --> logits of the classes
+              `-- stride 2 --> stage 1 ------ + --> stage 1 --^
+                                 `-- stride 2 --> ... last --^      (^: 1x1 convolution, doubling)
 
-A stage is two times (3x3 convolution, GroupNorm, SiLU). GroupNorm and not batch norm: a slice's result depends on that slice
-alone, so that the gradient of a global batch is the same however it is split, and training and evaluation are one function.
+A stage is two times (3x3 convolution, GroupNorm, SiLU). With GroupNorm, unlike batch norm, the result of a
+slice depends only on that slice. So the gradient of a global batch does not depend on how it is split, and
+training and evaluation agree.
 """
 
 import itertools
@@ -40,7 +41,7 @@ class Stage(nn.Module):
 
 
 class Segmenter(PretrainedNetwork):
-    """Finds the tumour's parts in slices of all four modalities."""
+    """Segments tumour labels in slices of all modalities."""
 
     kind, config_class = SEGMENTER, SegmenterConfig
     config: SegmenterConfig
@@ -53,44 +54,50 @@ class Segmenter(PretrainedNetwork):
             )
         inputs = len(modality_set) + len(VIEWS) + len(TUMOUR_TYPES)
         self.classes = 1 + max(modality_set.labels)
-        """Background and the canonical labels, in their order."""
+        """Background and the canonical labels, whose values are the class numbers."""
         widths, groups = config.widths, config.norm_groups
         self.encoder = nn.ModuleList(
             Stage(a, b, groups, stride=1 if i == 0 else 2)
             for i, (a, b) in enumerate(zip((inputs, *widths), widths))
         )
-        # From the inside out: a stage's output is narrowed to the width of the next, doubled, and joined with its skip.
+        # From the bottleneck outwards: reduce the width to that of the next stage, double, concatenate the
+        # skip.
         inwards = widths[::-1]
         self.narrowings = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(inwards))
         self.decoder = nn.ModuleList(Stage(2 * b, b, groups) for b in inwards[1:])
         self.output = nn.Conv2d(widths[0], self.classes, 1)
 
     def forward(self, x_BMHW: Tensor, view_B: Tensor, type_B: Tensor) -> Tensor:
-        """Logits (B, 4, H, W) of background, NETC, ED and ET.
+        """Segment slices.
 
-        `x` are all four normalised slices, `view` and `type` (B,) int64 numbers in VIEWS and TUMOUR_TYPES; UNKNOWN_TYPE
-        is a one-hot of zeros.
+        Args:
+            x_BMHW: Normalised slices of all modalities.
+            view_B: Numbers in VIEWS, int64.
+            type_B: Numbers in TUMOUR_TYPES, int64; UNKNOWN_TYPE gives a one-hot of zeros.
+
+        Returns:
+            Logits (B, 1 + labels, H, W) of background and the canonical labels.
         """
-        told_BN = torch.cat([one_hot(view_B, len(VIEWS)), one_hot(type_B, len(TUMOUR_TYPES))], 1)
-        planes = told_BN.to(x_BMHW.dtype)[:, :, None, None].expand(-1, -1, *x_BMHW.shape[2:])
+        condition_BN = torch.cat([one_hot(view_B, len(VIEWS)), one_hot(type_B, len(TUMOUR_TYPES))], 1)
+        planes = condition_BN.to(x_BMHW.dtype)[:, :, None, None].expand(-1, -1, *x_BMHW.shape[2:])
         hidden = torch.cat([x_BMHW, planes], 1)
         skips = []
         for stage in self.encoder:
             hidden = stage(hidden)
             skips.append(hidden)
         for narrowing, stage, skip in zip(self.narrowings, self.decoder, skips[-2::-1]):
-            # Narrowing before doubling: the same numbers for a quarter of the work.
+            # The 1x1 convolution before doubling gives the same result for a quarter of the operations.
             doubled = F.interpolate(narrowing(hidden), scale_factor=2, mode="nearest")
             hidden = stage(torch.cat([doubled, skip], 1))
         return self.output(hidden)
 
 
 def one_hot(number_B: Tensor, count: int) -> Tensor:
-    """(B, count) bool; all false where the number is none of 0 .. count - 1."""
+    """(B, count) bool; all False for a number outside 0 .. count - 1."""
     return number_B[:, None] == torch.arange(count, device=number_B.device)
 
 
 def build_segmenter(config: SegmenterConfig, seed: int, modality_set: ModalitySet = BRATS) -> Segmenter:
-    """A segmenter whose initial weights are a function of (config, seed) alone."""
+    """A segmenter whose initial weights are a function of the arguments only."""
     with seeded_initialisation(seed, "segmenter"):
         return Segmenter(config, modality_set)

@@ -1,0 +1,1 @@
+"""Preprocessing of volumes: statistics, normalisation, intensity scale, slicing."""

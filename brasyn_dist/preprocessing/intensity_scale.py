@@ -1,17 +1,21 @@
-"""The scale of a case's intensities, and what the scales of three modalities tell of the fourth's.
+"""The intensity scale of a volume, and the prediction of a missing modality's scale from the others.
 
     volume --foreground_counts, median_of_counts--> its scale
-    (cases, 4) scales --IntensityScaleModel.fit--> mean and covariance of their logarithms --predict(available, target)--> a scale
+    (cases, M) scales --IntensityScaleModel.fit--> mean and covariance of their logarithms
+                      --predict(available, target)--> scale of the target
 
-MRI has no unit: a scanner may count four times as much as the next for the same tissue. Normalisation `case` therefore divides
-each volume by its scale, the median of its foreground, and a network learns what does not depend on it. At inference the
-missing volume's scale is unknown; it is estimated from those of the available ones, as the conditional mean in a distribution
-of log-scales: normal, but for the part that each modality has to itself, which has Student's heavy tails (a single sequence
-may count a quarter of the others, and must not drag the estimate along).
+MRI intensities have no unit: one scanner may give four times the values of another for the same tissue.
+Normalisation `case` therefore divides each volume by its scale, the median of its foreground, so that the
+network is independent of it. At inference the scale of the missing volume is unknown. It is estimated from
+the scales of the available volumes as the conditional mean of a distribution of log-scales. The distribution
+is normal, except for the part that each modality does not share with the others, which has the heavy tails of
+Student's distribution: a single sequence may have a quarter of the usual values and must not dominate the
+estimate.
 
-With few cases the estimate is pulled towards what is simple: variances and covariances alike for all modalities (as strong as
-PRIOR_CASES cases would), and means alike as far as they do not differ by more than chance (James and Stein, 1961). On ten
-subjects, each predicted from the other nine, the logarithm is off by 0.35 on average.
+With few cases the estimate is shrunk towards a simple model: equal variances and covariances for all
+modalities (with the weight of PRIOR_CASES cases), and equal means unless they differ by more than chance
+(James and Stein, 1961, "Estimation with quadratic loss"). On ten subjects, each predicted from the other
+nine, the logarithm has an average error of 0.35.
 """
 
 from collections.abc import Sequence
@@ -27,10 +31,11 @@ from brasyn_dist.modality_set import ModalitySet
 PRIOR_CASES = 50
 DEGREES_OF_FREEDOM = 2
 """Of Student's distribution."""
-_ROUNDS = 20
-"""Of reweighting; the estimate has settled to a per mille long before."""
+_ITERATIONS = 20
+"""Of reweighting; the estimate converges to 0.1 % in far fewer."""
 _LEAST_VARIANCE = 0.01
-"""Of what a modality does not share with the others: 10 per cent. Keeps the covariance invertible whatever the cases."""
+"""Of the part that a modality does not share with the others: 10 %. Keeps the covariance invertible for all
+cases."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class IntensityScaleModel:
 
     @classmethod
     def fit(cls, scales_CM: np.ndarray) -> "IntensityScaleModel":
-        """From the scales (C, 4), all above 0, of at least one case."""
+        """Fit to the scales (C, M) of at least one case, all above 0."""
         logs_CM = np.log(np.asarray(scales_CM, np.float64))
         count, modalities = logs_CM.shape
         mean_M = logs_CM.mean(0)
@@ -60,19 +65,20 @@ class IntensityScaleModel:
         return cls(tuple(mean_M.tolist()), tuple(map(tuple, covariance_MM.tolist())), count)
 
     def predict(self, available: Sequence[int], scales: Sequence[float], target: int) -> float:
-        """Scale of modality `target` where those numbered in `available` have `scales`."""
+        """Scale of modality number `target`, given the `scales` of the modalities number `available`."""
         mean_M, covariance_MM, given = np.array(self.mean), np.array(self.covariance), list(available)
         among, own = covariance_MM[np.ix_(given, given)], own_variance(covariance_MM)
         residual = np.log(scales) - mean_M[given]
         weight = np.ones(len(given))
-        for _ in range(_ROUNDS):
+        for _ in range(_ITERATIONS):
             solved = np.linalg.solve(among + own * np.diag(1 / weight - 1), residual)
-            # What each modality has to itself, with its variance own / weight.
-            alone = own / weight * solved
-            weight = np.minimum(1, (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + alone**2 / own))
+            # The part that each modality does not share, with its variance own / weight.
+            unshared = own / weight * solved
+            weight = np.minimum(1, (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + unshared**2 / own))
         return float(np.exp(mean_M[target] + covariance_MM[given, target] @ solved))
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible mapping that `from_dict` reads."""
         return {
             "mean": list(self.mean),
             "covariance": [list(r) for r in self.covariance],
@@ -100,18 +106,18 @@ class IntensityScaleModel:
 
 
 def own_variance(covariance_MM: np.ndarray) -> float:
-    """Variance of what a modality does not share with the others, on the mean over modalities."""
+    """Variance of the part that a modality does not share with the others, mean over modalities."""
     variance, others = np.diag(covariance_MM).mean(), covariance_MM[~np.eye(len(covariance_MM), dtype=bool)]
     return max(_LEAST_VARIANCE, float(variance - max(0.0, others.mean())))
 
 
 def foreground_counts(volume: np.ndarray, foreground: np.ndarray) -> np.ndarray:
-    """How often each integer occurs where `foreground`, which is where `volume` is above 0, is True."""
-    # Transposed, a volume as it is read lies in C order, in which masks are applied fastest.
+    """Number of occurrences of each integer in the foreground (`foreground` is `volume > 0`)."""
+    # A transposed volume is in C order as it was read, in which masks are applied fastest.
     return np.bincount(volume.T[foreground.T])
 
 
 def median_of_counts(counts: np.ndarray) -> int:
-    """The (lower) median of the multiset in which integer v occurs counts[v] times; it must not be empty."""
+    """The (lower) median of the multiset in which integer v occurs counts[v] times. Must not be empty."""
     cumulative = np.cumsum(counts)
     return int(np.searchsorted(cumulative, (cumulative[-1] - 1) // 2, side="right"))

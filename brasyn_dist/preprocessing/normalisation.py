@@ -1,14 +1,15 @@
-"""Normalisation on the device: stored integers to what the networks see, and back (method, section 2).
+"""Normalisation on the device: from stored integers to network inputs, and back.
 
-    zscore   integers --> clamp at 0 --> clip at the data set's maximum --> z-score with the data set's mean and std
-    slice    integers --> clamp at 0 --> each slice linearly to [-1, 1], 0 to -1 and its maximum to 1
-    case     integers --> clamp at 0 --> by the median of the case's volume --> clip at CASE_CLIP --> minus 1
+    zscore   clamp at 0 --> clip at the data set's maximum --> z-score with the data set's mean and std
+    slice    clamp at 0 --> each slice linearly to [-1, 1], 0 to -1 and its maximum to 1
+    case     clamp at 0 --> divide by the median of the case's volume --> clip at CASE_CLIP --> minus 1
 
-Background (0) and missing modalities are -1 in all.
+See docs/explanation/method.md, section 2. Background (0) and missing modalities are -1 in all modes.
 
-`case` takes away the scanner's scale (preprocessing/intensity_scale.py); its inverse needs the missing volume's median, which is estimated.
-`slice` is HF-GAN's own, kept as a baseline. It has no inverse for a missing slice, whose maximum nobody knows: `denormalise`
-estimates it from the available slices (`slice_maxima`).
+`case` removes the intensity scale of the scanner (preprocessing/intensity_scale.py). Its inverse needs the
+median of the missing volume, which is estimated. `slice` is the normalisation of HF-GAN, kept as a baseline.
+It has no inverse for a missing slice, whose maximum is unknown: `denormalise` estimates it from the available
+slices (`slice_maxima`).
 """
 
 from collections.abc import Sequence
@@ -21,21 +22,23 @@ from brasyn_dist.config import NormalisationMode
 from brasyn_dist.preprocessing.statistics import Statistics
 
 BACKGROUND_VALUE = -1.0
-"""Normalised value of background and of missing modalities; below all foreground with the published statistics (-0.84)."""
+"""Normalised value of background and of missing modalities; below all foreground with the published
+statistics (-0.84)."""
 
 SLICE_RANGE = 2.0
 """Width of [-1, 1]."""
 
 CASE_CLIP = 6.0
-"""Medians. Above the 99.5th percentile of all modalities of all of ten subjects, the largest of which was 4.2."""
+"""In medians. The 99.5th percentiles of all modalities of ten subjects are at most 4.2."""
 
 CASE_RANGE = 3.0
-"""Medians: data range of SSIM and PSNR, between those percentiles of T1n (1.3 - 2) and of T2w (1.7 - 4.2)."""
+"""Data range of SSIM and PSNR in medians, between those percentiles of T1n (1.3 - 2) and of T2w (1.7 -
+4.2)."""
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """Statistics as (4,) tensors in modality order, on the device where the slices are."""
+    """Normalises slices (B, M, H, W) with statistics as (M,) tensors, on the device of the slices."""
 
     statistics: Statistics
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -52,23 +55,29 @@ class Normaliser:
 
     @property
     def range_M(self) -> Tensor:
-        """(4,) Width of the intensity range after normalisation: SSIM's and PSNR's data range."""
+        """(M,) width of the intensity range after normalisation: the data range of SSIM and PSNR."""
         if self.mode == "zscore":
             return self.clip_M / self.std_M
         return torch.full_like(self.clip_M, CASE_RANGE if self.mode == "case" else SLICE_RANGE)
 
     @property
     def window(self) -> tuple[float, float]:
-        """Normalised intensities to show from black to white, in every picture the same."""
+        """Normalised intensities that are shown as black and as white in every picture."""
         return (BACKGROUND_VALUE, {"zscore": 4.0, "slice": 1.0, "case": 1.5}[self.mode])
 
     def __call__(
         self, planes_BMHW: Tensor, factor_BM: Tensor | None = None, medians_BM: Tensor | None = None
     ) -> Tensor:
-        """Integers (B, 4, H, W) to `dtype`, background (0 and below) to BACKGROUND_VALUE.
+        """Normalise slices.
 
-        `factor_BM` (B, 4), above 0, multiplies the intensities first. `medians_BM` (B or 1, 4), above 0, are those of the
-        foreground of the volumes that the slices are of; mode `case` needs them, others do not look at them.
+        Args:
+            planes_BMHW: Integers.
+            factor_BM: Above 0; intensities are multiplied by it first.
+            medians_BM: (B or 1, M), above 0: medians of the foreground of the slices' volumes. Only mode
+                `case` uses them.
+
+        Returns:
+            Normalised slices in `dtype`, background (0 and below) as BACKGROUND_VALUE.
         """
         planes = planes_BMHW.to(self.dtype)
         if self.mode == "case":
@@ -94,12 +103,16 @@ class Normaliser:
         planes_BMHW: Tensor | None = None,
         available: Sequence[int] = (),
     ) -> Tensor:
-        """Intensities of one modality's normalised `image` (any shape, any float), clamped at 0; `dtype` as normalised.
+        """Inverse of normalisation for one modality. BACKGROUND_VALUE is treated as any other value.
 
-        In mode `case` they are in units of the volume's median.
+        Args:
+            image: Normalised, any shape and float type; (B, H, W) in mode `slice`.
+            modality: Number of the modality.
+            planes_BMHW: In mode `slice`, the integers of the slices that `image` was synthesised from.
+            available: In mode `slice`, the modalities of these slices.
 
-        Knows nothing of background: BACKGROUND_VALUE becomes some intensity like any other value. In mode `slice`, `image`
-        is (B, H, W), and `planes_BMHW` are the integers of the modalities in `available` that it was made from.
+        Returns:
+            Intensities at least 0 in `dtype`; in mode `case` in units of the volume's median.
         """
         if self.mode == "zscore":
             return (image.to(self.dtype) * self.std_M[modality] + self.mean_M[modality]).clamp(min=0)
@@ -107,15 +120,15 @@ class Normaliser:
             return (image.to(self.dtype) - BACKGROUND_VALUE).clamp(min=0)
         if planes_BMHW is None:
             raise ValueError(
-                "slices normalised one by one are denormalised with the slices they were made from"
+                "normalisation `slice` is inverted with the slices that the image was synthesised from"
             )
         maximum_B = self.slice_maxima(planes_BMHW, modality, available)
         return ((image.to(self.dtype) + 1) / SLICE_RANGE * maximum_B[:, None, None]).clamp(min=0)
 
     def slice_maxima(self, planes_BMHW: Tensor, modality: int, available: Sequence[int]) -> Tensor:
-        """(B,) estimated maximum of the `modality`'s slices: its clip maximum, scaled by how bright the available ones are.
+        """Estimated maxima (B,) of the slices of `modality`: its clip maximum times their brightness.
 
-        Brightness is a slice's maximum by its modality's clip maximum, on the mean over those available.
+        Brightness: maximum / clip maximum of its modality, mean over the available slices.
         """
         chosen = list(available)
         brightness_BM = maxima(planes_BMHW[:, chosen].to(self.dtype)) / self.clip_M[chosen]
@@ -123,25 +136,25 @@ class Normaliser:
 
 
 def maxima(planes_BMHW: Tensor) -> Tensor:
-    """(B, M) largest intensity of each slice; 1 where all is background."""
+    """(B, M) largest intensity of each slice; 1 for slices of background only."""
     return planes_BMHW.amax((2, 3)).clamp(min=1)
 
 
 def mask_missing(x_BMHW: Tensor, available_BM: Tensor) -> Tensor:
-    """Slices with those that are not available set to BACKGROUND_VALUE."""
+    """Slices in which those that are not available are set to BACKGROUND_VALUE."""
     return torch.where(available_BM[:, :, None, None], x_BMHW, BACKGROUND_VALUE)
 
 
 def foreground(x: Tensor) -> Tensor:
-    """Where normalised real slices show brain. By inequality: some statistics put dark foreground below background."""
+    """Brain mask of normalised real slices. Not `>`: dark foreground may lie below background."""
     return x != BACKGROUND_VALUE
 
 
 def foreground_medians(images_MXYZ: Tensor, modalities: Sequence[int]) -> Tensor:
-    """(1, 4) float32: the (lower) median of the foreground of each of those volumes; 1 for others and for empty ones."""
+    """(1, M) float32 (lower) medians of the foreground of `modalities`; 1 for other and for empty volumes."""
     medians_1M = torch.ones(1, images_MXYZ.shape[0], device=images_MXYZ.device)
     for modality in modalities:
-        # Transposed, a volume as it is read lies in C order, in which masks are applied fastest.
+        # A transposed volume is in C order as it was read, in which masks are applied fastest.
         volume_ZYX = images_MXYZ[modality].permute(2, 1, 0)
         values = volume_ZYX[volume_ZYX > 0]
         if len(values):

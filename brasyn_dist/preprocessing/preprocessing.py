@@ -29,10 +29,11 @@ class Preprocessing:
     modality_set: ModalitySet = BRATS
 
     def normaliser(self, device: torch.device | str = "cpu") -> Normaliser:
+        """Normaliser with these statistics, on `device`."""
         return Normaliser(self.statistics, torch.device(device), mode=self.normalisation)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-compatible mapping. The modality set is left out where it is BraTS', as in exports of version 0.1."""
+        """JSON-compatible mapping; without the modality set if it is BRATS, as in exports of version 0.1."""
         values: dict[str, Any] = {
             "statistics": self.statistics.to_dict(),
             "normalisation": self.normalisation,

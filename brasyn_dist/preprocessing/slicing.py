@@ -1,4 +1,4 @@
-"""Volumes to slices and back: the only place that knows how a slice lies in its volume.
+"""Volumes to slices and back. Only this module defines how a slice lies in its volume.
 
 A volume is (x, y, z) in LPS order. Slices keep the order of the remaining axes:
 
@@ -6,26 +6,22 @@ A volume is (x, y, z) in LPS order. Slices keep the order of the remaining axes:
     sagittal  slice k = volume[k, :, :]   (y, z)   240 x 155
     coronal   slice k = volume[:, k, :]   (x, z)   240 x 155
 
-For the networks they are padded with background to a square, centred, the odd pixel after (155 -> 240: 42 before, 43 after;
-method, section 2); where a network sees less than a slice, its middle is cut out.
+For the networks they are centred and padded with background to a square, the odd pixel after (155 -> 240: 42
+before, 43 after; docs/explanation/method.md, section 2). A slice that is larger than the network's input is
+cropped around its centre.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 
 from brasyn_dist.brats import VIEW_AXES
 
 MINIMUM_FOREGROUND = 2000
-"""Foreground pixels that each modality of a slice must have for it to be trained on (method, section 2)."""
-
-
-def slice_count(shape_xyz: Sequence[int], view: str) -> int:
-    return shape_xyz[VIEW_AXES[view]]
+"""Foreground pixels that each modality of a training slice must have (docs/explanation/method.md, section
+2)."""
 
 
 def extract_slices(volumes: np.ndarray, view: str) -> np.ndarray:
-    """(..., x, y, z) to (slices, ..., H, W); a view into `volumes`, nothing is copied."""
+    """(..., x, y, z) to (slices, ..., H, W), as a view without a copy."""
     return np.moveaxis(volumes, VIEW_AXES[view] - 3, 0)
 
 
@@ -35,9 +31,9 @@ def stack_slices(slices_KHW: np.ndarray, view: str) -> np.ndarray:
 
 
 def foreground_pixels(foreground_MXYZ: np.ndarray, view: str) -> np.ndarray:
-    """(slices,) int: pixels that are True in the modality that has fewest, for each slice."""
+    """(slices,) int: for each slice, the smallest number of True pixels over the modalities."""
     near, far = (axis for axis in (1, 2, 3) if axis != VIEW_AXES[view] + 1)
-    # Along y or z first, in the smallest type: rows of x, which is fastest in memory, are then added as they lie there.
+    # Along y or z first, in the smallest type: this adds contiguous rows of x.
     rows = foreground_MXYZ.sum(far, dtype=np.min_scalar_type(foreground_MXYZ.shape[far]), keepdims=True)
     return rows.sum((near, far), dtype=np.int64).min(0)
 
@@ -48,13 +44,13 @@ def kept_slices(foreground_MXYZ: np.ndarray, view: str, minimum: int = MINIMUM_F
 
 
 def margins(length: int, size: int) -> tuple[int, int]:
-    """Pixels before and after `length` pixels that are centred in `size`; negative where so many are cut off."""
+    """Pixels before and after `length` pixels that are centred in `size`; negative if pixels are cropped."""
     before = -((length - size) // 2) if length > size else (size - length) // 2
     return before, size - length - before
 
 
 def place(source: np.ndarray, target: np.ndarray) -> None:
-    """Copy (..., h, w) to the middle of (..., H, W): 0 around it, and without what does not fit."""
+    """Copy (..., h, w) to the centre of (..., H, W), padded with 0 and cropped."""
     if source.shape[-2:] == target.shape[-2:]:
         target[...] = source
         return
@@ -65,13 +61,13 @@ def place(source: np.ndarray, target: np.ndarray) -> None:
 
 
 def centred(slices: np.ndarray, shape_HW: tuple[int, int]) -> np.ndarray:
-    """(..., h, w) to (..., H, W), see `place`. Its own inverse where nothing was cut."""
+    """(..., h, w) to (..., H, W), see `place`. Its own inverse where nothing was cropped."""
     target = np.empty((*slices.shape[:-2], *shape_HW), slices.dtype)
     place(slices, target)
     return target
 
 
 def shared_span(length: int, size: int) -> tuple[slice, slice]:
-    """Where the pixels that `length` pixels and the `size` around their middle share lie in each of them."""
+    """The centred pixels that `length` and `size` pixels have in common, as a slice of each of them."""
     before, count = margins(length, size)[0], min(length, size)
     return slice(max(0, -before), max(0, -before) + count), slice(max(0, before), max(0, before) + count)

@@ -1,9 +1,9 @@
-"""Intensity statistics of a data set, exact and in any order: histograms of integers that add up.
+"""Intensity statistics of a data set from histograms of integers: exact and independent of the case order.
 
     voxels > 0 of each training case --> Histogram (+ Histogram + ...) --> Statistics --> statistics.json
 
-Method, section 2: the clipping maximum is the 99.5th percentile of the foreground; mean and standard deviation are taken
-after clipping.
+The clipping maximum is the 99.5th percentile of the foreground; mean and standard deviation are those after
+clipping (docs/explanation/method.md, section 2).
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class ModalityStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of a data set; `modalities` by name, in modality order."""
+    """Statistics of a data set; `modalities` by name, in the order of the modality set."""
 
     modalities: dict[str, ModalityStatistics]
     cases: int = 0
@@ -45,7 +45,7 @@ class Statistics:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything that statistics.json holds."""
+        """SHA-256 of the content of statistics.json."""
         return hashlib.sha256(canonical_json(self.to_dict())).hexdigest()
 
     def column(self, name: str) -> tuple[float, ...]:
@@ -53,6 +53,7 @@ class Statistics:
         return tuple(getattr(entry, name) for entry in self.modalities.values())
 
     def to_dict(self) -> dict[str, Any]:
+        """Content of statistics.json."""
         return {
             "version": self.version,
             "cases": self.cases,
@@ -67,7 +68,8 @@ class Statistics:
         """Inverse of `to_dict`, in any order of the modalities.
 
         Raises:
-            DataError: A value is missing or impossible, or a modality of `modality_set` is missing; with `where`.
+            DataError: A value is missing or impossible, or a modality of `modality_set` is missing; with
+                `where`.
         """
         try:
             if values["version"] != VERSION:
@@ -86,6 +88,7 @@ class Statistics:
         return statistics
 
     def save(self, path: Path | str) -> None:
+        """Write a statistics.json."""
         write_json(path, self.to_dict())
 
     @classmethod
@@ -118,36 +121,34 @@ def case_list_hash(names: Iterable[str]) -> str:
 
 
 class Histogram:
-    """How often each positive integer occurs in each modality's foreground. Adding histograms is exact."""
+    """Occurrences of each positive integer in the foreground of each modality; their sum is exact."""
 
     def __init__(self, modality_set: ModalitySet = BRATS) -> None:
         self.modalities = modality_set.modalities
         self.counts: list[np.ndarray] = [np.zeros(1, np.int64) for _ in self.modalities]
 
-    def add_counts(self, counts: Sequence[np.ndarray]) -> "Histogram":
-        """Add what `foreground_counts` made of each modality of a case."""
-        for modality, of_modality in enumerate(counts):
-            self._accumulate(modality, of_modality)
+    def add_counts(self, counts: Sequence[np.ndarray], times: int = 1) -> "Histogram":
+        """Add the `foreground_counts` of each modality `times` times; with -1, remove them."""
+        for modality, new in enumerate(counts):
+            total = self.counts[modality]
+            total = np.pad(total, (0, max(0, len(new) - len(total))))
+            total[: len(new)] += times * new
+            self.counts[modality] = total
         return self
 
     def add_histogram(self, other: "Histogram", times: int = 1) -> "Histogram":
-        """Count everything that `other` has counted; with `times` -1 take it away again."""
-        for modality, counts in enumerate(other.counts):
-            self._accumulate(modality, times * counts)
-        return self
+        """Add everything that `other` has counted `times` times; with -1, remove it."""
+        return self.add_counts(other.counts, times)
 
     def __iadd__(self, other: "Histogram") -> "Histogram":
         return self.add_histogram(other)
 
-    def _accumulate(self, modality: int, counts: np.ndarray) -> None:
-        mine = self.counts[modality]
-        if len(mine) < len(counts):
-            mine = np.pad(mine, (0, len(counts) - len(mine)))
-        mine[: len(counts)] += counts
-        self.counts[modality] = mine
-
     def statistics(self, cases: Iterable[str], headroom: float = 1.0) -> Statistics:
-        """Statistics of everything counted, see `summarise`. Raises DataError if a modality has no foreground."""
+        """Statistics of the counted voxels (see `summarise`) and the names of their cases.
+
+        Raises:
+            DataError: A modality has no foreground.
+        """
         names = list(cases)
         summaries = {}
         for name, counts in zip(self.modalities, self.counts):
@@ -158,18 +159,18 @@ class Histogram:
 
 
 def summarise(counts: np.ndarray, headroom: float = 1.0) -> ModalityStatistics:
-    """Exact statistics of the multiset in which integer v occurs counts[v] times, clipped at `headroom` x its percentile."""
+    """Exact statistics of integers v that occur counts[v] times, clipped at `headroom` x percentile."""
     voxels = int(counts.sum())
     clip_max = headroom * percentile(counts, PERCENTILE)
     values = np.minimum(np.arange(len(counts), dtype=np.float64), clip_max)
-    # Offsets from the mean: the plain sum of squares would cancel.
+    # Offsets from the mean: the plain sum of squares would suffer from cancellation.
     mean = float(np.dot(values, counts) / voxels)
     variance = float(np.dot((values - mean) ** 2, counts) / voxels)
     return ModalityStatistics(clip_max, mean, float(np.sqrt(variance)), voxels)
 
 
 def percentile(counts: np.ndarray, percent: float) -> float:
-    """`numpy.percentile` (linear interpolation) of that multiset, without writing it out."""
+    """`numpy.percentile` (linear interpolation) of that multiset."""
     cumulative = np.cumsum(counts)
     position = (int(cumulative[-1]) - 1) * percent / 100
     below = int(np.floor(position))

@@ -13,12 +13,13 @@ from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.generator import Generator, build_generator
-from brasyn_dist.models.passes import SynthesisPasses, plan_passes
+from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter
 from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
 from brasyn_dist.preprocessing.normalisation import mask_missing
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import Histogram, ModalityStatistics, Statistics
+from brasyn_dist.training.pass_plan import plan_passes
 from tests.models.conftest import small_config
 
 PAIR = ModalitySet("pair", ("pd", "dwi"))
