@@ -35,6 +35,7 @@ def slice_panel(
     available_M: np.ndarray,
     window: tuple[float, float],
     view: str = "axial",
+    modalities: Sequence[str] = MODALITIES,
 ) -> np.ndarray:
     """(height, width, 3) uint8: the available inputs, the target, the synthetic slice and their difference, side by side.
 
@@ -45,7 +46,7 @@ def slice_panel(
     tiles = [
         captioned(grey(image, window), name) if given else captioned(blank(image), f"{name}: missing")
         for image, name, given in zip(
-            (upright(x, view) for x in inputs_MHW), MODALITIES, available_M, strict=True
+            (upright(x, view) for x in inputs_MHW), modalities, available_M, strict=True
         )
     ]
     for image, name in ((target_HW, "target"), (synthetic_HW, "synthetic")):
@@ -64,14 +65,15 @@ def label_panel(
     predicted_HW: np.ndarray,
     window: tuple[float, float],
     view: str = "axial",
+    modalities: Sequence[str] = MODALITIES,
 ) -> np.ndarray:
-    """(height, width, 3) uint8: the four modalities, then t1c with reference labels and with predicted ones in colour."""
+    """(height, width, 3) uint8: all modalities, then the first (t1c) with reference and with predicted labels in colour."""
     tiles = [
         captioned(_upright_rgb(grey(image, window), view), name)
-        for image, name in zip(slices_MHW, MODALITIES)
+        for image, name in zip(slices_MHW, modalities, strict=True)
     ]
     for labels, caption in ((labels_HW, "reference"), (predicted_HW, "predicted")):
-        tile = grey(slices_MHW[MODALITIES.index("t1c")], window)
+        tile = grey(slices_MHW[0], window)
         for label, colour in LABEL_COLOURS.items():
             inside = labels == label
             tile[inside] = (tile[inside].astype(int) + np.array(colour)) // 2

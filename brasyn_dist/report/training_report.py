@@ -14,12 +14,9 @@ import numpy as np
 import yaml
 
 from brasyn_dist.brats import IMAGE_SIZE, MODALITIES, MODALITY_NAMES, image_shape
-from brasyn_dist.common.files import write_json
 from brasyn_dist.common.panels import panel_tiles
 from brasyn_dist.common.typed_yaml import to_dict
 from brasyn_dist.config import Config, SegmenterRunConfig
-from brasyn_dist.data.format.contents import table_rows
-from brasyn_dist.data.format.index import ShardIndex
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.image_metrics import crop_to
 from brasyn_dist.report.curves import (
@@ -38,9 +35,9 @@ from brasyn_dist.report.pictures import embed_file, tile, tiles
 from brasyn_dist.report.provenance import export_facts, read_json, run_facts, this_program
 from brasyn_dist.training.loggers import METRICS, PERFORMANCE, read_lines
 from brasyn_dist.training.run_dir import PANELS, STATUS
+from brasyn_dist.training.training_data import DATA_FILE
 
 REPORT = "report.html"
-DATA = "data.json"
 MARGIN = 4
 """Pixels around the brain, in pictures."""
 _PANEL = re.compile(r"^step-(\d+)-(.+)\.png$")
@@ -49,18 +46,6 @@ HEADLINES: tuple[tuple[str, str, Callable[..., Line]], ...] = (
     ("dice", "Largest", max),
 )
 """Validation scores that choose the best network, of a generator and of a segmenter."""
-
-
-def record_data(run_dir: Path, index: ShardIndex, training: int, held_out: int, fingerprint: str) -> None:
-    """data.json: what a run trains on, for its report."""
-    head, *rows = table_rows(index)
-    values = {
-        "fingerprint": fingerprint,
-        "statistics": index.header.statistics,
-        "slices": {"training": training, "held_out": held_out},
-        "shard_set": {"head": list(head), "rows": [list(row) for row in rows]},
-    }
-    write_json(run_dir / DATA, values)
 
 
 def write_run_report(run_dir: Path) -> Path:
@@ -192,7 +177,7 @@ def tile_row(row: Sequence[np.ndarray], name: str, where: str) -> str:
 
 
 def data(run_dir: Path) -> str:
-    values = read_json(run_dir / DATA)
+    values = read_json(run_dir / DATA_FILE)
     if not values:
         return note(f"No {DATA} in the run's folder: it was trained by an earlier version.")
     slices, statistics = values["slices"], values["statistics"]["modalities"]

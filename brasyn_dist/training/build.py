@@ -1,6 +1,9 @@
-"""From a configuration to a trainer: data, networks, the checkpoint to continue from, telemetry."""
+"""From a configuration to a trainer: data, networks, the checkpoint to continue from, loggers."""
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,131 +13,152 @@ from torch import nn
 from brasyn_dist.common.processes import starting_up
 from brasyn_dist.common.typed_yaml import to_dict
 from brasyn_dist.config import RunConfig
-from brasyn_dist.distributed.process_group import Distributed, resolve_runtime, zero_of_launch
+from brasyn_dist.distributed.process_group import Distributed, is_lost_peer, resolve_runtime, zero_of_launch
 from brasyn_dist.errors import BrasynError, CheckpointError, ConfigError
-from brasyn_dist.preprocessing.normalisation import Normaliser
-from brasyn_dist.report.training_report import record_data
 from brasyn_dist.training import run_dir as run_folder
 from brasyn_dist.training.checkpoint import Checkpoint, newest_intact, open_checkpoint, step_folders
-from brasyn_dist.training.compilation import compile_mode, memory_format
-from brasyn_dist.training.failure_messages import explaining
-from brasyn_dist.training.loggers import Telemetry
+from brasyn_dist.training.loggers import RunLogger, check_trackers
+from brasyn_dist.training.networks import compile_mode, memory_format
 from brasyn_dist.training.schedule import total_steps
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.task import Task
 from brasyn_dist.training.trainer import Trainer
 from brasyn_dist.training.training_data import TrainingData, open_data
-from brasyn_dist.training.validation import SliceValidator
+
+log = logging.getLogger(__name__)
+
+
+class MachineError(BrasynError):
+    """A failure of another process, the network or the file system."""
 
 
 def run(task: Task) -> int:
-    """Train, or continue training, until the end or a request to stop. Returns the exit status (training/stop_request.py)."""
+    """Train from the newest checkpoint to the end or to a stop request.
+
+    Returns:
+        Exit status: FINISHED (training/stop_request.py) or STOPPED (common/processes.py).
+
+    Raises:
+        BrasynError: See its subclasses; all ranks raise one.
+    """
+    check_trackers(task.config.telemetry)
     with starting_up():
         zero = zero_of_launch(task.config.runtime)
         runtime = resolve_runtime(task.config.runtime, zero)
-        distributed = Distributed(runtime, zero)
+        group = Distributed(runtime, zero)
     task = task.with_runtime(runtime)
     config = task.config
     try:
         training = config.training
         try:
-            distributed.check(training.global_batch_size, training.micro_batch_size, training.ema_decay > 0)
+            group.check(training.global_batch_size, training.micro_batch_size, training.ema_decay > 0)
         except ConfigError:
-            distributed.barrier()  # all refuse; whoever is still connecting must not meet a rank that has gone
+            group.barrier()  # all ranks raise it; a rank that is still connecting needs the others until then
             raise
-        lock = lock_run(config.run_dir, distributed)
-        # The status gets the words that `explaining` finds.
-        with (
-            run_folder.noting_failure(config.run_dir, distributed.is_main),
-            explaining(config.run_dir, distributed),
-        ):
+        lock = lock_run(config.run_dir, group)
+        # Outside: status.json gets the messages of `machine_errors`.
+        with run_folder.noting_failure(config.run_dir, group.is_main), machine_errors(config.run_dir, group):
             with starting_up():
-                trainer = build_trainer(task, distributed)
+                trainer = build_trainer(task, group)
             code = trainer.fit()
         if lock is not None:
             lock.release()
         return code
     finally:
-        distributed.close()
+        group.close()
 
 
-def lock_run(run_dir: Path, distributed: Distributed) -> run_folder.RunLock | None:
-    """Rank 0 takes the run folder; every rank learns if it could not."""
+@contextmanager
+def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
+    """Context that turns errors of the communication between ranks and of the run folder into MachineError."""
+    intact = "Complete checkpoints are untouched: when that is mended, the same command continues"
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(
+            f"rank {group.rank}: {run_dir}: {error}. Free space, or make the folder writable. {intact}"
+        ) from error
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        minutes = group.runtime.collective_timeout_minutes
+        raise MachineError(
+            f"rank {group.rank}: no answer from another rank; it has failed, or did not answer for {minutes:g} minutes "
+            f"(runtime.collective_timeout_minutes). Its own message, above or in {run_dir}/logs/rank-*.log, says why. "
+            f"{intact}. [{str(error).splitlines()[0]}]"
+        ) from error
+
+
+def lock_run(run_dir: Path, group: Distributed) -> run_folder.RunLock | None:
+    """Rank 0 takes the run folder. Every rank raises BrasynError if it could not."""
     lock, error = None, None
-    if distributed.is_main:
+    if group.is_main:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             lock = run_folder.RunLock(run_dir)
         except (BrasynError, OSError) as problem:
             error = BrasynError(f"{run_dir} cannot be used: {problem}")
-    distributed.main_first(error=error)
+    group.main_first(error=error)
     return lock
 
 
-def build_trainer(task: Task, distributed: Distributed) -> Trainer:
-    """Everything that `Trainer` needs, at the step from which the run goes on."""
+def build_trainer(task: Task, group: Distributed) -> Trainer:
+    """The trainer, at the step from which the run continues."""
     config = task.config
-    data = open_data(config, distributed)
+    data = open_data(config, group)
     task.check(data)
     identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
     steps = total_steps(config.training, data.samples)
-    began_to_look = time.monotonic()
-    checkpoint = choose_checkpoint(config, identity, distributed)
-    resume_seconds = time.monotonic() - began_to_look
-    state = task.build_state(distributed)
+    begin = time.monotonic()
+    checkpoint = choose_checkpoint(task, identity, group)
+    resume_seconds = time.monotonic() - begin
+    state = task.build_state(group, data.modality_set)
     if checkpoint is not None:
-        began_to_load = time.monotonic()
+        begin = time.monotonic()
         state.load(checkpoint)
-        distributed.scaler_state = checkpoint.state["loss_scale"]
-        resume_seconds += time.monotonic() - began_to_load
-    if distributed.is_main:
-        run_folder.record(config.run_dir, config, distributed.world, device_name(distributed), task.sources())
-        held_out = len(data.validation or ())
-        record_data(config.run_dir, data.index, data.samples, held_out, data.training.fingerprint)
+        group.scaler_state = checkpoint.state["loss_scale"]
+        resume_seconds += time.monotonic() - begin
+    if group.is_main:
+        run_folder.record(config.run_dir, config, group.world, device_name(group), task.sources())
+        data.record()
         run_folder.write_status(config.run_dir, "running", state.step, steps)
-    telemetry = Telemetry(
-        config.telemetry,
-        config.run_dir,
-        distributed.is_main,
-        steps,
-        state.step if checkpoint else (0 if config.checkpoint.resume == "auto" else None),
-        to_dict(config),
+    resumed_step = state.step if checkpoint else (0 if config.checkpoint.resume == "auto" else None)
+    logger = RunLogger(
+        config.telemetry, config.run_dir, group.is_main, steps, resumed_step, to_dict(config)
     )
-    for line in start_table(task, distributed, data, state, steps, checkpoint):
-        telemetry.say(line)
+    for name, value in start_table(task, group, data, state, steps, checkpoint).items():
+        logger.info(f"{name:<14}{value}")
     if checkpoint is not None:
-        telemetry.resumed(state.step, resume_seconds)
-    normaliser = Normaliser(data.statistics, distributed.device, mode=config.data.normalisation)
-    step = task.build_step(distributed, state, normaliser)
-    validator = build_validator(task, distributed, data, normaliser)
+        logger.resumed(state.step, resume_seconds)
+    normaliser = data.preprocessing.normaliser(group.device)
+    step = task.build_step(group, state, normaliser)
+    validator = task.build_validator(group, data, normaliser) if validates(config, data) else None
 
     def export(network: nn.Module, at_step: int) -> None:
         task.export(network, config.run_dir / run_folder.EXPORT, data, at_step)
 
-    return Trainer(config, distributed, data, state, step, validator, export, telemetry, identity, steps)
+    return Trainer(config, group, data, state, step, validator, export, logger, identity, steps)
 
 
-def adam(config: RunConfig, network: nn.Module, rate: float) -> torch.optim.Adam:
-    options = config.optimizer
-    fused = next(network.parameters()).device.type == "cuda"
-    return torch.optim.Adam(network.parameters(), lr=rate, betas=options.betas, eps=options.eps, fused=fused)
+def validates(config: RunConfig, data: TrainingData) -> bool:
+    """0 validation steps or slices switch validation off."""
+    return bool(config.validation.every_steps and config.validation.slices and data.validation is not None)
 
 
-def choose_checkpoint(
-    config: RunConfig, identity: dict[str, Any], distributed: Distributed
-) -> Checkpoint | None:
-    """The checkpoint to continue from; rank 0 verifies and chooses for all. Raises CheckpointError as documented."""
+def choose_checkpoint(task: Task, identity: dict[str, Any], group: Distributed) -> Checkpoint | None:
+    """The checkpoint to continue from. Rank 0 verifies and chooses it; its CheckpointError is raised on every rank."""
     found: Checkpoint | None = None
     error: Exception | None = None
-    if distributed.is_main:
+    if group.is_main:
         try:
-            found = find_checkpoint(config, identity)
+            found = find_checkpoint(task, identity)
         except BrasynError as problem:
             error = problem
-    return distributed.main_first(found, error)
+    return group.main_first(found, error)
 
 
-def find_checkpoint(config: RunConfig, identity: dict[str, Any]) -> Checkpoint | None:
+def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
+    config = task.config
     root, resume = config.run_dir / run_folder.CHECKPOINTS, config.checkpoint.resume
     if resume == "never":
         if step_folders(root):
@@ -143,47 +167,30 @@ def find_checkpoint(config: RunConfig, identity: dict[str, Any]) -> Checkpoint |
             )
         return None
     if resume == "auto":
-        found, passed_over = newest_intact(root)
-        for reason in passed_over:
-            print(f"warning: passed over a damaged checkpoint: {reason}", flush=True)
-        if found is None and passed_over:
+        found, problems = newest_intact(root)
+        for problem in problems:
+            log.warning("passed over a damaged checkpoint: %s", problem)
+        if found is None and problems:
             raise CheckpointError(
-                f"{root}: none of {len(passed_over)} checkpoints is intact; to start anew, remove the folder"
+                f"{root}: none of {len(problems)} checkpoints is intact; to start again from step 0, remove the folder"
             )
     else:
         found = open_checkpoint(Path(resume))
     if found is not None:
-        run_folder.check_identity(found.state["identity"], identity, found.folder)
+        default = type(task)(type(config)())  # type: ignore[call-arg]
+        defaults = run_folder.run_identity(default.config, "", default.identity())
+        run_folder.check_identity(found.state["identity"], identity, defaults, found.folder)
         for change in run_folder.changed_options(found.state["options"], config):
-            print(f"warning: option changed since {found.folder.name}: {change}", flush=True)
+            log.warning("option changed since %s: %s", found.folder.name, change)
     return found
 
 
-def build_validator(
-    task: Task, distributed: Distributed, data: TrainingData, normaliser: Normaliser
-) -> SliceValidator | None:
-    options = task.config.validation
-    if options.every_steps == 0 or options.slices == 0 or data.validation is None:
-        return None
-    return task.validator(
-        data.validation,
-        options.slices,
-        options.batch_size,
-        options.panels,
-        normaliser,
-        distributed,
-        task.config.image_shape,
-    )
-
-
-def device_name(distributed: Distributed) -> str:
-    if distributed.device.type == "cuda":
-        return torch.cuda.get_device_name(distributed.device)
-    return "CPU"
+def device_name(group: Distributed) -> str:
+    return torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "CPU"
 
 
 def device_settings(config: RunConfig, device: torch.device) -> str:
-    """What `Distributed` has set on this process' device, and threads."""
+    """Settings of torch on this device, and numbers of threads."""
     threads = f"{torch.get_num_threads()} threads for tensors, {config.data.threads} for data"
     if device.type != "cuda":
         return threads
@@ -194,28 +201,26 @@ def device_settings(config: RunConfig, device: torch.device) -> str:
 
 def start_table(
     task: Task,
-    distributed: Distributed,
+    group: Distributed,
     data: TrainingData,
     state: TrainState,
     steps: int,
     checkpoint: Checkpoint | None,
-) -> list[str]:
-    """What a person wants to know before the first step, as `name  value` lines."""
-    config, device = task.config, distributed.device
-    training = config.training
-    facts = {
-        "run": f"{config.run_dir}"
-        + (f", continues at step {state.step}" if checkpoint else ", from the start"),
-        "processes": f"{distributed.world} x {device_name(distributed)}, {distributed.strategy}",
-        "data": f"{data.samples} slices for training, {len(data.validation or ())} held out ({', '.join(config.data.views)})",
-        "length": f"{steps} steps, {training.updates_per_batch} a global batch of {training.global_batch_size} slices",
-        **task.facts(state, distributed),
-        "execution": f"precision {config.runtime.precision}, compile {compile_mode(config, device)}, "
+) -> dict[str, str]:
+    """The run in a few lines (name -> value), before the first step."""
+    config, device = task.config, group.device
+    training, runtime = config.training, config.runtime
+    start = f"continues at step {state.step}" if checkpoint else "from the start"
+    held_out = len(data.validation or ())
+    return {
+        "run": f"{config.run_dir}, {start}",
+        "processes": f"{group.world} x {device_name(group)}, {group.strategy}",
+        "data": f"{data.samples} slices for training, {held_out} held out ({', '.join(config.data.views)})",
+        "length": f"{steps} steps, {training.updates_per_batch} per global batch of {training.global_batch_size} slices",
+        **task.describe(state, group),
+        "execution": f"precision {runtime.precision}, compile {compile_mode(config, device)}, "
         f"{str(memory_format(config, device)).removeprefix('torch.')}, "
-        f"{device_settings(config, device)}, recompute {config.runtime.recompute}",
-        "communication": distributed.communication,
-        "validation": "off"
-        if data.validation is None or not config.validation.every_steps
-        else f"every {config.validation.every_steps} steps",
+        f"{device_settings(config, device)}, recompute {runtime.recompute}",
+        "communication": group.communication,
+        "validation": f"every {config.validation.every_steps} steps" if validates(config, data) else "off",
     }
-    return [f"{name:<14}{value}" for name, value in facts.items()]

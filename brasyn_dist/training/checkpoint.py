@@ -1,21 +1,24 @@
-"""Checkpoints: they exist only when complete, and are verified before they are believed.
+"""Checkpoints: complete or absent, and verified before use.
 
     checkpoints/.tmp-step-00001000-<pid>/   written and flushed, file by file
-    checkpoints/step-00001000/              renamed when all files are there
+    checkpoints/step-00001000/              renamed when all files are written
     checkpoints/step-00001000/manifest.json written last: sizes and SHA-256 of the other files
 
-A folder without its manifest, or whose files differ from it, is passed over loudly for the one before. All tensors are
-safetensors and everything else is JSON: nothing is unpickled.
+A folder without manifest, or with other content than the manifest describes, is skipped with a warning; the one before it is
+used. Tensors are safetensors and everything else is JSON: nothing is unpickled.
+
+`CheckpointSaver` writes beside training: save() copies the tensors to host memory, and a thread calls `save_checkpoint`.
 """
 
-from __future__ import (
-    annotations,
-)  # torch is imported by those who hold tensors; looking at folders shall be quick
+from __future__ import annotations  # torch is imported only where tensors are used: the Slurm scripts need a quick start
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,8 @@ from brasyn_dist.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    TensorGroups = Mapping[str, Mapping[str, Tensor]]
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -50,36 +55,45 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(
-    root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
-) -> Path:
-    """Write checkpoint `step` below `root`, atomically: killed at any moment, it is whole or absent.
+def save_checkpoint(root: Path, step: int, tensors: TensorGroups, state: dict[str, Any]) -> Path:
+    """Write checkpoint `step` below `root` atomically.
 
-    `tensors` maps file names (without ending) to named tensors; `state` must be JSON. Returns the folder.
+    Args:
+        root: Folder of the checkpoints.
+        step: Optimiser step.
+        tensors: File name without suffix -> named tensors.
+        state: JSON-compatible.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        CheckpointError: It could not be written. Earlier checkpoints are unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     final = root / folder_name(step)
     root.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(root)
+    for unfinished in root.glob(".tmp-step-*"):  # of a save that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     temporary = root / f".tmp-{folder_name(step)}-{os.getpid()}"
     temporary.mkdir()
     try:
         for name, group in tensors.items():
             save_file({k: v.contiguous() for k, v in group.items()}, temporary / f"{name}.safetensors")
         write_json(temporary / STATE, state)
-        files = sorted(p for p in temporary.iterdir())
+        files = sorted(temporary.iterdir())
         manifest = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
         for path in files:
             fsync(path)
         fsync(temporary)
-        if final.exists():  # an unmarked or damaged one of the same step: we passed it over when we resumed
+        if final.exists():  # incomplete or damaged: it was skipped when the run was resumed
             shutil.rmtree(final)
         temporary.rename(final)
         fsync(root)
         write_json(final / MANIFEST, {"step": step, "files": manifest})
-    except (OSError, SafetensorError) as error:  # a full disk is the latter
+    except (OSError, SafetensorError) as error:  # SafetensorError: the disk is full
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"{final}: could not be written: {error}; earlier checkpoints are untouched. Free space or mend the "
@@ -88,14 +102,8 @@ def save_checkpoint(
     return final
 
 
-def remove_unfinished(root: Path) -> None:
-    """Delete folders that a killed save left behind."""
-    for path in root.glob(".tmp-step-*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def step_folders(root: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of everything that is named like a checkpoint, newest first; intact or not."""
+    """(step, folder) of all folders named like a checkpoint, intact or not, newest first."""
     if not root.is_dir():
         return []
     found = [(int(m[1]), p) for p in root.iterdir() if (m := _NAME.match(p.name)) and p.is_dir()]
@@ -103,9 +111,11 @@ def step_folders(root: Path) -> list[tuple[int, Path]]:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, verified file by file. Raises CheckpointError naming what is wrong."""
-    import json
+    """The checkpoint in `folder`, verified file by file.
 
+    Raises:
+        CheckpointError: It is incomplete or damaged; the message names the file.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -126,18 +136,81 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def newest_intact(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and what was wrong with each newer one."""
-    passed_over: list[str] = []
+    """The newest checkpoint that can be verified, and the problems of the newer ones."""
+    problems: list[str] = []
     for _, folder in step_folders(root):
         try:
-            return open_checkpoint(folder), passed_over
+            return open_checkpoint(folder), problems
         except CheckpointError as error:
-            passed_over.append(str(error))
-    return None, passed_over
+            problems.append(str(error))
+    return None, problems
 
 
 def remove_old(root: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one. The mark goes first: half-deleted is incomplete."""
+    """Delete all but the newest `keep` checkpoints and the best one. The manifest is deleted first."""
     for _, folder in [f for f in step_folders(root) if f[0] != best_step][keep:]:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class CheckpointSaver:
+    """Writes checkpoints below `root` in a thread, one at a time. The thread calls `after()` when one is complete."""
+
+    def __init__(self, root: Path, after: Callable[[], None]) -> None:
+        self._root, self._after = root, after
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.write_seconds = 0.0
+        """Duration of the last write."""
+
+    def save(self, step: int, tensors: TensorGroups, state: dict[str, Any]) -> None:
+        """Wait for the write before, copy the tensors to host memory and start the write. The tensors may change then."""
+        self.wait()
+        copies = copy_to_host(tensors)
+        self._thread = threading.Thread(
+            target=self._write, args=(step, copies, state), name=f"save-step-{step}", daemon=False
+        )
+        self._thread.start()
+
+    def _write(self, step: int, tensors: TensorGroups, state: dict[str, Any]) -> None:
+        begin = time.monotonic()
+        try:
+            save_checkpoint(self._root, step, tensors, state)
+            self._after()
+        except BaseException as error:  # raised in the main thread by check()
+            self._error = error
+        self.write_seconds = time.monotonic() - begin
+
+    @property
+    def failed(self) -> bool:
+        """Whether a write has failed; `check` raises its error."""
+        return self._error is not None
+
+    def check(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Wait for the last write. Raises its error if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+
+def copy_to_host(tensors: TensorGroups) -> dict[str, dict[str, Tensor]]:
+    """Copies in host memory. Transfers from a GPU run concurrently and are waited for once."""
+    import torch
+
+    cuda = any(t.is_cuda for group in tensors.values() for t in group.values())
+    copies = {
+        name: {
+            key: torch.empty_like(t, device="cpu", pin_memory=t.is_cuda).copy_(t.detach(), non_blocking=True)
+            for key, t in group.items()
+        }
+        for name, group in tensors.items()
+    }
+    if cuda:
+        torch.cuda.synchronize()
+    return copies

@@ -1,4 +1,4 @@
-"""Training a generator: with its discriminator, and with a frozen segmenter where the objective has the Tversky term."""
+"""Training of a generator with its discriminator, and with a frozen segmenter if the objective has the Tversky term."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -7,12 +7,13 @@ from typing import Any, cast
 
 from torch import nn
 
-from brasyn_dist.brats import image_shape
+from brasyn_dist.brats import BRATS, image_shape
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.common.typed_yaml import to_dict
 from brasyn_dist.config import Config, RuntimeConfig
-from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.errors import ConfigError
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.generator import Generator, build_generator, default_execution
 from brasyn_dist.models.layers import set_recompute
@@ -20,23 +21,18 @@ from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.pretrained import load_weights, weights_file
 from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
-from brasyn_dist.training.build import adam
-from brasyn_dist.training.compilation import compile_in_place, place
-from brasyn_dist.training.ema import average_of
 from brasyn_dist.training.gan_step import GanStep
-from brasyn_dist.training.schedule import scaled_rate
-from brasyn_dist.training.state import TrainState
+from brasyn_dist.training.networks import adam, compile_in_place, move_to_device
+from brasyn_dist.training.state import TrainState, average_of
 from brasyn_dist.training.training_data import TrainingData, check_tumour_types
-from brasyn_dist.training.validation import Validator
+from brasyn_dist.training.validation import GeneratorValidator
 
 
 @dataclass(frozen=True)
 class GanTask:
-    """See training/task.py."""
+    """See `Task`."""
 
     config: Config
-
-    validator = Validator
 
     @cached_property
     def segmenter(self) -> Segmenter | None:
@@ -48,7 +44,7 @@ class GanTask:
 
     @cached_property
     def segmenter_sha256(self) -> str | None:
-        """Hash of its weights: they are in no checkpoint, but a resumed run must have the same."""
+        """Hash of its weights. They are in no checkpoint, but must be the same after a resume."""
         path = self.config.objective.segmenter
         return None if self.segmenter is None else sha256_of(weights_file(Path(str(path)), Segmenter.kind))
 
@@ -68,79 +64,91 @@ class GanTask:
         return {"segmenter": {"path": self.config.objective.segmenter, "sha256": self.segmenter_sha256}}
 
     def check(self, data: TrainingData) -> None:
+        config, count = self.config, len(data.modality_set)
+        if config.training.updates_per_batch not in (1, count):
+            raise ConfigError(
+                f"training.updates_per_batch={config.training.updates_per_batch}: {config.data.shards} has {count} "
+                f"modalities; use {count} (one update for each target modality) or 1 (all targets in one update)"
+            )
         if self.segmenter is None:
             return
         check_tumour_types(data.training)
-        name, mine = f"objective.segmenter={self.config.objective.segmenter}", self.config
-        if image_shape(self.segmenter.config.image_size) != mine.image_shape:
-            raise ConfigError(
-                f"{name} sees slices of {self.segmenter.config.image_size} pixels, the generator {mine.generator.image_size}; "
-                "train a segmenter of this size"
-            )
-        trained = self.segmenter.preprocessing
+        name, trained = f"objective.segmenter={config.objective.segmenter}", self.segmenter.preprocessing
         assert trained is not None
-        if trained.normalisation != mine.data.normalisation:
+        if image_shape(self.segmenter.config.image_size) != config.image_shape:
+            raise ConfigError(
+                f"{name} was trained on slices of {self.segmenter.config.image_size} pixels, the generator has "
+                f"{config.generator.image_size}; train a segmenter of this size"
+            )
+        if trained.normalisation != config.data.normalisation:
             raise ConfigError(
                 f"{name} was trained with data.normalisation={trained.normalisation}, this run has "
-                f"{mine.data.normalisation}; train a segmenter with the same"
+                f"{config.data.normalisation}; train a segmenter with the same"
             )
-        if trained.statistics != data.statistics:
+        if trained.statistics != data.preprocessing.statistics:
             raise ConfigError(
-                f"{name} was trained with other statistics than those of {mine.data.shards}: the same intensity would look "
-                "different to it; train it on the same shard set"
+                f"{name} was trained with other statistics than those of {config.data.shards}, so its inputs would be "
+                "normalised differently; train it on the same shard set"
             )
-        unknown = [view for view in mine.data.views if view not in trained.views]
+        unknown = [view for view in config.data.views if view not in trained.views]
         if unknown:
-            raise ConfigError(f"{name} was not trained on {', '.join(unknown)} slices; train one that was")
+            raise ConfigError(
+                f"{name} was not trained on {', '.join(unknown)} slices; train one on these views"
+            )
 
-    def build_state(self, distributed: Distributed) -> TrainState:
-        return build_state(self.config, distributed)
+    def build_state(self, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
+        return build_state(self.config, group, modality_set)
 
-    def build_step(self, distributed: Distributed, state: TrainState, normaliser: Normaliser) -> GanStep:
+    def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> GanStep:
         segmenter = self.segmenter
         if segmenter is not None:
-            place(self.config, distributed, segmenter)
-            compile_in_place(self.config, distributed.device, segmenter)
-        return GanStep(self.config, distributed, state.generator, state.discriminator, normaliser, segmenter)
+            move_to_device(self.config, group.device, segmenter)
+            compile_in_place(self.config, group.device, segmenter)
+        modality_set = cast(Generator, state.generator.module).modality_set
+        return GanStep(
+            self.config, group, state.generator, state.discriminator, normaliser, segmenter, modality_set
+        )
+
+    def build_validator(
+        self, group: ProcessGroup, data: TrainingData, normaliser: Normaliser
+    ) -> GeneratorValidator:
+        return GeneratorValidator(self.config, group, data, normaliser)
 
     def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
         cast(Generator, network).save_pretrained(folder, data.preprocessing, step)
 
-    def facts(self, state: TrainState, distributed: Distributed) -> dict[str, str]:
-        execution = self.config.runtime.encoder_execution or default_execution(distributed.device)
-        lines = {
-            "generator": f"{state.generator.parameter_count:,} parameters, encoders {execution}",
-            "discriminator": f"{state.discriminator.parameter_count:,} parameters",
-        }
+    def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
+        execution = self.config.runtime.encoder_execution or default_execution(group.device)
+        lines = {name: f"{network.parameter_count:,} parameters" for name, network in state.networks.items()}
+        lines["generator"] += f", encoders {execution}"
         if self.segmenter is not None:
             lines["segmenter"] = f"frozen, {self.config.objective.segmenter}, {self.segmenter_sha256}"
         return lines
 
 
-def build_state(config: Config, distributed: Distributed) -> TrainState:
-    """Both networks with their optimisers, at step 0: weights are a function of the seed (or of `init_from`)."""
-    runtime, device = config.runtime, distributed.device
+def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
+    """Generator and discriminator with their optimisers. See `Task.build_state`."""
+    runtime, device = config.runtime, group.device
     execution = runtime.encoder_execution or default_execution(device)
-    generator = build_generator(config.generator, config.seed, execution)
+    generator = build_generator(config.generator, config.seed, execution, modality_set)
     if config.checkpoint.init_from is not None:
         load_weights(generator, config.checkpoint.init_from)
     set_recompute(generator, runtime.recompute)
-    discriminator = build_discriminator(config.discriminator, config.seed)
+    discriminator = build_discriminator(config.discriminator, config.seed, modality_set)
     for network in (generator, discriminator):
-        place(config, distributed, network)
+        move_to_device(config, device, network)
     average = average_of(generator) if config.training.ema_decay > 0 else None
     needs_cycle = config.objective.cycle > 0 or config.objective.feature > 0
     passes = SynthesisPasses(generator, fast=config.training.fast_passes, cycle=needs_cycle)
     compile_in_place(config, device, passes, discriminator)
-    rate = scaled_rate(config.optimizer, config.training.global_batch_size)
+    optimizers = (
+        adam(config, generator),
+        adam(config, discriminator, config.optimizer.discriminator_ratio),
+    )
     return TrainState(
         {
-            "generator": distributed.prepare(passes, adam(config, generator, rate), generator),
-            "discriminator": distributed.prepare(
-                discriminator,
-                adam(config, discriminator, rate * config.optimizer.discriminator_ratio),
-                discriminator,
-            ),
+            "generator": group.prepare(passes, optimizers[0], generator),
+            "discriminator": group.prepare(discriminator, optimizers[1], discriminator),
         },
         average,
     )

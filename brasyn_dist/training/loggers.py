@@ -1,46 +1,46 @@
-"""What a run tells: console, metrics.jsonl, performance.jsonl, W&B, TensorBoard behind one interface.
+"""Logs of a run: console, metrics.jsonl, performance.jsonl, W&B and TensorBoard behind one interface.
 
-    metrics.jsonl      one line per optimiser step and per validation; a pure function of the run, so that a run that
-                       was killed and resumed ends with the same bytes as one that was not
-    performance.jsonl  timings and memory: true of this execution alone
-    trackers           the same numbers with the optimiser step as their axis; a step is never sent twice
+    metrics.jsonl      one line per optimiser step and per validation; a pure function of the run. A run that was killed and
+                       resumed ends with the same bytes as an undisturbed one
+    performance.jsonl  timings and memory of the executions
+    trackers           the same numbers over the optimiser step; a step is never sent twice
 
-Everything here runs on rank 0; other ranks hold a `Telemetry` without sinks.
+Rank 0 writes. The other ranks have a `RunLogger` without outputs. A tracker that fails is switched off with a warning, and
+training continues.
 """
 
 import json
+import logging
 import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from brasyn_dist.common.files import atomic_write_text, fsync, write_json
 from brasyn_dist.config import TelemetryConfig
+from brasyn_dist.errors import ConfigError
 
+log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 PERFORMANCE = "performance.jsonl"
-
-
-class Sink(Protocol):
-    """Somewhere that numbers and pictures go, by optimiser step."""
-
-    def expect(self, step: int) -> None:
-        """Numbers of steps up to this one are about to come."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-    def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None: ...
-    def close(self, status: str) -> None: ...
+CONSOLE_SECONDS = 10.0
+"""Smallest time between two progress lines."""
 
 
 class JsonLines:
-    """Appends one JSON object a line; on opening, drops lines after `resumed_step` and a torn last line.
+    """Appends one JSON object per line.
 
-    `at_once`: a line that was written survives the process, without a flush.
+    Args:
+        path: The file.
+        resumed_step: Remove lines of later steps and a truncated last line when the file is opened.
+        at_once: Write each line immediately, so that it survives a kill of the process without a flush.
     """
 
     def __init__(self, path: Path, resumed_step: int | None = None, at_once: bool = False) -> None:
@@ -62,7 +62,7 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file; a torn last line (the writer was killed) is left out."""
+    """Objects of a JSON-lines file up to the first line that is no JSON (the writer was killed)."""
     values = []
     for line in path.read_text().splitlines():
         try:
@@ -72,22 +72,30 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return values
 
 
-class TensorBoardSink:
+class Tracker(Protocol):
+    """A destination of numbers and pictures by optimiser step."""
+
+    def scalars(self, lines: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """(step, values) in the order of the steps."""
+
+    def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None: ...
+    def close(self, status: str) -> None: ...
+
+
+class TensorBoardTracker:
     """TensorBoard event files in `<run>/tensorboard`."""
 
     def __init__(self, folder: Path, resumed_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step hides what a killed process wrote after the checkpoint.
+        # purge_step hides events that a killed process wrote after the checkpoint.
         purge = None if resumed_step is None else resumed_step + 1
         self._writer = SummaryWriter(str(folder), purge_step=purge)
 
-    def expect(self, step: int) -> None:
-        pass
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+    def scalars(self, lines: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        for step, values in lines:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None:
         self._writer.add_image(name, rgb_HW3, step, dataformats="HWC")
@@ -96,40 +104,41 @@ class TensorBoardSink:
         self._writer.close()
 
 
-class WandbSink:
-    """Weights & Biases: the same run after every resume; `<run>/wandb.json` holds its id and the last step sent."""
+class WandbTracker:
+    """Weights & Biases. All executions of a run log to one W&B run; `<run>/wandb.json` holds its id and the last step sent."""
 
     def __init__(self, config: TelemetryConfig, run_dir: Path, options: dict[str, Any]) -> None:
         import wandb
 
-        self._note = run_dir / "wandb.json"
+        self._wandb, self._note = wandb, run_dir / "wandb.json"
         known = json.loads(self._note.read_text()) if self._note.exists() else None
         self._id = known["id"] if known else uuid.uuid4().hex[:8]
-        # Steps that an earlier process of this run has sent; a resumed run computes them again, with equal values.
+        # A resumed run computes steps again that an earlier process has sent, with equal values.
         self._sent = known["last_step"] if known else -1
-        self._wandb = wandb
         self._run = wandb.init(
             project=config.wandb_project,
             entity=config.wandb_entity,
             name=run_dir.name,
             id=self._id,
             resume="allow",
-            mode="online" if config.wandb == "online" else "offline",
+            mode=wandb_mode(config),  # type: ignore[arg-type]
             dir=str(run_dir),
             config=options,
             settings=wandb.Settings(console="off"),
         )
         self._run.define_metric("optimizer_step")
         self._run.define_metric("*", step_metric="optimizer_step")
-        self.expect(self._sent)
+        self._save_note(self._sent)
 
-    def expect(self, step: int) -> None:
-        """Note the step before it is sent: killed in between, a step is missing rather than doubled."""
+    def _save_note(self, step: int) -> None:
         write_json(self._note, {"id": self._id, "last_step": max(self._sent, step)})
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if step > self._sent:
-            self._run.log({"optimizer_step": step, **values})
+    def scalars(self, lines: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        # Saved before the steps are sent: after a kill in between, steps are missing instead of sent twice.
+        self._save_note(lines[-1][0])
+        for step, values in lines:
+            if step > self._sent:
+                self._run.log({"optimizer_step": step, **values})
 
     def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None:
         if step > self._sent:
@@ -139,8 +148,54 @@ class WandbSink:
         self._run.finish(exit_code=0 if status in ("finished", "stopped") else 1)
 
 
-class Telemetry:
-    """All sinks of one process. Values are buffered by the caller; `flush` is what reaches the disk."""
+def wandb_mode(config: TelemetryConfig) -> str:
+    """`off`, or the mode for wandb.init. The variable WANDB_MODE has priority over telemetry.wandb unless that is `off`."""
+    return "off" if config.wandb == "off" else os.environ.get("WANDB_MODE") or config.wandb
+
+
+def check_trackers(config: TelemetryConfig) -> None:
+    """Check the requirements of the trackers, before any process waits for another.
+
+    Raises:
+        ConfigError: A package or the key of W&B is missing.
+    """
+    mode = wandb_mode(config)
+    for wanted, option, package in (
+        (config.tensorboard, "telemetry.tensorboard=true", "tensorboard"),
+        (mode != "off", f"telemetry.wandb={config.wandb}", "wandb"),
+    ):
+        if wanted and find_spec(package) is None:
+            raise ConfigError(f"{option} needs a package that is not installed: pip install '.[{package}]'")
+    if mode == "online" and not has_wandb_key():
+        raise ConfigError(
+            "telemetry.wandb=online: no API key of Weights & Biases was found; set WANDB_API_KEY, run `wandb login`, "
+            "or use telemetry.wandb=offline"
+        )
+
+
+def has_wandb_key() -> bool:
+    """Whether the environment or the netrc file has credentials for W&B."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname or "wandb"
+    try:
+        text = Path(os.environ.get("NETRC", "~/.netrc")).expanduser().read_text()
+    except (OSError, RuntimeError):
+        return False
+    return host in text or "wandb" in text
+
+
+class RunLogger:
+    """All outputs of one process.
+
+    Args:
+        config: Which trackers are on.
+        run_dir: Folder of the files.
+        is_main: False: no outputs.
+        total_steps: Steps of the whole run, for the progress display.
+        resumed_step: Step from which the run continues: later metrics are removed. None: keep all.
+        options: Configuration of the run, for trackers.
+    """
 
     def __init__(
         self,
@@ -151,96 +206,117 @@ class Telemetry:
         resumed_step: int | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        self.is_main = is_main
-        self.total_steps = total_steps
-        self._sinks: list[Sink] = []
+        self.is_main, self.total_steps = is_main, total_steps
+        self._trackers: dict[str, Tracker] = {}
         self._bar: Any = None
-        self._said = 0.0
+        self._printed = 0.0
         if not is_main:
             return
         self._metrics = JsonLines(run_dir / METRICS, resumed_step)
         self._performance = JsonLines(run_dir / PERFORMANCE)
         if config.tensorboard:
-            self._sinks.append(TensorBoardSink(run_dir / "tensorboard", resumed_step))
-        if config.wandb != "off":
-            self._sinks.append(WandbSink(config, run_dir, options or {}))
+            self._start("TensorBoard", lambda: TensorBoardTracker(run_dir / "tensorboard", resumed_step))
+        if wandb_mode(config) != "off":
+            self._start("W&B", lambda: WandbTracker(config, run_dir, options or {}))
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total_steps, initial=resumed_step or 0, unit="step", dynamic_ncols=True)
 
+    def _start(self, name: str, make: Callable[[], Tracker]) -> None:
+        try:
+            self._trackers[name] = make()
+        except Exception as error:  # no network, a wrong key, ...
+            warn_tracker(name, error)
+
+    def _track(self, action: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                action(tracker)
+            except Exception as error:
+                del self._trackers[name]
+                warn_tracker(name, error)
+
+    def _send(self, group: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        numbers = [
+            (
+                line["step"],
+                {f"{group}/{k}": v for k, v in line.items() if k != "step" and isinstance(v, int | float)},
+            )
+            for line in lines
+        ]
+        self._track(lambda tracker: tracker.scalars(numbers))
+
     def train(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Metrics of consecutive optimiser steps; each has `step`."""
-        if not self.is_main or not lines:
-            return
-        for sink in self._sinks:
-            sink.expect(lines[-1]["step"])
-        for line in lines:
-            self._metrics.write({"step": line["step"], "kind": "train", **line})
-            self._send("train", line)
+        if self.is_main and lines:
+            for line in lines:
+                self._metrics.write({"step": line["step"], "kind": "train", **line})
+            self._send("train", lines)
 
     def validation(self, line: Mapping[str, Any]) -> None:
         if self.is_main:
             self._metrics.write({"step": line["step"], "kind": "validation", **line})
-            self._send("validation", line)
+            self._send("validation", [line])
 
     def performance(self, line: Mapping[str, Any]) -> None:
         if self.is_main:
             self._performance.write({"time": round(time.time(), 3), **line})
-            self._send("performance", line)
+            self._send("performance", [line])
 
     def resumed(self, step: int, seconds: float) -> None:
-        """How long it took to verify and read the checkpoint of `step`: a line of performance.jsonl, and of the console."""
+        """Log how long the verification and loading of the checkpoint took."""
         if self.is_main:
-            self._performance.write(
-                {"time": round(time.time(), 3), "step": step, "resume_seconds": round(seconds, 3)}
-            )
-            self.say(f"resumed from step {step}: checkpoint verified and read in {seconds:.1f} s")
-
-    def _send(self, group: str, line: Mapping[str, Any]) -> None:
-        values = {f"{group}/{k}": v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
-        for sink in self._sinks:
-            sink.scalars(line["step"], values)
+            line = {"time": round(time.time(), 3), "step": step, "resume_seconds": round(seconds, 3)}
+            self._performance.write(line)
+            self.info(f"resumed from step {step}: checkpoint verified and read in {seconds:.1f} s")
 
     def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None:
-        for sink in self._sinks:
-            sink.image(step, name, rgb_HW3)
+        self._track(lambda tracker: tracker.image(step, name, rgb_HW3))
 
     def progress(self, step: int, values: Mapping[str, str]) -> None:
-        """The bar on a terminal; elsewhere a plain line, at most every ten seconds and at the end."""
+        """A progress bar on a terminal; otherwise a line, at most every `CONSOLE_SECONDS` and at the end."""
         if not self.is_main:
             return
         text = "  ".join(f"{k} {v}" for k, v in values.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
-        elif time.monotonic() - self._said > 10 or step == self.total_steps:
-            self._said = time.monotonic()
-            print(f"step {step}/{self.total_steps}  {text}", flush=True)
+        elif time.monotonic() - self._printed > CONSOLE_SECONDS or step == self.total_steps:
+            self._printed = time.monotonic()
+            log.info("step %s/%s  %s", step, self.total_steps, text)
 
-    def say(self, text: str) -> None:
-        """A line for people, above the bar."""
-        if not self.is_main:
-            return
-        if self._bar is not None:
-            self._bar.write(text)
-        else:
-            print(text, flush=True)
+    def info(self, text: str) -> None:
+        """A message on the console, above the progress bar."""
+        if self.is_main:
+            if self._bar is not None:
+                self._bar.clear()
+            log.info("%s", text)
+            if self._bar is not None:
+                self._bar.refresh()
 
     def flush(self) -> None:
-        """Everything so far is on disk: called before a checkpoint claims to have seen it."""
+        """Write everything so far to the disk. Called before a checkpoint is saved."""
         if self.is_main:
             self._metrics.flush()
             self._performance.flush()
             fsync(self._metrics.path.parent)
 
     def close(self, status: str) -> None:
-        if not self.is_main:
-            return
-        self.flush()
-        self._metrics.close()
-        self._performance.close()
-        for sink in self._sinks:
-            sink.close(status)
-        if self._bar is not None:
-            self._bar.close()
+        if self.is_main:
+            self.flush()
+            self._metrics.close()
+            self._performance.close()
+            self._track(lambda tracker: tracker.close(status))
+            if self._bar is not None:
+                self._bar.close()
+
+
+def warn_tracker(name: str, error: Exception) -> None:
+    log.warning(
+        "%s failed and is switched off for this execution; training continues, and %s is complete (%s: %s)",
+        name,
+        METRICS,
+        type(error).__name__,
+        str(error).strip().partition("\n")[0],
+    )

@@ -1,7 +1,7 @@
-"""Metrics without waiting for the device: term sums stay there until the next flush, then ranks add them up.
+"""Metrics without waiting for the device: sums of terms stay there until the next flush, which adds them up over the ranks.
 
-A value that is not finite stops the run at the flush that sees it, naming the first bad step and what went wrong in it;
-a flush precedes every save, so that no checkpoint is ever made of such a state.
+A value that is not finite ends the run at the next flush, with the first bad step and its terms. A flush precedes every save,
+so no checkpoint contains such a state.
 """
 
 import math
@@ -11,71 +11,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.errors import BrasynError
 
 NORM_SUFFIX = "_norm"
 
 
 class NonFiniteError(BrasynError):
-    """A loss term or gradient became NaN or infinite."""
+    """A loss term or gradient is NaN or infinite."""
 
 
-class Monitor:
-    """Collects one update after another; `flush` turns them into lines of metrics, equal on all ranks."""
+class MetricBuffer:
+    """Collects updates; `flush` turns them into lines of metrics, equal on all ranks.
+
+    Args:
+        group: The ranks.
+        samples: Synthetic slices of one update over all ranks; sums are divided by it.
+        keys: Sample keys of this rank in the update to a step.
+        overflow_is_normal: Accept infinite gradient norms. Under fp16 they only reduce the loss scale.
+    """
 
     def __init__(
         self,
-        distributed: Distributed,
+        group: ProcessGroup,
         samples: int,
         keys: Callable[[int], list[str]],
         overflow_is_normal: bool,
     ) -> None:
-        """`samples`: synthetic slices of one update over all ranks, by which sums are divided.
-
-        `keys` gives the sample keys that this rank had in the update to a step. Under fp16, an infinite gradient norm
-        only makes the loss scale shrink: `overflow_is_normal`.
-        """
-        self._distributed = distributed
-        self._samples = samples
-        self._keys = keys
+        self._group, self._samples, self._keys = group, samples, keys
         self._overflow_is_normal = overflow_is_normal
         self._pending: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
 
     def add(self, facts: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
-        """Note one update: `facts` (with `step`) go into its line as they are, `sums` are this rank's device values."""
+        """Add one update: `facts` (with `step`) are copied into its line, `sums` are this rank's device values."""
         self._pending.append((dict(facts), dict(sums)))
 
     def flush(self) -> list[dict[str, Any]]:
-        """Lines since the last flush. Raises NonFiniteError on every rank if any rank has a bad value."""
+        """Lines since the last flush.
+
+        Raises:
+            NonFiniteError: Any rank has a bad value. It is raised on every rank.
+        """
         if not self._pending:
             return []
         names = list(self._pending[0][1])
         local = torch.stack([torch.stack([s[n].double() for n in names]) for _, s in self._pending]).cpu()
-        steps = [facts["step"] for facts, _ in self._pending]
-        total = self._distributed.sum(local)
-        self._check(names, steps, local, total)
+        total = self._group.sum(local)
+        self._check(names, local, total)
+        # Norms are equal on all ranks; terms are sums over samples.
+        counts = [self._group.world if n.endswith(NORM_SUFFIX) else self._samples for n in names]
         lines = []
         for (facts, _), values in zip(self._pending, total):
-            means = {n: self._mean(n, float(v)) for n, v in zip(names, values)}
+            means = {n: float(v) / count for n, v, count in zip(names, values, counts)}
             lines.append({**facts, **{k: v if math.isfinite(v) else None for k, v in means.items()}})
         self._pending = []
         return lines
 
-    def _mean(self, name: str, total: float) -> float:
-        """Norms are equal on all ranks already; terms are sums over samples."""
-        return total / (self._distributed.world if name.endswith(NORM_SUFFIX) else self._samples)
-
-    def _check(self, names: list[str], steps: list[int], local: Tensor, total: Tensor) -> None:
+    def _check(self, names: list[str], local: Tensor, total: Tensor) -> None:
         checked = [not (n.endswith(NORM_SUFFIX) and self._overflow_is_normal) for n in names]
         bad = ~torch.isfinite(total) & torch.tensor(checked)
         if not bad.any():
             return
         row = int(bad.any(1).nonzero()[0])
-        step = steps[row]
+        step = self._pending[row][0]["step"]
         terms = [n for n, b in zip(names, bad[row]) if b]
         mine = self._keys(step) if not torch.isfinite(local[row]).all() else []
-        keys = [k for part in self._distributed.gather(mine) for k in part]
+        keys = [k for part in self._group.gather(mine) for k in part]
         raise NonFiniteError(
             f"step {step}: {', '.join(terms)} is not finite. Slices in that update on the ranks concerned: "
             f"{', '.join(keys)}. Checkpoints before this step are intact: the same command continues from the newest. "

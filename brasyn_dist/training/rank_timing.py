@@ -1,11 +1,12 @@
-"""What every rank does with its time, and what becomes of it when it fails or hangs.
+"""Timings of all ranks, and a log for each rank.
 
-    phases of the step (phases.py), waits of the loop --one row a rank--> table --> performance.jsonl   means, slowest rank
-                                                                                --> logs/summary.json   all ranks, whole execution
-    notes, stacks of a hang or crash, traceback of a failure -----------------> logs/rank-N.log
+    phases of the step (distributed/timing.py),
+    waits of the loop (HostTimer)              --one row per rank--> performance.jsonl   means, slowest rank
+                                                                 --> logs/summary.json   all ranks, whole execution
+    notes, stacks of a hang or crash, traceback of a failure ------> logs/rank-N.log
 
-A rank's own time is what it spends computing and waiting for data, without waiting for the others: all ranks take equally
-long for a step, and only their own time shows who is the slow one. Ranks meet here when metrics are logged, never in an update.
+All ranks take equally long for a step, since they wait for each other. The own time of a rank (computation and waiting for
+data, without waiting for others) shows which rank is slow. Ranks communicate when metrics are logged, never in an update.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import resource
 import statistics
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -25,38 +26,63 @@ import torch
 
 from brasyn_dist.common.files import write_json
 from brasyn_dist.config import RunConfig
-from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.timing import COMMUNICATION
 from brasyn_dist.training.watchdog import Peer, Watchdog
 
 LOGS = "logs"
 SUMMARY = "summary.json"
-DATA_WAIT = "data_wait"
+DATA_WAIT, AGREEMENT, VALIDATION, CHECKPOINT = "data_wait", "agree", "validate", "checkpoint"
+"""Activities of the training loop beside updates."""
 OWN = "own"
-Row = dict[str, float]
-"""Of one rank and interval: seconds by name; gauges, whose names do not end so, as they are."""
+Timings = dict[str, float]
+"""Of one rank and interval: seconds by name, and gauges (see `is_gauge`)."""
 
 
-class Observer:
-    """This rank's log, watchdog and timings. Use it around the training loop."""
+class HostTimer:
+    """Wall-clock seconds of the training loop by activity, and its steps, since the last report."""
 
-    def __init__(self, config: RunConfig, distributed: Distributed) -> None:
-        self._distributed = distributed
-        self._peers: list[Peer] = distributed.gather(Peer.here(distributed.rank))
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.seconds = dict.fromkeys((DATA_WAIT, AGREEMENT, VALIDATION, CHECKPOINT), 0.0)
+        self.steps = 0
+        self._start = time.monotonic()
+
+    @contextlib.contextmanager
+    def measure(self, activity: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.seconds[activity] += time.monotonic() - begin
+
+    @property
+    def training_seconds(self) -> float:
+        """Without validation and checkpoints."""
+        elapsed = time.monotonic() - self._start
+        return max(elapsed - self.seconds[VALIDATION] - self.seconds[CHECKPOINT], 1e-9)
+
+
+class RankMonitor:
+    """Log, watchdog and timings of this rank. A context manager around the training loop."""
+
+    def __init__(self, config: RunConfig, group: ProcessGroup) -> None:
+        self._group = group
+        self._peers: list[Peer] = group.gather(Peer.here(group.rank))
         self._folder = config.run_dir / LOGS
-        self._log = open_log(self._folder, distributed.rank)
+        self._log = open_log(self._folder, group.rank)
         runtime = config.runtime
         minutes = runtime.hang_minutes or runtime.collective_timeout_minutes / 2
-        me = self._peers[distributed.rank]
-        self._watchdog = Watchdog(self._log, self._folder, me, self._peers, 60 * minutes)
-        self._pending: Row = {}
-        self._rows: list[Row] = [{} for _ in self._peers]
+        self._watchdog = Watchdog(
+            self._log, self._folder, self._peers[group.rank], self._peers, 60 * minutes
+        )
+        self._totals: list[Timings] = [{} for _ in self._peers]
         self._steps = 0
 
-    def __enter__(self) -> "Observer":
-        self.note(f"{self._peers[self._distributed.rank]} of {self._distributed.world} starts")
+    def __enter__(self) -> "RankMonitor":
+        self.note(f"{self._peers[self._group.rank]} of {self._group.world} starts")
         with contextlib.suppress(OSError, ValueError):
-            faulthandler.enable(self._log)  # crashes of native code, too
+            faulthandler.enable(self._log)  # also crashes of native code
         self._watchdog.__enter__()
         return self
 
@@ -70,53 +96,48 @@ class Observer:
             self._log.close()
 
     def note(self, text: str) -> None:
-        """A line for this rank's log. A full disk is not its business."""
+        """Write a line to the log of this rank. Errors such as a full disk are ignored."""
         with contextlib.suppress(OSError, ValueError):
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def beat(self, doing: str) -> None:
-        """This rank gets on."""
+        """Report progress to the watchdog."""
         self._watchdog.beat(doing)
 
-    def collect(self) -> None:
-        """Take the phases that have ended since. Waits for the device if it is still at them."""
-        phases = self._distributed.clock.take()
-        for name, seconds in phases.items():
-            self._pending[name] = self._pending.get(name, 0.0) + seconds
+    def interval(self, step: int, timer: HostTimer) -> dict[str, Any]:
+        """Close the interval up to `step`: fields for performance.jsonl, equal on all ranks, which call this together.
 
-    def interval(self, step: int, steps: int, host: Mapping[str, float]) -> dict[str, Any]:
-        """Close an interval of `steps` updates up to `step`: fields for performance.jsonl, the same on all ranks.
-
-        `host` has seconds of this rank by name, as `phases` would not know them; `data_wait` is one. Every rank must call this.
+        It waits until the device has finished the phases of the interval.
         """
-        self.collect()
-        row = {**self._pending, **host, OWN: computed(self._pending) + host.get(DATA_WAIT, 0.0)}
-        gauges = {"peak_memory_gib": peak_memory_gib(), **gpu_statistics(self._distributed.device)}
+        phases = self._group.clock.take()
+        host = {name: s for name, s in timer.seconds.items() if name != VALIDATION}
+        row = {**phases, **host, OWN: computation(phases) + timer.seconds[DATA_WAIT]}
+        gauges = {"peak_memory_gib": peak_memory_gib(), **gpu_statistics(self._group.device)}
         table = self._share({**row, **gauges})
-        self._pending = {}
-        self._steps += steps
-        for total, new in zip(self._rows, table):
+        self._steps += timer.steps
+        for total, new in zip(self._totals, table):
             for name, value in new.items():
-                total[name] = value if name in gauges else total.get(name, 0.0) + value
-        self.note(f"step {step}: " + ", ".join(f"{k} {v / steps:.4f}" for k, v in row.items()) + " s a step")
-        return interval_fields(table, steps, [p.host for p in self._peers])
+                total[name] = value if is_gauge(name) else total.get(name, 0.0) + value
+        per_step = ", ".join(f"{k} {v / timer.steps:.4f}" for k, v in row.items())
+        self.note(f"step {step}: {per_step} s per step")
+        return interval_fields(table, timer.steps, [p.host for p in self._peers])
 
-    def _share(self, row: Row) -> list[Row]:
-        """Rows of all ranks, on all ranks; every rank has the same names."""
-        names, rank = sorted(row), self._distributed.rank
-        table = torch.zeros(self._distributed.world, len(names), dtype=torch.float64)
-        table[rank] = torch.tensor([row[n] for n in names], dtype=torch.float64)
-        return [dict(zip(names, values)) for values in self._distributed.sum(table).tolist()]
+    def _share(self, row: Timings) -> list[Timings]:
+        """Rows of all ranks, on all ranks. Every rank has the same names."""
+        names = sorted(row)
+        table = torch.zeros(self._group.world, len(names), dtype=torch.float64)
+        table[self._group.rank] = torch.tensor([row[n] for n in names], dtype=torch.float64)
+        return [dict(zip(names, values)) for values in self._group.sum(table).tolist()]
 
     def write_summary(self) -> None:
-        """logs/summary.json: this execution, rank by rank."""
-        if self._distributed.is_main and self._steps:
+        """Write logs/summary.json: timings of this execution for every rank."""
+        if self._group.is_main and self._steps:
             with contextlib.suppress(OSError):
-                write_json(self._folder / SUMMARY, summary(self._rows, self._steps, self._peers))
+                write_json(self._folder / SUMMARY, summary(self._totals, self._steps, self._peers))
 
 
 def open_log(folder: Path, rank: int) -> TextIO:
-    """Appends, line by line; to nowhere if the folder cannot be written (rank 0 will say so)."""
+    """The log, line-buffered; the null device if the folder cannot be written (rank 0 reports that)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return (folder / f"rank-{rank}.log").open("a", buffering=1)
@@ -124,22 +145,20 @@ def open_log(folder: Path, rank: int) -> TextIO:
         return Path(os.devnull).open("w")
 
 
-def computed(phases: Mapping[str, float]) -> float:
-    """Seconds of phases without the communication that lies within them."""
+def computation(phases: Mapping[str, float]) -> float:
+    """Seconds of the phases without the communication within them, which `phases` also lists."""
     return sum(phases.values()) - 2 * phases.get(COMMUNICATION, 0.0)
 
 
-def interval_fields(table: Sequence[Row], steps: int, hosts: Sequence[str]) -> dict[str, Any]:
-    """Means over ranks, in seconds a step, and the slowest rank by its own time; gauges: the largest of any rank."""
+def interval_fields(table: Sequence[Timings], steps: int, hosts: Sequence[str]) -> dict[str, Any]:
+    """Means over ranks in seconds per step, the largest value of each gauge, and the slowest rank by its own time."""
     fields: dict[str, Any] = {}
     for name in table[0]:
         values = [row[name] for row in table]
-        if is_gauge(name):
-            known = [v for v in values if math.isfinite(v)]
-            if known:
-                fields[name] = round(max(known), 3)
-        else:
+        if not is_gauge(name):
             fields[f"{name}_seconds_per_step"] = round(statistics.fmean(values) / steps, 5)
+        elif known := [v for v in values if math.isfinite(v)]:
+            fields[name] = round(max(known), 3)
     own = [row[OWN] for row in table]
     slowest = max(range(len(own)), key=own.__getitem__)
     return {
@@ -150,23 +169,14 @@ def interval_fields(table: Sequence[Row], steps: int, hosts: Sequence[str]) -> d
     }
 
 
-def summary(rows: Sequence[Row], steps: int, peers: Sequence[Peer]) -> dict[str, Any]:
-    """Of a whole execution: every rank, the slowest one, and the slowest node (by the mean of its ranks)."""
-    ranks = []
+def summary(rows: Sequence[Timings], steps: int, peers: Sequence[Peer]) -> dict[str, Any]:
+    """Timings of a whole execution: every rank, the slowest rank, and the slowest node by the mean of its ranks."""
+    ranks, nodes = [], {}  # type: ignore[var-annotated]
     for row, peer in zip(rows, peers):
         per_step = {k: round(v / steps, 5) for k, v in row.items() if not is_gauge(k)}
         gauges = {k: round(v, 3) for k, v in row.items() if is_gauge(k) and math.isfinite(v)}
-        ranks.append(
-            {
-                "rank": peer.rank,
-                "host": peer.host,
-                "process": peer.pid,
-                "seconds_per_step": per_step,
-                **gauges,
-            }
-        )
-    nodes: dict[str, list[float]] = {}
-    for row, peer in zip(rows, peers):
+        who = {"rank": peer.rank, "host": peer.host, "process": peer.pid}
+        ranks.append({**who, "seconds_per_step": per_step, **gauges})
         nodes.setdefault(peer.host, []).append(row[OWN] / steps)
     means = {host: round(statistics.fmean(values), 5) for host, values in nodes.items()}
     return {
@@ -179,18 +189,19 @@ def summary(rows: Sequence[Row], steps: int, peers: Sequence[Peer]) -> dict[str,
 
 
 def is_gauge(name: str) -> bool:
+    """Whether a value is a state, such as memory, instead of seconds."""
     return name == "peak_memory_gib" or name.startswith("gpu_")
 
 
 def peak_memory_gib() -> float:
-    """Largest memory of this process so far: the device's allocator on CUDA, resident memory elsewhere."""
+    """Largest memory of this process so far: of the device's allocator on CUDA, resident memory on other devices."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def gpu_statistics(device: torch.device) -> Row:
-    """Reserved memory, and what nvidia-ml-py tells where it is installed (NaN elsewhere); empty without a GPU."""
+def gpu_statistics(device: torch.device) -> Timings:
+    """Reserved memory, and the readings of nvidia-ml-py (NaN if it is not installed); empty without a GPU."""
     if device.type != "cuda":
         return {}
     values = {"gpu_reserved_gib": torch.cuda.memory_reserved(device) / 2**30}

@@ -1,4 +1,4 @@
-"""A run's folder: configuration, environment, status, and the lock that keeps a second job out.
+"""The folder of a run: configuration, environment, status, and the lock against a second job.
 
 runs/<name>/{config.yaml, environment.json, data.json, status.json, attempts.jsonl, metrics.jsonl, performance.jsonl,
 logs/, checkpoints/, panels/, export/, report.html}
@@ -6,6 +6,7 @@ logs/, checkpoints/, panels/, export/, report.html}
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -20,6 +21,7 @@ from brasyn_dist.common.typed_yaml import to_dict, to_yaml
 from brasyn_dist.config import RunConfig
 from brasyn_dist.errors import BrasynError, CheckpointError
 
+log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 PANELS = "panels"
@@ -27,11 +29,14 @@ STATUS = "status.json"
 
 
 class RunLock:
-    """Exclusive use of a run folder until this process ends, however it ends. Raises BrasynError if another has it.
+    """Exclusive use of a run folder until this process ends for any reason.
 
-    Linux keeps the lock across nodes on NFS (not on Lustre mounted with `localflock`). A requeued job may meet its
-    predecessor there: a node that Slurm has lost sight of trains on until its peers are gone, and a server forgets the lock of
-    a dead one after a minute or two only. Such a job therefore waits longer.
+    On NFS, Linux keeps the lock across nodes (not on Lustre mounted with `localflock`). A requeued job can meet its predecessor:
+    a node without connection to Slurm trains on until its peers have ended, and a file server releases the lock of a dead node
+    only after one or two minutes. Such a job therefore waits longer.
+
+    Raises:
+        BrasynError: Another process has the lock.
     """
 
     def __init__(self, run_dir: Path, patience_seconds: float | None = None) -> None:
@@ -51,8 +56,8 @@ class RunLock:
                         "to end (or stop it with a STOP file there), or choose another name="
                     ) from None
                 time.sleep(0.2)
-            except OSError as error:  # a file system without locks: train on, but say so
-                print(f"warning: {run_dir} cannot be locked ({error}); make sure that no other job uses it")
+            except OSError as error:  # a file system without locks
+                log.warning("%s cannot be locked (%s); make sure that no other job uses it", run_dir, error)
                 break
         self._file.truncate(0)
         job = f" of Slurm job {slurm_job()}" if slurm_job() else ""
@@ -64,7 +69,7 @@ class RunLock:
 
 
 def write_status(run_dir: Path, status: str, step: int, total_steps: int, reason: str = "") -> None:
-    """status.json: `running`, `stopped` (continue by the same command), `finished` or `failed`; `job`: see `slurm_job`."""
+    """Write status.json: `running`, `stopped` (the same command continues), `finished` or `failed`; `job`: see `slurm_job`."""
     values = {
         "status": status,
         "step": step,
@@ -77,7 +82,7 @@ def write_status(run_dir: Path, status: str, step: int, total_steps: int, reason
 
 @contextmanager
 def noting_failure(run_dir: Path, is_main: bool) -> Iterator[None]:
-    """Leave the reason of an exception in status.json (rank 0 does), and pass it on. Only for who has the lock."""
+    """Context that writes the reason of an exception to status.json, on rank 0. The caller must hold the lock."""
     try:
         yield
     except Exception as error:
@@ -87,24 +92,24 @@ def noting_failure(run_dir: Path, is_main: bool) -> Iterator[None]:
 
 
 def note_failure(run_dir: Path, error: BaseException) -> None:
-    """status.json: failed, with the steps that were written there before."""
+    """Write `failed` to status.json; the steps stay as they are there."""
     try:
         known = json.loads((run_dir / STATUS).read_text())
     except (OSError, ValueError):
         known = {}
     reason = f"{type(error).__name__}: {error}"
-    with suppress(OSError):  # the disk may be what failed
+    with suppress(OSError):  # the disk can be the cause
         write_status(run_dir, "failed", known.get("step", 0), known.get("total_steps", 0), reason)
 
 
 def record(run_dir: Path, config: RunConfig, world: int, device: str, sources: dict[str, Any]) -> None:
-    """Save the merged configuration and what the run was started with; `sources` are weights of other runs."""
+    """Save the merged configuration and the environment. `sources` are weights of other runs."""
     atomic_write_text(run_dir / "config.yaml", to_yaml(config))
     write_json(run_dir / "environment.json", {**environment(world, device), "sources": sources})
 
 
 def run_identity(config: RunConfig, data_fingerprint: str, models: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for a resume: data, order, batch geometry, models."""
+    """Everything that must be equal for a resume: data, order, batch geometry, models."""
     return {
         "data_fingerprint": data_fingerprint,
         "normalisation": config.data.normalisation,
@@ -116,8 +121,21 @@ def run_identity(config: RunConfig, data_fingerprint: str, models: dict[str, Any
     }
 
 
-def check_identity(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
-    """Raise CheckpointError listing every key in which the checkpoint and the configuration differ."""
+def check_identity(
+    saved: dict[str, Any], current: dict[str, Any], defaults: dict[str, Any], folder: Path
+) -> None:
+    """Compare the identity in a checkpoint with that of this run.
+
+    Args:
+        saved: Identity in the checkpoint. Options that its version did not have take their default.
+        current: Identity of this run.
+        defaults: Default values of options, by the same names.
+        folder: The checkpoint, for the message.
+
+    Raises:
+        CheckpointError: They differ; the message lists every difference.
+    """
+    saved = with_defaults(saved, defaults)
     differing = [
         f"{key}: checkpoint {saved.get(key)!r}, configuration {current[key]!r}"
         for key in current
@@ -130,14 +148,23 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any], folder: Path)
         )
 
 
+def with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the missing keys of `defaults`, also in nested dictionaries."""
+    merged = {**defaults, **values}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(merged[key], dict):
+            merged[key] = with_defaults(merged[key], default)
+    return merged
+
+
 def changed_options(saved: dict[str, Any], config: RunConfig) -> list[str]:
-    """Options outside the identity that differ from those the checkpoint was made with, as `section.key: old -> new`."""
-    current = to_dict(config)
+    """Options outside the identity that differ from those of the checkpoint, as `section.key: old -> new`."""
+    current, saved = to_dict(config), with_defaults(saved, to_dict(type(config)()))
     sections = ("objective", "tversky", "optimizer", "training", "runtime")
     return [
         f"{section}.{key}: {saved[section].get(key)} -> {value}"
         for section in sections
-        if section in saved and section in current
+        if section in current
         for key, value in current[section].items()
         if saved[section].get(key) != value
     ]

@@ -1,9 +1,9 @@
-"""Training a segmenter alone (method, section 4): one network, one update a batch, focal Tversky loss.
+"""Training of a segmenter (docs/explanation/method.md, section 4): one network, one update per batch, focal Tversky loss.
 
-Loop, stream, checkpoints, resume, stop and telemetry are those of the generator.
+Loop, data stream, checkpoints, resume, stop and loggers are those of the generator.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,65 +12,60 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brasyn_dist.brats import LABEL_NAMES, REGIONS, VIEWS
+from brasyn_dist.brats import BRATS, ED, ET, LABEL_NAMES, NETC, VIEWS
+from brasyn_dist.common.panels import grid, label_panel
 from brasyn_dist.common.typed_yaml import to_dict
 from brasyn_dist.config import RuntimeConfig, SegmenterRunConfig
 from brasyn_dist.data.loading.loader import SliceBatch
-from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.losses.tversky import focal_tversky, labelled_only
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.pretrained import load_weights
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
-from brasyn_dist.training.build import adam
-from brasyn_dist.training.compilation import compile_in_place, place
-from brasyn_dist.training.ema import average_of
-from brasyn_dist.training.gan_step import DeviceBatch, Loader, add_sums, chunks
-from brasyn_dist.training.schedule import scaled_rate
-from brasyn_dist.training.state import TrainState
-from brasyn_dist.training.training_data import TrainingData, check_tumour_types, choose_training
+from brasyn_dist.training.gan_step import add_sums, micro_batches
+from brasyn_dist.training.networks import adam, compile_in_place, move_to_device
+from brasyn_dist.training.state import TrainState, average_of
+from brasyn_dist.training.training_data import (
+    BatchLoader,
+    DeviceBatch,
+    TrainingData,
+    check_tumour_types,
+    choose_training,
+)
 from brasyn_dist.training.validation import SliceValidator
 
-LABEL_KEYS = {1: "NETC", 2: "ED", 3: "ET"}
-"""Canonical labels as they are called in metrics."""
-CLASSES = 1 + len(LABEL_NAMES)
+SHORT_NAMES = {LABEL_NAMES[NETC]: "NETC", LABEL_NAMES[ED]: "ED", LABEL_NAMES[ET]: "ET"}
+"""Names of labels in metrics. Other labels have their own name there."""
 
 
 class SegmenterStep:
-    """One update of the segmenter. Calling it returns device tensors only: nothing in here waits for the device."""
+    """Updates the segmenter. See `Step`."""
 
     variants = 1
     headline = ("Tversky", "tversky")
 
     def __init__(
-        self,
-        config: SegmenterRunConfig,
-        distributed: Distributed,
-        segmenter: Trainable,
-        normaliser: Normaliser,
+        self, config: SegmenterRunConfig, group: ProcessGroup, segmenter: Trainable, normaliser: Normaliser
     ) -> None:
-        self._config = config
-        self._distributed = distributed
-        self._segmenter = segmenter
-        self._loader = Loader(config, normaliser)
+        self._config, self._group, self._segmenter = config, group, segmenter
+        self._loader = BatchLoader(config, normaliser)
 
     def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:
-        with self._distributed.clock.phase("segmenter"):
-            return self._update(self._loader(batch), rate)
-
-    def _update(self, loaded: DeviceBatch, rate: float) -> dict[str, Tensor]:
-        config, distributed = self._config, self._distributed
-        scale = distributed.world / config.training.global_batch_size
-        sums: dict[str, Tensor] = {}
-        for start, stop in chunks(len(loaded), config.training.micro_batch_size):
-            part = loaded.rows(start, stop)
-            with self._segmenter.accumulate(last=stop == len(loaded)):
-                logits_B4HW = self._segmenter.wrapped(part.real_BMHW, part.view_B, part.type_B)
-                loss_B = focal_tversky(config.tversky, logits_B4HW, part.labels_BHW)
-                terms = {"tversky": labelled_only(loss_B, part.has_labels_B)}
-                self._segmenter.backward(terms["tversky"].sum() * scale)
-            add_sums(sums, terms)
-        sums["segmenter_norm"] = self._segmenter.clip_and_step(config.optimizer.clip_norm, rate)
+        config, sums = self._config, {}  # type: ignore[var-annotated]
+        scale = self._group.world / config.training.global_batch_size
+        with self._group.clock.phase("segmenter"):
+            loaded = self._loader(batch)
+            for start, stop in micro_batches(len(loaded), config.training.micro_batch_size):
+                part = loaded.rows(start, stop)
+                with self._segmenter.accumulate(last=stop == len(loaded)):
+                    logits_BCHW = self._segmenter.wrapped(part.real_BMHW, part.view_B, part.type_B)
+                    loss_B = focal_tversky(config.tversky, logits_BCHW, part.labels_BHW)
+                    terms = {"tversky": labelled_only(loss_B, part.has_labels_B)}
+                    self._segmenter.backward(terms["tversky"].sum() * scale)
+                add_sums(sums, terms)
+            sums["segmenter_norm"] = self._segmenter.clip_and_step(config.optimizer.clip_norm, rate)
         return sums
 
     def trace(self, batch: SliceBatch, number: int) -> list[list[object]]:
@@ -78,84 +73,80 @@ class SegmenterStep:
 
 
 class SegmenterValidator(SliceValidator):
-    """Dice of each label and region, its pixels counted over all held-out slices together, and the mean loss.
+    """Dice of each label and region over the pixels of all held-out slices, and the mean loss of the labelled ones.
 
-    Slices of one case are no independent cases: these numbers choose the best network, they are no result.
+    These numbers select the best network. They are no result, since slices of one case are not independent.
     """
 
-    def badness(self, scores: Mapping[str, float]) -> float:
+    def __init__(
+        self,
+        config: SegmenterRunConfig,
+        group: ProcessGroup,
+        data: TrainingData,
+        normaliser: Normaliser,
+    ) -> None:
+        super().__init__(config, group, data, normaliser)
+        self._tversky = config.tversky
+
+    def selection_metric(self, scores: Mapping[str, float]) -> float:
         return 1 - scores["dice"]
 
     @torch.no_grad()
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """`dice` (mean over labels), `dice/NETC`, ..., `dice/WT`; panels: reference and prediction beside each other."""
-        confusion = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
-        pictures: list[tuple[int, dict[str, Any]]] = []
-        device = self._normaliser.device
+        """`dice` (mean over labels), `dice/NETC`, ..., `dice/WT`, `tversky` (if there are labels); panels of label maps."""
+        classes = 1 + max(self._modality_set.labels)
+        confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        losses: list[tuple[int, float]] = []
+        panels: list[tuple[int, np.ndarray]] = []
         for rows, batch in self._batches:
-            slices_BMHW = self._normaliser(batch.planes.to(device))
-            with self._distributed.autocast():
-                logits_B4HW = network(slices_BMHW, batch.view.to(device), batch.tumour_type.to(device))
-            predicted_BHW = logits_B4HW.argmax(1).cpu()
-            labelled = batch.has_labels
-            confusion += confusion_matrix(batch.labels[labelled], predicted_BHW[labelled])
-            pictures += [
-                (
-                    row,
-                    {
-                        "slices": slices_BMHW[i].cpu().numpy(),
-                        "labels": batch.labels[i].numpy(),
-                        "predicted": predicted_BHW[i].numpy(),
-                        "view": VIEWS[int(batch.view[i])],
-                    },
-                )
-                for i, row in enumerate(rows)
-                if row < self._panels
-            ]
-        gathered = self._distributed.gather((confusion, pictures))
-        scores = dice_scores(torch.stack([c for c, _ in gathered]).sum(0))
-        if not self._distributed.is_main:
+            loaded = DeviceBatch.load(batch, self._normaliser)
+            with self._group.autocast():
+                logits_BCHW = network(loaded.real_BMHW, loaded.view_B, loaded.type_B)
+            predicted_BHW, labelled_B = logits_BCHW.argmax(1).cpu(), batch.has_labels
+            confusion += confusion_matrix(batch.labels[labelled_B], predicted_BHW[labelled_B], classes)
+            loss_B = focal_tversky(self._tversky, logits_BCHW, loaded.labels_BHW).tolist()
+            losses += [(row, loss_B[i]) for i, row in enumerate(rows) if labelled_B[i]]
+            for i, row in enumerate(rows):
+                if row < self._panels:
+                    slices_MHW = loaded.real_BMHW[i].cpu().numpy()
+                    labels = (batch.labels[i].numpy(), predicted_BHW[i].numpy())
+                    view = VIEWS[int(batch.view[i])]
+                    window, names = self._normaliser.window, self._modality_set.modalities
+                    panels.append((row, label_panel(slices_MHW, *labels, window, view, names)))
+        gathered = self._group.gather((confusion, losses, panels))
+        scores = dice_scores(torch.stack([c for c, _, _ in gathered]).sum(0), self._modality_set)
+        ordered = sorted(loss for _, part, _ in gathered for loss in part)
+        if ordered:
+            scores["tversky"] = float(np.mean([loss for _, loss in ordered]))
+        pictures = sorted((p for _, _, part in gathered for p in part), key=lambda p: p[0])
+        if not pictures or not self._group.is_main:
             return scores, {}
-        chosen = sorted((p for _, part in gathered for p in part), key=lambda p: p[0])
-        return scores, draw_labels([p for _, p in chosen], self._normaliser.window)
+        return scores, {"segmentation": grid([picture for _, picture in pictures])}
 
 
-def confusion_matrix(labels: Tensor, predicted: Tensor) -> Tensor:
-    """(4, 4) int64: pixels of reference class (row) that were predicted as class (column)."""
-    pairs = labels.long().flatten() * CLASSES + predicted.long().flatten()
-    return torch.bincount(pairs, minlength=CLASSES * CLASSES).view(CLASSES, CLASSES)
+def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int = 4) -> Tensor:
+    """(C, C) int64: number of pixels of each reference class (row) and predicted class (column)."""
+    pairs = labels.long().flatten() * classes + predicted.long().flatten()
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
 
 
-def dice_scores(confusion: Tensor) -> dict[str, float]:
-    """Dice of each label and region, and `dice`, the mean over labels; 1 where neither side has a pixel."""
-    groups = {LABEL_KEYS[label]: (label,) for label in LABEL_NAMES} | REGIONS
+def dice_scores(confusion: Tensor, modality_set: ModalitySet = BRATS) -> dict[str, float]:
+    """Dice of each label and region, and `dice`, the mean over labels. Dice is 1 if neither side has a pixel."""
+    labels = {SHORT_NAMES.get(name, name): (label,) for label, name in modality_set.labels.items()}
     scores = {}
-    for name, labels in groups.items():
-        members = list(labels)
+    for name, united in (labels | modality_set.regions).items():
+        members = list(united)
         both = int(confusion[members][:, members].sum())
         total = int(confusion[members].sum() + confusion[:, members].sum())
         scores[f"dice/{name}"] = 2 * both / total if total else 1.0
-    mean = float(np.mean([scores[f"dice/{LABEL_KEYS[label]}"] for label in LABEL_NAMES]))
-    return {"dice": mean, **scores}
-
-
-def draw_labels(pictures: Sequence[dict[str, Any]], window: tuple[float, float]) -> dict[str, np.ndarray]:
-    """One RGB image: for each slice its four modalities, the reference and the prediction."""
-    from brasyn_dist.common.panels import grid, label_panel
-
-    if not pictures:
-        return {}
-    rows = [label_panel(p["slices"], p["labels"], p["predicted"], window, p["view"]) for p in pictures]
-    return {"segmentation": grid(rows)}
+    return {"dice": float(np.mean([scores[f"dice/{name}"] for name in labels])), **scores}
 
 
 @dataclass(frozen=True)
 class SegmenterTask:
-    """See training/task.py."""
+    """See `Task`."""
 
     config: SegmenterRunConfig
-
-    validator = SegmenterValidator
 
     def with_runtime(self, runtime: RuntimeConfig) -> "SegmenterTask":
         return SegmenterTask(replace(self.config, runtime=runtime))
@@ -169,33 +160,36 @@ class SegmenterTask:
     def check(self, data: TrainingData) -> None:
         check_tumour_types(data.training)
 
-    def build_state(self, distributed: Distributed) -> TrainState:
+    def build_state(self, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
         config = self.config
-        segmenter = build_segmenter(config.segmenter, config.seed)
+        segmenter = build_segmenter(config.segmenter, config.seed, modality_set)
         if config.checkpoint.init_from is not None:
             load_weights(segmenter, config.checkpoint.init_from)
-        place(config, distributed, segmenter)
+        move_to_device(config, group.device, segmenter)
         average = average_of(segmenter) if config.training.ema_decay > 0 else None
-        compile_in_place(config, distributed.device, segmenter)
-        rate = scaled_rate(config.optimizer, config.training.global_batch_size)
-        trainable = distributed.prepare(segmenter, adam(config, segmenter, rate), segmenter)
-        return TrainState({"segmenter": trainable}, average)
+        compile_in_place(config, group.device, segmenter)
+        return TrainState(
+            {"segmenter": group.prepare(segmenter, adam(config, segmenter), segmenter)}, average
+        )
 
-    def build_step(
-        self, distributed: Distributed, state: TrainState, normaliser: Normaliser
-    ) -> SegmenterStep:
-        return SegmenterStep(self.config, distributed, state.networks["segmenter"], normaliser)
+    def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> SegmenterStep:
+        return SegmenterStep(self.config, group, state.main, normaliser)
+
+    def build_validator(
+        self, group: ProcessGroup, data: TrainingData, normaliser: Normaliser
+    ) -> SegmenterValidator:
+        return SegmenterValidator(self.config, group, data, normaliser)
 
     def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
         cast(Segmenter, network).save_pretrained(folder, data.preprocessing, step)
 
-    def facts(self, state: TrainState, distributed: Distributed) -> dict[str, str]:
-        count = state.networks["segmenter"].parameter_count
-        return {"segmenter": f"{count:,} parameters, {len(self.config.segmenter.widths)} stages"}
+    def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
+        count, stages = state.main.parameter_count, len(self.config.segmenter.widths)
+        return {"segmenter": f"{count:,} parameters, {stages} stages"}
 
 
 def cost(config: SegmenterRunConfig) -> str:
-    """Text for `--dry-run`. Reads the shard set's index, trains nothing."""
+    """Text for `--dry-run`. Reads the index of the shard set and trains nothing."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -206,9 +200,9 @@ def cost(config: SegmenterRunConfig) -> str:
     index = ShardIndex.load(data.shards, data.cache_dir, data.cache_gib)
     training = choose_training(index, data)
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        segmenter = Segmenter(config.segmenter)
+        segmenter = Segmenter(config.segmenter, index.header.modality_set)
         number_B = torch.zeros(1, dtype=torch.int64)
-        segmenter(torch.empty(1, 4, *config.image_shape), number_B, number_B).sum().backward()
+        segmenter(torch.empty(1, len(index.header.modality_set), *config.image_shape), number_B, number_B).sum().backward()
     batch, steps = config.training.global_batch_size, total_steps(config.training, len(training))
     lines = {
         "run": str(config.run_dir),

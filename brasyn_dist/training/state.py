@@ -1,14 +1,15 @@
-"""Everything that a run must carry through a kill, and its form in a checkpoint.
+"""The state of a run and its form in a checkpoint.
 
     <network>.safetensors, average.safetensors     weights
     <network>_adam.safetensors                     <parameter>.<exp_avg|exp_avg_sq|step>
     state.json                                     step, identity, options, best, loss scale
 
-Networks are `generator` and `discriminator`, or `segmenter`. One that is used but not trained is not part of the state.
-
-No random state: everything random is a function of (seed, step). No scheduler: the rate is a function of the step.
+Networks are `generator` and `discriminator`, or `segmenter`. A network that is used but not trained is not part of the state.
+There is no random state, since everything random is a function of (seed, step), and no scheduler, since the learning rate is
+a function of the step.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,12 +23,14 @@ from brasyn_dist.training.checkpoint import Checkpoint
 
 @dataclass
 class TrainState:
-    """Live state of a run. `step` counts completed optimiser steps."""
+    """Networks and counters of a run."""
 
     networks: dict[str, Trainable]
-    """By name, as checkpoints name them. The first is the one that is averaged, validated and exported."""
+    """By name in the checkpoint. The first is the main network: it is averaged, validated and exported."""
     average: nn.Module | None
+    """Exponential moving average of the main network's weights."""
     step: int = 0
+    """Completed optimiser steps."""
     best: dict[str, float] = field(default_factory=dict)
     """`step` and `value` of the best validation so far; empty before the first."""
 
@@ -45,11 +48,19 @@ class TrainState:
 
     @property
     def network(self) -> nn.Module:
-        """The network that is validated and exported: the average where there is one."""
+        """The network that is validated and exported: the average if there is one."""
         return self.average or self.main.module
 
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """average <- decay * average + (1 - decay) * network, for all parameters."""
+        if self.average is not None:
+            with self.main.gathered():
+                current = list(self.main.module.parameters())
+                torch._foreach_lerp_(list(self.average.parameters()), current, 1.0 - decay)
+
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Named tensors by file name, as `save_checkpoint` takes them, in full on rank 0; ranks call this together."""
+        """Named tensors by file name, complete on rank 0. All ranks call this together."""
         groups: dict[str, Mapping[str, Tensor]] = {
             **{name: network.state_dict() for name, network in self.networks.items()},
             **{f"{name}_adam": adam_tensors(network) for name, network in self.networks.items()},
@@ -59,7 +70,11 @@ class TrainState:
         return groups
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Take everything from `checkpoint`; its identity has been checked."""
+        """Restore everything from `checkpoint`, whose identity has been checked.
+
+        Raises:
+            CheckpointError: The weights do not fit the networks.
+        """
         for name, network in self.networks.items():
             device = next(network.module.parameters()).device
             load_weights(network, checkpoint, name)
@@ -69,6 +84,11 @@ class TrainState:
             load_weights(self.average, checkpoint, "average" if has_average else next(iter(self.networks)))
         self.step = checkpoint.step
         self.best = dict(checkpoint.state.get("best", {}))
+
+
+def average_of(network: nn.Module) -> nn.Module:
+    """A copy that starts equal to `network`, in evaluation mode and without gradients."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
 
 
 def load_weights(module: nn.Module | Trainable, checkpoint: Checkpoint, name: str) -> None:
@@ -91,13 +111,9 @@ def adam_tensors(network: Trainable) -> dict[str, Tensor]:
 
 def load_adam(network: Trainable, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `adam_tensors`."""
-    network.load_adam_state(
-        {
-            name: {
-                entry: tensors[f"{name}.{entry}"].clone()
-                for entry in ("step", "exp_avg", "exp_avg_sq")
-                if f"{name}.{entry}" in tensors
-            }
-            for name, _ in network.module.named_parameters()
-        }
-    )
+    state: dict[str, dict[str, Tensor]] = {name: {} for name, _ in network.module.named_parameters()}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition(".")
+        if name in state:
+            state[name][entry] = value.clone()
+    network.load_adam_state(state)

@@ -1,7 +1,7 @@
-"""Asking a run to stop: SIGTERM, SIGUSR1 or a STOP file; the trainer saves a checkpoint and exits.
+"""Stop requests: SIGTERM, SIGUSR1 or a STOP file. The trainer then saves a checkpoint and exits.
 
-Signals reach some processes only (a launcher forwards SIGTERM, dies of SIGUSR1, and Slurm signals what it likes), so every
-rank looks at its own flag and the ranks agree after each step (`Distributed.any`).
+A signal can reach some processes only (launchers forward SIGTERM but end on SIGUSR1), so every rank reads its own flag and the
+ranks agree after each step (`ProcessGroup.any`).
 """
 
 import os
@@ -12,19 +12,17 @@ from types import FrameType
 from brasyn_dist.common.processes import signal_when_parent_dies
 
 FINISHED = 0
-FAILED = 1
-STOPPED = 75
-"""Exit status of a run that was asked to stop and can be continued (EX_TEMPFAIL); launchers report it as 1."""
+"""Exit status of a run that has reached its last step; see also common.processes.STOPPED."""
 
 STOP_FILE = "STOP"
 USER_REQUEST = f"{STOP_FILE} file"
-"""Reason of a stop that a person asked for by `touch STOP`; whoever else makes the file writes the reason into it."""
+"""Reason of a stop by `touch STOP`. Programs that create the file write another reason into it."""
 BATCH_JOB = "Slurm job"
-"""What a reason begins with that a batch script wrote."""
+"""Beginning of the reasons that a batch script writes."""
 
 
 def remove_stale_request(run_dir: Path) -> None:
-    """Remove a STOP file that a batch script wrote when its run had ended already: it was not meant for the next one."""
+    """Remove a STOP file that a batch script wrote after its run had ended: it is not meant for the next run."""
     path = run_dir / STOP_FILE
     if path.exists() and read_request(path).startswith(BATCH_JOB):
         path.unlink(missing_ok=True)
@@ -40,13 +38,13 @@ def read_request(path: Path) -> str:
 
 
 class StopRequest:
-    """This process' wish to stop. Install once, in the main thread."""
+    """Stop request to this process. Installed once, in the main thread."""
 
     def __init__(self, run_dir: Path, is_main: bool) -> None:
         self._file = run_dir / STOP_FILE if is_main else None
         self._signal: int | None = None
         if "LOCAL_RANK" in os.environ:
-            # A launcher that is killed (by SIGUSR1, say) leaves its workers behind: they shall save and end, too.
+            # The workers of a launcher that is killed (for example by SIGUSR1) must save and end.
             signal_when_parent_dies(signal.SIGTERM)
         self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGUSR1)}
 
@@ -55,7 +53,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """Why to stop, or None."""
+        """Reason to stop, or None."""
         if self._signal is not None:
             return signal.Signals(self._signal).name
         if self._file is not None and self._file.exists():
@@ -63,7 +61,7 @@ class StopRequest:
         return None
 
     def fulfilled(self) -> None:
-        """The checkpoint is safe: remove the STOP file, so that the same command continues."""
+        """Remove the STOP file, so that the same command continues. Called when the checkpoint is saved."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 

@@ -1,53 +1,80 @@
-"""What is trained: the one thing in which training a generator and training a segmenter differ.
+"""What is trained: the part in which the training of a generator and that of a segmenter differ.
 
-    setup.py   data, checkpoint, telemetry --------+
-    Task       networks, step, validator, export --+--> Trainer (loop.py)
+    build.py   data, checkpoint, loggers ----------+
+    Task       networks, step, validator, export --+--> Trainer (trainer.py)
 
-Order, batches, checkpoints, resume, stop, telemetry know nothing of it. `gan.GanTask`, `segmentation.SegmenterTask`.
+Implementations: GanTask (gan_task.py), SegmenterTask (segmenter_task.py).
 """
 
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from brasyn_dist.config import RunConfig, RuntimeConfig
-from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.data.loading.loader import SliceBatch
+from brasyn_dist.distributed.process_group import ProcessGroup
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.normalisation import Normaliser
-from brasyn_dist.training.gan_step import Step
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.training_data import TrainingData
 from brasyn_dist.training.validation import SliceValidator
 
 
+class Step(Protocol):
+    """One optimiser update."""
+
+    variants: int
+    """Synthetic slices for each real slice of an update. Metrics are means over slices and variants."""
+    headline: tuple[str, str]
+    """(caption, loss term) of the number on the console."""
+
+    def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:
+        """Update `number` (from 0) of those that a batch is used for.
+
+        Args:
+            batch: This rank's part of a global batch.
+            number: Number of the update within the batch.
+            rate: Learning rate of the main network.
+
+        Returns:
+            Sums over this rank's samples, and gradient norms (names end in `_norm`), as 0-dim tensors on the device. The
+            call does not wait for the device.
+        """
+
+    def trace(self, batch: SliceBatch, number: int) -> list[list[object]]:
+        """Targets and masks of each sample in that update, as JSON, to compare runs."""
+
+
 class Task(Protocol):
-    """Networks of one kind of run, and what is done with them."""
+    """The networks of one kind of run and what is done with them."""
 
     @property
     def config(self) -> RunConfig: ...
 
     def with_runtime(self, runtime: RuntimeConfig) -> "Task":
-        """The same with the options that are in force."""
+        """The same task with other runtime options."""
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a resume, beside data, order and batch geometry."""
+        """Options that must be equal for a resume, in addition to data, order and batch geometry."""
 
     def sources(self) -> dict[str, Any]:
-        """Weights of other runs that this one uses without training them, for environment.json."""
+        """Weights of other runs that this run uses without training them, for environment.json."""
 
     def check(self, data: TrainingData) -> None:
-        """Raise ConfigError or DataError where the data does not suit the networks."""
+        """Raise ConfigError or DataError if the data does not fit the networks."""
 
-    def build_state(self, distributed: Distributed) -> TrainState:
-        """The networks with their optimisers, at step 0: weights are a function of the seed (or of `init_from`)."""
+    def build_state(self, group: ProcessGroup, modality_set: ModalitySet) -> TrainState:
+        """Networks and optimisers at step 0. Weights are a function of the seed, or come from `checkpoint.init_from`."""
 
-    def build_step(self, distributed: Distributed, state: TrainState, normaliser: Normaliser) -> Step: ...
+    def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> Step: ...
 
-    @property
-    def validator(self) -> type[SliceValidator]: ...
+    def build_validator(
+        self, group: ProcessGroup, data: TrainingData, normaliser: Normaliser
+    ) -> SliceValidator: ...
 
     def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
-        """Write what users load."""
+        """Write the weights that users load."""
 
-    def facts(self, state: TrainState, distributed: Distributed) -> dict[str, str]:
+    def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
         """Lines about the networks for the table at the start of a run."""

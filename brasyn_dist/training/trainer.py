@@ -1,277 +1,246 @@
-"""The training loop: loop, step and periodic work are three things.
+"""The training loop.
 
-for each global batch k of the stream          position = optimiser step; batch k = step // updates_per_batch
-    for each update of it                      Step: the only one who knows what is trained (training/gan_step.py)
-        average, monitor                       nothing waits for the device
-        log / validate / save / stop           when due; ranks agree once a step
+for each global batch k of the stream          batch k = step // updates_per_batch
+    for each update of it                      Step: one optimiser update (gan_step.py, segmenter_task.py)
+        log / validate / save / stop           when due; ranks agree once per step
+
+Nothing in an update waits for the device.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from torch import nn
 
 from brasyn_dist.common.panels import save_png
+from brasyn_dist.common.processes import STOPPED
 from brasyn_dist.common.typed_yaml import to_dict
 from brasyn_dist.config import RunConfig
 from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.training import run_dir as run_folder
-from brasyn_dist.training import stop_request as stop
-from brasyn_dist.training.background_save import BackgroundSaver
-from brasyn_dist.training.checkpoint import remove_old
-from brasyn_dist.training.ema import update_average
-from brasyn_dist.training.gan_step import Step
-from brasyn_dist.training.loggers import JsonLines, Telemetry
-from brasyn_dist.training.metrics import Monitor
-from brasyn_dist.training.rank_timing import DATA_WAIT, Observer
+from brasyn_dist.training.checkpoint import CheckpointSaver, remove_old
+from brasyn_dist.training.loggers import JsonLines, RunLogger
+from brasyn_dist.training.metrics import MetricBuffer
+from brasyn_dist.training.rank_timing import (
+    AGREEMENT,
+    CHECKPOINT,
+    DATA_WAIT,
+    VALIDATION,
+    HostTimer,
+    RankMonitor,
+)
+from brasyn_dist.training.run_dir import CHECKPOINTS, PANELS, write_status
 from brasyn_dist.training.schedule import ema_decay, rate_factor, scaled_rate
 from brasyn_dist.training.state import TrainState
+from brasyn_dist.training.stop_request import FINISHED, StopRequest
+from brasyn_dist.training.task import Step
 from brasyn_dist.training.training_data import TrainingData
 from brasyn_dist.training.validation import SliceValidator
 
 
-@dataclass
-class Clock:
-    """Where the time of this execution goes, in seconds since the last report."""
-
-    wait: float = 0.0
-    agree: float = 0.0
-    validate: float = 0.0
-    save: float = 0.0
-    steps: int = 0
-    since: float = 0.0
-
-    def restart(self) -> None:
-        self.wait = self.agree = self.validate = self.save = 0.0
-        self.steps = 0
-        self.since = time.monotonic()
-
-
 class Trainer:
-    """One run from its current step to its last, or to a request to stop."""
+    """Trains one run from its current step to the last one, or to a stop request.
+
+    Args:
+        config: Options of the run.
+        group: The ranks.
+        data: Training slices.
+        state: Networks and optimisers at the current step.
+        step: One optimiser update.
+        validator: None: no validation.
+        export: Writes a network with the step that it is of.
+        logger: Console, files, trackers.
+        identity: What a resume compares (run_dir.py).
+        total_steps: Optimiser steps of the whole run.
+    """
 
     def __init__(
         self,
         config: RunConfig,
-        distributed: Distributed,
+        group: Distributed,
         data: TrainingData,
         state: TrainState,
         step: Step,
         validator: SliceValidator | None,
         export: Callable[[nn.Module, int], None],
-        telemetry: Telemetry,
+        logger: RunLogger,
         identity: dict[str, object],
         total_steps: int,
     ) -> None:
-        self.config = config
-        self.distributed = distributed
-        self.data = data
-        self.state = state
-        self.update = step
-        self.validator = validator
-        self.export = export
-        self.telemetry = telemetry
-        self.identity = identity
-        self.total_steps = total_steps
-        self.run_dir = config.run_dir
-        self.monitor = Monitor(
-            distributed,
+        self.config, self.group, self.data, self.state = config, group, data, state
+        self.step, self.validator, self.export, self.logger = step, validator, export, logger
+        self.identity, self.total_steps, self.run_dir = identity, total_steps, config.run_dir
+        self.metrics = MetricBuffer(
+            group,
             config.training.global_batch_size * step.variants,
-            keys=lambda step: self.data.rank_keys((step - 1) // config.training.updates_per_batch),
+            keys=lambda step: data.rank_keys((step - 1) // config.training.updates_per_batch),
             overflow_is_normal=config.runtime.precision == "fp16",
         )
-        self.trace = (
-            JsonLines(
-                self.run_dir / f"trace-{distributed.world}-{distributed.rank}.jsonl", state.step, at_once=True
-            )
-            if config.telemetry.trace_batches
-            else None
-        )
-        self.observer = Observer(config, distributed)
-        self.stop = stop.StopRequest(self.run_dir, distributed.is_main)
-        self.clock = Clock(since=time.monotonic())
-        self.saver = (
-            BackgroundSaver(self.run_dir / run_folder.CHECKPOINTS, self._after_save)
-            if distributed.is_main
-            else None
-        )
-        self.last_save = time.monotonic()
-        self.saved_step = state.step
+        self.trace: JsonLines | None = None
+        if config.telemetry.trace_batches:
+            path = self.run_dir / f"trace-{group.world}-{group.rank}.jsonl"
+            self.trace = JsonLines(path, state.step, at_once=True)
+        self.monitor, self.timer = RankMonitor(config, group), HostTimer()
+        self.stop_request = StopRequest(self.run_dir, group.is_main)
+        self.saver = CheckpointSaver(self.run_dir / CHECKPOINTS, self._after_save) if group.is_main else None
+        self.last_save, self.saved_step = time.monotonic(), state.step
 
     def fit(self) -> int:
-        """Train. Returns the exit status: stop.FINISHED or stop.STOPPED."""
-        with self.observer:
-            for batch, update in self._updates():
-                self._train(batch, update)
-                if (reason := self._periodic()) is not None:
-                    return self._finish("stopped", reason, stop.STOPPED)
-            return self._finish("finished", "", stop.FINISHED)
+        """Train. Returns the exit status: FINISHED or STOPPED."""
+        config, state = self.config, self.state
+        with self.monitor:
+            for batch, update in self._batches():
+                self._train_step(batch, update)
+                last = state.step == self.total_steps
+                stop_reason, save_is_late = self._agree()
+                if last or is_due(state.step, config.telemetry.log_every):
+                    self._log()
+                improved = False
+                if self.validator and (last or is_due(state.step, config.validation.every_steps)):
+                    improved = self._validate(self.validator)
+                due = is_due(state.step, config.checkpoint.every_steps)
+                if last or stop_reason or save_is_late or improved or due:
+                    self._save()
+                if stop_reason and not last:
+                    return self._finish("stopped", stop_reason, STOPPED)
+            return self._finish("finished", "", FINISHED)
 
-    def _updates(self) -> Iterator[tuple[SliceBatch, int]]:
+    def _batches(self) -> Iterator[tuple[SliceBatch, int]]:
         """(batch, number of the update within it) from the current step on, also from the middle of a batch."""
         per_batch = self.config.training.updates_per_batch
         first, skip = divmod(self.state.step, per_batch)
         with self.data.stream(first, -(-self.total_steps // per_batch)) as stream:
-            waited = time.monotonic()
-            for batch in stream:
-                self.clock.wait += time.monotonic() - waited
+            while True:
+                with self.timer.measure(DATA_WAIT):
+                    batch = next(stream, None)
+                if batch is None:
+                    return
                 for update in range(skip, per_batch):
                     if self.state.step == self.total_steps:
                         return
                     yield batch, update
                 skip = 0
-                waited = time.monotonic()
 
-    def _train(self, batch: SliceBatch, update: int) -> None:
+    def _train_step(self, batch: SliceBatch, update: int) -> None:
         config, state = self.config, self.state
-        self.observer.beat(f"update to step {state.step + 1}")
+        self.monitor.beat(f"update to step {state.step + 1}")
         if self.trace is not None:
-            self.trace.write(trace_line(state.step + 1, batch, self.update.trace(batch, update)))
+            asked = self.step.trace(batch, update)
+            samples = [[key, *what] for key, what in zip(batch.keys, asked, strict=True)]
+            self.trace.write({"step": state.step + 1, "first_row": batch.rows.start, "samples": samples})
         rate = scaled_rate(config.optimizer, config.training.global_batch_size) * rate_factor(
             state.step, self.total_steps, config.optimizer.warmup_steps
         )
-        sums = self.update.update(batch, update, rate)
+        sums = self.step.update(batch, update, rate)
         state.step += 1
-        if state.average is not None:
-            decay = ema_decay(state.step, config.training.ema_decay)
-            with state.main.gathered():
-                update_average(state.average, state.main.module, decay)
-        self.clock.steps += 1
-        self.monitor.add(
-            {
-                "step": state.step,
-                "epoch": round(self.data.order.epoch(batch.index + 1), 6),
-                "rate": rate,
-            },
-            sums,
-        )
+        state.update_average(ema_decay(state.step, config.training.ema_decay))
+        self.timer.steps += 1
+        epoch = round(self.data.order.epoch(batch.index + 1), 6)
+        self.metrics.add({"step": state.step, "epoch": epoch, "rate": rate}, sums)
 
-    # ---- periodic work
+    def _agree(self) -> tuple[str | None, bool]:
+        """(reason if any rank was asked to stop, whether the time for a checkpoint has come), equal on all ranks.
 
-    def _periodic(self) -> str | None:
-        """Log, validate and save what is due after a step. Returns the reason if the run was asked to stop."""
-        step, last = self.state.step, self.state.step == self.total_steps
-        settings = self.config.checkpoint
+        One agreement per step is necessary: a signal can reach one rank only, clocks differ, and only rank 0 saves.
+        """
+        every_minutes, reason = self.config.checkpoint.every_minutes, self.stop_request.reason
         minutes = (time.monotonic() - self.last_save) / 60
-        reason = self.stop.reason
-        begun = time.monotonic()
-        # One agreement a step: a signal may have reached one rank only, clocks differ, and only rank 0 saves.
-        stopping, late, unsaved = self.distributed.any(
-            reason is not None,
-            self.distributed.is_main and 0 < settings.every_minutes <= minutes,
-            self.saver is not None and self.saver.failed,
-        )
-        self.clock.agree += time.monotonic() - begun
+        with self.timer.measure(AGREEMENT):
+            stopping, late, unsaved = self.group.any(
+                reason is not None,
+                self.group.is_main and 0 < every_minutes <= minutes,
+                self.saver is not None and self.saver.failed,
+            )
         if unsaved:
             if self.saver is not None:
                 self.saver.check()
-            raise BrasynError(
-                f"rank {self.distributed.rank}: stops, since rank 0 could not save a checkpoint"
-            )
-        if last or step % self.config.telemetry.log_every == 0:
-            self._log()
-        every = self.config.validation.every_steps
-        improved = (
-            self.validator is not None and every > 0 and (last or step % every == 0) and self._validate()
-        )
-        if last or stopping or late or improved or step % settings.every_steps == 0:
-            self._save()
-        return (reason or "another rank was signalled") if stopping and not last else None
+            raise BrasynError(f"rank {self.group.rank}: stops, since rank 0 could not save a checkpoint")
+        return ((reason or "another rank was signalled") if stopping else None), late
 
     def _log(self) -> None:
-        lines = self.monitor.flush()
-        self.telemetry.train(lines)
-        if not lines or not self.clock.steps:
+        lines, timer = self.metrics.flush(), self.timer
+        self.logger.train(lines)
+        if not lines or not timer.steps:
             return
-        timings = self.observer.interval(
-            self.state.step,
-            self.clock.steps,
-            {DATA_WAIT: self.clock.wait, "agree": self.clock.agree, "checkpoint": self.clock.save},
-        )
-        elapsed = time.monotonic() - self.clock.since
-        busy = max(elapsed - self.clock.validate - self.clock.save, 1e-9)
-        slices = self.clock.steps * self.config.training.global_batch_size
-        self.telemetry.performance(
+        timings = self.monitor.interval(self.state.step, timer)
+        seconds, wait = timer.training_seconds, timer.seconds[DATA_WAIT]
+        slices = timer.steps * self.config.training.global_batch_size
+        self.logger.performance(
             {
                 "step": self.state.step,
-                "seconds_per_step": round(busy / self.clock.steps, 4),
-                "slices_per_second": round(slices / busy, 3),
-                "data_wait_fraction": round(self.clock.wait / busy, 5),
-                "validate_seconds": round(self.clock.validate, 3),
-                "save_seconds": round(self.clock.save, 3),
+                "seconds_per_step": round(seconds / timer.steps, 4),
+                "slices_per_second": round(slices / seconds, 3),
+                "data_wait_fraction": round(wait / seconds, 5),
+                "validate_seconds": round(timer.seconds[VALIDATION], 3),
+                "save_seconds": round(timer.seconds[CHECKPOINT], 3),
                 "write_seconds": round(self.saver.write_seconds if self.saver else 0.0, 3),
                 **timings,
             }
         )
-        caption, term = self.update.headline
-        self.telemetry.progress(
+        caption, term = self.step.headline
+        value = lines[-1].get(term)
+        self.logger.progress(
             self.state.step,
             {
-                caption: f"{lines[-1][term]:.4f}" if lines[-1].get(term) is not None else "-",
-                "slices/s": f"{slices / busy:.2f}",
-                "data wait": f"{self.clock.wait / busy:.1%}",
+                caption: "-" if value is None else f"{value:.4f}",
+                "slices/s": f"{slices / seconds:.2f}",
+                "data wait": f"{wait / seconds:.1%}",
             },
         )
-        self.clock.restart()
+        timer.restart()
 
-    def _validate(self) -> bool:
-        """Score the averaged network. Returns whether it is the best so far (then it is exported)."""
-        assert self.validator is not None
+    def _validate(self, validator: SliceValidator) -> bool:
+        """Score the averaged network and export it if it is the best so far. Returns whether it is."""
         self._log()
-        begun = time.monotonic()
-        self.observer.beat(f"validation at step {self.state.step}")
-        scores, panels = self.validator(self.state.network)
-        self.telemetry.validation({"step": self.state.step, **scores})
-        for name, picture in panels.items():
-            save_png(self.run_dir / run_folder.PANELS / f"step-{self.state.step:08d}-{name}.png", picture)
-            self.telemetry.image(self.state.step, f"panels/{name}", picture)
-        self.telemetry.say(f"validation at step {self.state.step}: " + describe(scores))
-        value = self.validator.badness(scores)
-        improved = value < self.state.best.get("value", float("inf"))
-        if improved:
-            self.state.best = {"step": self.state.step, "value": value}
-            self._export()
-        self.clock.validate += time.monotonic() - begun
+        step = self.state.step
+        with self.timer.measure(VALIDATION):
+            self.monitor.beat(f"validation at step {step}")
+            scores, panels = validator(self.state.network)
+            self.logger.validation({"step": step, **scores})
+            for name, picture in panels.items():
+                save_png(self.run_dir / PANELS / f"step-{step:08d}-{name}.png", picture)
+                self.logger.image(step, f"panels/{name}", picture)
+            self.logger.info(f"validation at step {step}: {describe(scores)}")
+            value = validator.selection_metric(scores)
+            improved = value < self.state.best.get("value", float("inf"))
+            if improved:
+                self.state.best = {"step": step, "value": value}
+                self._export()
         return improved
 
     def _export(self) -> None:
-        """Write the network that users load: the average, with the statistics it was trained with."""
-        if self.distributed.is_main:
+        if self.group.is_main:
             self.export(self.state.network, self.state.step)
 
     def _save(self) -> None:
-        """Checkpoint the current step, once; what has been logged so far is on disk before."""
+        """Save a checkpoint of the current step, once. Metrics up to this step are on disk before."""
         self._log()
-        if self.saved_step == self.state.step:
+        state = self.state
+        if self.saved_step == state.step:
             return
-        begun = time.monotonic()
-        self.observer.beat(f"checkpoint of step {self.state.step}")
-        self.observer.write_summary()
-        tensors = self.state.tensors()
-        if self.saver is not None:
-            self.telemetry.flush()
-            self.saver.save(self.state.step, tensors, self._saved_facts())
-        self.saved_step, self.last_save = self.state.step, time.monotonic()
-        self.clock.save += self.last_save - begun
+        with self.timer.measure(CHECKPOINT):
+            self.monitor.beat(f"checkpoint of step {state.step}")
+            self.monitor.write_summary()
+            tensors = state.tensors()
+            if self.saver is not None:
+                self.logger.flush()
+                values = {
+                    "step": state.step,
+                    "identity": self.identity,
+                    "options": to_dict(self.config),
+                    "best": state.best,
+                    "loss_scale": self.group.scaler_state,
+                    "world": self.group.world,
+                }
+                self.saver.save(state.step, tensors, values)
+        self.saved_step, self.last_save = state.step, time.monotonic()
 
     def _after_save(self) -> None:
-        """Runs when a checkpoint is complete: older ones may go."""
+        """Delete older checkpoints. Called in the thread of the saver."""
         best = self.state.best.get("step")
-        root = self.run_dir / run_folder.CHECKPOINTS
-        remove_old(root, self.config.checkpoint.keep, None if best is None else int(best))
-
-    def _saved_facts(self) -> dict[str, object]:
-        return {
-            "step": self.state.step,
-            "identity": self.identity,
-            "options": to_dict(self.config),
-            "best": self.state.best,
-            "loss_scale": self.distributed.scaler_state,
-            "world": self.distributed.world,
-        }
+        keep = self.config.checkpoint.keep
+        remove_old(self.run_dir / CHECKPOINTS, keep, None if best is None else int(best))
 
     def _finish(self, status: str, reason: str, code: int) -> int:
         self._save()
@@ -279,38 +248,24 @@ class Trainer:
             self.saver.wait()
         if status == "finished" and not self.state.best:
             self._export()
-        if self.distributed.is_main:
-            run_folder.write_status(self.run_dir, status, self.state.step, self.total_steps, reason)
-        self.stop.fulfilled()
-        self.stop.close()
+        if self.group.is_main:
+            write_status(self.run_dir, status, self.state.step, self.total_steps, reason)
+        self.stop_request.fulfilled()
+        self.stop_request.close()
         text = f"{status} at step {self.state.step}/{self.total_steps}" + (f" ({reason})" if reason else "")
-        self.telemetry.say(text + ("" if status == "finished" else "; the same command continues"))
-        self.telemetry.close(status)
-        if status == "finished":
-            self._report()
+        self.logger.info(text + ("" if status == "finished" else "; the same command continues"))
+        self.logger.close(status)
         if self.trace is not None:
             self.trace.close()
-        # A launcher ends the others, after half a minute by force, once one rank has left with STOPPED: none may
-        # leave while rank 0 is still writing.
-        self.distributed.barrier()
+        # A launcher ends all ranks, after half a minute by SIGKILL, when one rank has left with STOPPED: no rank may leave
+        # while rank 0 writes.
+        self.group.barrier()
         return code
 
-    def _report(self) -> None:
-        """Draw report.html. The run is finished and everything saved: whatever fails here does not undo that."""
-        if not (self.distributed.is_main and self.config.telemetry.report):
-            return
-        try:
-            from brasyn_dist.report.training_report import write_run_report
 
-            print(f"report: {write_run_report(self.run_dir)}", flush=True)
-        except Exception as error:  # a full disk, a font that is missing
-            print(f"warning: report.html could not be drawn ({type(error).__name__}: {error})", flush=True)
-
-
-def trace_line(step: int, batch: SliceBatch, asked: list[list[object]]) -> dict[str, object]:
-    """What this rank trained on in one update: for each sample its key and what was asked of it."""
-    samples = [[key, *what] for key, what in zip(batch.keys, asked, strict=True)]
-    return {"step": step, "first_row": batch.rows.start, "samples": samples}
+def is_due(step: int, every: int) -> bool:
+    """Whether periodic work is due after `step`. `every` 0: never."""
+    return every > 0 and step % every == 0
 
 
 def describe(scores: Mapping[str, float]) -> str:

@@ -1,49 +1,52 @@
-"""The data of a run as the trainer sees it: global batches by number, and everything random about them."""
+"""The data of a run: which slices are trained on and held out, in which order, and batches on the device.
 
-from dataclasses import dataclass
+shard set --open_data--> TrainingData --stream--> SliceBatch (host, integers) --BatchLoader--> DeviceBatch (normalised)
+"""
+
+from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from brasyn_dist.brats import TUMOUR_TYPES, UNKNOWN_TYPE
+from brasyn_dist.common.files import write_json
 from brasyn_dist.config import DataConfig, RunConfig
+from brasyn_dist.data.format.contents import table_rows
 from brasyn_dist.data.format.index import Selection, ShardIndex
-from brasyn_dist.data.loading.loader import SliceStream
+from brasyn_dist.data.loading.augmentation import Augmentation, draw, mirrored
+from brasyn_dist.data.loading.loader import SliceBatch, SliceStream
 from brasyn_dist.data.loading.sampler import SampleOrder, rank_rows
-from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
+from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import Statistics
+
+DATA_FILE = "data.json"
+"""File in the run folder that describes the training data, for the report."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """This rank's view of the training slices, and the held-out ones."""
+    """The slices of a run and this rank's part of them."""
 
     config: RunConfig
     index: ShardIndex
     training: Selection
     validation: Selection | None
     """Held-out slices; None if the set has none of these views and cohorts."""
-    statistics: Statistics
-    intensity_scale: IntensityScaleModel | None
-    """Of the cases that are trained on, for normalisation `case`; None with another."""
+    preprocessing: Preprocessing
     order: SampleOrder
     rows: slice
     """This rank's rows of every global batch."""
     pin_memory: bool
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        data = self.config.data
-        return Preprocessing(
-            self.statistics, data.views, data.normalisation, self.intensity_scale, self.modality_set
-        )
-
-    @property
     def modality_set(self) -> ModalitySet:
-        return self.index.header.modality_set
+        return self.preprocessing.modality_set
 
     @property
     def samples(self) -> int:
@@ -68,38 +71,54 @@ class TrainingData:
         """Sample keys of this rank's part of a global batch."""
         return [self.training.key(int(i)) for i in self.order.batch(batch)[self.rows]]
 
+    def record(self) -> None:
+        """Write data.json into the run folder."""
+        head, *rows = table_rows(self.index)
+        values = {
+            "fingerprint": self.training.fingerprint,
+            "statistics": self.index.header.statistics,
+            "slices": {"training": self.samples, "held_out": len(self.validation or ())},
+            "shard_set": {"head": list(head), "rows": [list(row) for row in rows]},
+        }
+        write_json(self.config.run_dir / DATA_FILE, values)
 
-def open_data(config: RunConfig, distributed: Distributed) -> TrainingData:
-    """Open the shard set (fetching its index where it is remote) and select the run's slices."""
-    data = config.data
+
+def open_data(config: RunConfig, group: ProcessGroup) -> TrainingData:
+    """Open the shard set and select the slices of the run. The index of a remote set is fetched.
+
+    Raises:
+        DataError: The set has no such slices, or lacks the medians that normalisation `case` needs.
+    """
+    data, size = config.data, config.training.global_batch_size
     index = ShardIndex.load(data.shards, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
     training = choose_training(index, data)
-    order = SampleOrder(
-        config.order.seed, training.shard, config.training.global_batch_size, config.order.block_shards
-    )
+    modality_set = index.header.modality_set
     return TrainingData(
         config,
         index,
         training,
         held_out(index, config),
-        Statistics.from_dict(index.header.statistics, data.shards, index.header.modality_set),
-        fit_intensity_scale(training, config),
-        order,
-        rows=rank_rows(
-            config.training.global_batch_size, distributed.rank, distributed.world, config.runtime.rank_shares
+        Preprocessing(
+            Statistics.from_dict(index.header.statistics, data.shards, modality_set),
+            data.views,
+            data.normalisation,
+            fit_intensity_scale(training, config),
+            modality_set,
         ),
-        pin_memory=distributed.device.type == "cuda",
+        SampleOrder(config.order.seed, training.shard, size, config.order.block_shards),
+        rank_rows(size, group.rank, group.world, config.runtime.rank_shares),
+        pin_memory=group.device.type == "cuda",
     )
 
 
 def fit_intensity_scale(training: Selection, config: RunConfig) -> IntensityScaleModel | None:
-    """Scales of the cases of these slices, where normalisation `case` needs them. Raises DataError if the set does not tell."""
+    """Distribution of the intensity scales of the training cases, for normalisation `case`; None for other modes."""
     if config.data.normalisation != "case":
         return None
     if training.medians is None:
         raise DataError(
-            f"{config.data.shards}: these shards do not tell the medians that data.normalisation=case needs; shard the cases "
-            "anew with this version of tools/shard_dataset.py, to another --out"
+            f"{config.data.shards}: these shards do not contain the medians that data.normalisation=case needs; "
+            "shard the cases again with this version, into another folder"
         )
     return IntensityScaleModel.fit(training.medians[np.unique(training.column("case"))])
 
@@ -110,7 +129,7 @@ def choose_training(index: ShardIndex, data: DataConfig) -> Selection:
 
 
 def held_out(index: ShardIndex, config: RunConfig) -> Selection | None:
-    """Validation slices of the run's views and cohorts, or of its views alone: held-out patients may be a cohort apart."""
+    """Validation slices of the views and cohorts of the run; of its views alone if held-out patients are another cohort."""
     if not index.header.shard_counts.get("val"):
         return None
     for cohorts in (config.data.cohorts, ()):
@@ -124,11 +143,69 @@ def held_out(index: ShardIndex, config: RunConfig) -> Selection | None:
 
 
 def check_tumour_types(selection: Selection) -> None:
-    """Raise DataError if a segmenter could not be told the tumour type of some of the slices."""
+    """Raise DataError if the tumour type of some slices is unknown: a segmenter needs it as an input."""
     unknown = np.unique(selection.column("case")[selection.tumour_type == UNKNOWN_TYPE])
     if len(unknown):
         case = selection.index.header.cases[unknown[0]]
         raise DataError(
-            f"{len(unknown)} cases, such as {case.name} of cohort {case.cohort}, do not tell their tumour type "
-            f"({' or '.join(TUMOUR_TYPES)}); shard them from a folder named after it (such as train_gli), or choose data.cohorts"
+            f"{len(unknown)} cases, such as {case.name} of cohort {case.cohort}, have no known tumour type "
+            f"({' or '.join(TUMOUR_TYPES)}); shard them from a folder with the type in its name (such as train_gli), "
+            "or choose data.cohorts"
         )
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """This rank's slices of one global batch, normalised, on the device."""
+
+    real_BMHW: Tensor
+    """Slices of all modalities; none is masked."""
+    labels_BHW: Tensor
+    """Canonical labels, uint8; 0 for slices without labels."""
+    has_labels_B: Tensor
+    view_B: Tensor
+    type_B: Tensor
+    """Tumour type."""
+
+    @classmethod
+    def load(
+        cls, batch: SliceBatch, normaliser: Normaliser, augmentation: Augmentation | None = None
+    ) -> "DeviceBatch":
+        """Copy the integers to the device and normalise them there: half the bytes of float32 slices."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(normaliser.device, non_blocking=True)
+
+        planes, labels, view = move(batch.planes), move(batch.labels), move(batch.view)
+        medians = move(batch.medians)
+        if augmentation is None:
+            real = normaliser(planes, medians_BM=medians)
+        else:
+            mirror = move(torch.from_numpy(augmentation.mirror_B))
+            real = normaliser(planes, move(torch.from_numpy(augmentation.factor_BM)), medians)
+            real, labels = (mirrored(x, mirror, view) for x in (real, labels))
+        return cls(real, labels, move(batch.has_labels), view, move(batch.tumour_type))
+
+    def rows(self, start: int, stop: int) -> "DeviceBatch":
+        return DeviceBatch(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.real_BMHW)
+
+
+class BatchLoader:
+    """Batches on the device, augmented. The newest batch is kept, since it can be used for several updates."""
+
+    def __init__(self, config: RunConfig, normaliser: Normaliser) -> None:
+        self._config, self.normaliser = config, normaliser
+        self._newest: tuple[SliceBatch, DeviceBatch] | None = None
+
+    def __call__(self, batch: SliceBatch) -> DeviceBatch:
+        if self._newest is None or self._newest[0] is not batch:
+            config = self._config
+            drawn = draw(
+                config.augmentation, config.order.seed, batch.index, config.training.global_batch_size
+            )
+            augmentation = None if drawn is None else drawn[batch.rows]
+            self._newest = (batch, DeviceBatch.load(batch, self.normaliser, augmentation))
+        return self._newest[1]

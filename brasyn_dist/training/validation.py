@@ -2,7 +2,7 @@
 
     the same slices every time --> one synthesis for each target modality --> MAE, PSNR, SSIM per slice --> means
 
-Ranks share out the slices; the means are taken over all of them in slice order, so they do not depend on who did which.
+The slices are divided among the ranks. Means are taken over all slices in slice order, so they do not depend on the division.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brasyn_dist.brats import MODALITIES, VIEWS, ImageSize
-from brasyn_dist.data.format.index import Selection
+from brasyn_dist.brats import VIEWS
+from brasyn_dist.common.panels import grid, slice_panel
+from brasyn_dist.config import RunConfig
 from brasyn_dist.data.loading.loader import SliceBatch, read_samples
-from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.losses.ssim import region_mean, ssim_map
 from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE, Normaliser, foreground, mask_missing
+from brasyn_dist.training.training_data import DeviceBatch, TrainingData
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Scores of one slice and target modality; a region that the slice lacks has None."""
+class SliceScores:
+    """Scores of one slice and target modality; None for a region that the slice does not have."""
 
     slice: int
     target: int
@@ -31,98 +33,98 @@ class Scores:
 
 
 class SliceValidator:
-    """Reads this rank's share of the slices once; each call scores a network on them."""
+    """Reads this rank's part of the held-out slices once. Each call scores a network on them."""
 
     def __init__(
-        self,
-        selection: Selection,
-        slices: int,
-        batch_size: int,
-        panels: int,
-        normaliser: Normaliser,
-        distributed: Distributed,
-        image_size: ImageSize,
+        self, config: RunConfig, group: ProcessGroup, data: TrainingData, normaliser: Normaliser
     ) -> None:
-        # Shards are written in a seeded random order: their first slices are a fair sample of patients.
-        count = min(slices, len(selection))
-        self._mine = list(range(distributed.rank, count, distributed.world))
-        self._batches = [
-            (rows, read_samples(selection, rows, image_size))
-            for rows in (self._mine[i : i + batch_size] for i in range(0, len(self._mine), batch_size))
-        ]
-        self._panels = panels
-        self._normaliser = normaliser
-        self._distributed = distributed
+        assert data.validation is not None
+        options, self._panels = config.validation, config.validation.panels
+        self._group, self._normaliser, self._modality_set = group, normaliser, data.modality_set
+        # Shards are written in a seeded random order, so their first slices are a random sample of patients.
+        mine = range(group.rank, min(options.slices, len(data.validation)), group.world)
+        chunks = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
+        self._batches = [(rows, read_samples(data.validation, rows, config.image_shape)) for rows in chunks]
 
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """(scores by name, image panels by name) on every rank (panels: on rank 0)."""
+        """(scores by name, on every rank; RGB image panels by name, on rank 0)."""
         raise NotImplementedError
 
-    def badness(self, scores: Mapping[str, float]) -> float:
-        """The number by which the best network is chosen: the smallest."""
+    def selection_metric(self, scores: Mapping[str, float]) -> float:
+        """Model-selection metric; lower is better."""
         raise NotImplementedError
 
 
-class Validator(SliceValidator):
-    """Scores a generator, each target modality in turn."""
+class GeneratorValidator(SliceValidator):
+    """Scores a generator for each target modality."""
 
-    def badness(self, scores: Mapping[str, float]) -> float:
+    def selection_metric(self, scores: Mapping[str, float]) -> float:
         return scores["mae"]
 
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """(means by name, such as `mae` and `t1c/mae`; image panels by name) on every rank (panels: on rank 0)."""
-        scores: list[Scores] = []
-        pictures: list[tuple[int, int, dict[str, Any]]] = []
+        """The scores are means, such as `mae` and `t1c/mae`."""
+        scores: list[SliceScores] = []
+        panels: list[tuple[int, int, np.ndarray]] = []
         for rows, batch in self._batches:
-            for target in range(len(MODALITIES)):
-                images, result = self._score(network, rows, batch, target)
-                scores += result
-                pictures += [(r, target, images[i]) for i, r in enumerate(rows) if r < self._panels]
-        gathered = self._distributed.gather((scores, pictures))
-        means = mean_scores([s for part, _ in gathered for s in part])
-        pictures = [p for _, part in gathered for p in part]
-        panels = draw_panels(pictures, self._normaliser.window) if self._distributed.is_main else {}
-        return means, panels
+            loaded = DeviceBatch.load(batch, self._normaliser)
+            for target in range(len(self._modality_set)):
+                self._score(network, rows, batch, loaded, target, scores, panels)
+        gathered = self._group.gather((scores, panels))
+        means = mean_scores([s for part, _ in gathered for s in part], self._modality_set.modalities)
+        pictures = {}
+        for target, name in enumerate(self._modality_set.modalities):
+            chosen = [(row, p) for _, part in gathered for row, t, p in part if t == target]
+            if chosen and self._group.is_main:
+                pictures[name] = grid([p for _, p in sorted(chosen, key=lambda c: c[0])])
+        return means, pictures
 
     @torch.no_grad()
     def _score(
-        self, network: nn.Module, rows: Sequence[int], batch: SliceBatch, target: int
-    ) -> tuple[list[dict[str, Any]], list[Scores]]:
-        device = self._normaliser.device
-        real_BMHW = self._normaliser(batch.planes.to(device), medians_BM=batch.medians.to(device))
-        labels_BHW = batch.labels.to(device)
-        size = len(rows)
-        available_BM = torch.ones(size, len(MODALITIES), dtype=torch.bool, device=device)
+        self,
+        network: nn.Module,
+        rows: Sequence[int],
+        batch: SliceBatch,
+        loaded: DeviceBatch,
+        target: int,
+        scores: list[SliceScores],
+        panels: list[tuple[int, int, np.ndarray]],
+    ) -> None:
+        """Append the scores of each slice, and the panels of the first slices."""
+        real_BMHW, labels_BHW = loaded.real_BMHW, loaded.labels_BHW
+        available_BM = torch.ones(real_BMHW.shape[:2], dtype=torch.bool, device=real_BMHW.device)
         available_BM[:, target] = False
-        target_B = torch.full((size,), target, device=device)
+        target_B = torch.full((len(rows),), target, device=real_BMHW.device)
         inputs_BMHW = mask_missing(real_BMHW, available_BM)
-        with self._distributed.autocast():
-            image_B1HW, _ = network(inputs_BMHW, available_BM, target_B, batch.view.to(device))
+        with self._group.autocast():
+            image_B1HW, _ = network(inputs_BMHW, available_BM, target_B, loaded.view_B)
         truth_B1HW = real_BMHW[:, target : target + 1]
         values = slice_scores(
             image_B1HW.to(real_BMHW.dtype),
             truth_B1HW,
             foreground(truth_B1HW),
             labels_BHW,
-            batch.has_labels.to(device),
+            loaded.has_labels_B,
             float(self._normaliser.range_M[target]),
         )
-        # Pictures show what the volume pipeline would write: background where two of the given slices have it.
+        scores += [
+            SliceScores(row, target, {k: v[i] for k, v in values.items()}) for i, row in enumerate(rows)
+        ]
+        # As in the volume pipeline, pixels that are background in two of the available slices become background.
         votes_B1HW = (~foreground(inputs_BMHW) & available_BM[:, :, None, None]).sum(1, keepdim=True)
         shown_B1HW = torch.where(votes_B1HW >= 2, BACKGROUND_VALUE, image_B1HW.float())
-        images = [
-            {
-                "inputs": inputs_BMHW[i].cpu().numpy(),
-                "available": available_BM[i].cpu().numpy(),
-                "target": truth_B1HW[i, 0].cpu().numpy(),
-                "synthetic": shown_B1HW[i, 0].cpu().numpy(),
-                "view": VIEWS[int(batch.view[i])],
-                "labels": labels_BHW[i].cpu().numpy() if batch.has_labels[i] else None,
-            }
-            for i, row in enumerate(rows)
-            if row < self._panels
-        ]
-        return images, [Scores(r, target, {k: v[i] for k, v in values.items()}) for i, r in enumerate(rows)]
+        for i, row in enumerate(rows):
+            if row < self._panels:
+                panel = slice_panel(
+                    inputs_BMHW[i].cpu().numpy(),
+                    truth_B1HW[i, 0].cpu().numpy(),
+                    shown_B1HW[i, 0].cpu().numpy(),
+                    labels_BHW[i].cpu().numpy() if batch.has_labels[i] else None,
+                    available_BM[i].cpu().numpy(),
+                    self._normaliser.window,
+                    VIEWS[int(batch.view[i])],
+                    self._modality_set.modalities,
+                )
+                panels.append((row, target, panel))
 
 
 def slice_scores(
@@ -135,7 +137,7 @@ def slice_scores(
 ) -> dict[str, list[float | None]]:
     """MAE and PSNR over the brain, mean SSIM over healthy tissue and over tumour, per slice, in normalised units.
 
-    PSNR's and SSIM's range is `data_range` (clip maximum / std). Without labels the regions are unknown: None.
+    `data_range` is the range of PSNR and SSIM (Normaliser.range_M). SSIM is None for slices without labels and without region.
     """
     tumour_B1HW = (labels_BHW > 0)[:, None] & brain_B1HW
     error_B1HW = (image_B1HW - truth_B1HW) * brain_B1HW
@@ -155,42 +157,16 @@ def slice_scores(
     return scores
 
 
-def mean_scores(scores: Sequence[Scores]) -> dict[str, float]:
-    """Means over slices, for each target modality (`t1c/mae`) and over all (`mae`); absent regions do not count."""
+def mean_scores(scores: Sequence[SliceScores], modalities: Sequence[str]) -> dict[str, float]:
+    """Means over slices, over all target modalities (`mae`) and for each one (`t1c/mae`). Absent regions do not count."""
     ordered = sorted(scores, key=lambda s: (s.slice, s.target))
+    groups = {"": ordered} | {
+        f"{name}/": [s for s in ordered if s.target == m] for m, name in enumerate(modalities)
+    }
     means: dict[str, float] = {}
-    for prefix, chosen in [("", ordered)] + [
-        (f"{name}/", [s for s in ordered if s.target == m]) for m, name in enumerate(MODALITIES)
-    ]:
+    for prefix, chosen in groups.items():
         for name in chosen[0].values if chosen else ():
             known = [v for s in chosen if (v := s.values[name]) is not None]
             if known:
                 means[prefix + name] = float(np.mean(known))
     return means
-
-
-def draw_panels(
-    pictures: Sequence[tuple[int, int, dict[str, Any]]], window: tuple[float, float]
-) -> dict[str, np.ndarray]:
-    """One RGB image for each target modality: its slices below each other."""
-    from brasyn_dist.common.panels import grid, slice_panel
-
-    panels = {}
-    for target, name in enumerate(MODALITIES):
-        rows = [p for _, t, p in sorted(pictures, key=lambda p: p[:2]) if t == target]
-        if rows:
-            panels[name] = grid(
-                [
-                    slice_panel(
-                        p["inputs"],
-                        p["target"],
-                        p["synthetic"],
-                        p["labels"],
-                        p["available"],
-                        window,
-                        p["view"],
-                    )
-                    for p in rows
-                ]
-            )
-    return panels

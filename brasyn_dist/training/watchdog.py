@@ -1,12 +1,12 @@
-"""Notices that a process hangs, and says where, before the collective timeout kills the job.
+"""Detection of hanging processes, with their stacks, before the collective timeout ends the job.
 
     beat("step 12")  -- no other beat for `seconds` -->  stacks of all threads to this rank's log
-                                                         hang-rank-N.json beside it: this rank waits, since when, doing what
-                     -- a little later --------------->  the first waiting rank tells who else waits and who does not answer
+                                                         hang-rank-N.json beside it: this rank waits, with its last activity
+                     -- a little later --------------->  the first waiting rank lists the waiting and the silent ranks
 
-A rank that waits for another one can still tell where it waits; the culprit often cannot (it is stopped, or gone). Hence the
-verdict: of processes on the same host it also gives the kernel's word on their state. If no Python code can run (the
-interpreter's lock is held), faulthandler's own thread writes the stacks, somewhat later.
+A rank that waits for another one can report where it waits. The cause often cannot (it is stopped, or has ended). For silent
+processes on the same host the report therefore contains their state in the kernel. If no Python code can run (the interpreter
+lock is held), the thread of faulthandler writes the stacks, somewhat later.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from typing import TextIO
 from brasyn_dist.common.files import write_json
 
 _STATES = {
-    "T": "stopped by a signal (SIGCONT lets it go on)",
+    "T": "stopped by a signal (SIGCONT continues it)",
     "t": "stopped by a debugger",
     "D": "waiting for a disk or file server",
     "Z": "dead",
@@ -37,7 +37,7 @@ _STATES = {
 
 @dataclass(frozen=True)
 class Peer:
-    """A process of the run, as the others know it."""
+    """A process of the run."""
 
     rank: int
     pid: int
@@ -51,7 +51,7 @@ class Peer:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
 
     def state(self) -> str:
-        """What this host's kernel says of it."""
+        """Its state in the kernel of this host."""
         if self.host != socket.gethostname():
             return "on another node: look there"
         try:
@@ -62,7 +62,15 @@ class Peer:
 
 
 class Watchdog:
-    """Watches its own process from a thread. A context manager; `log` takes the stacks, its folder the hang files."""
+    """Watches its own process from a thread. A context manager.
+
+    Args:
+        log: Receives the stacks.
+        folder: Folder of the hang files.
+        me: This process.
+        peers: All processes of the run.
+        seconds: Time without progress after which a hang is reported.
+    """
 
     def __init__(self, log: TextIO, folder: Path, me: Peer, peers: Sequence[Peer], seconds: float) -> None:
         self._log, self._folder, self._me, self._peers = log, folder, me, peers
@@ -86,11 +94,11 @@ class Watchdog:
         self._withdraw()
 
     def beat(self, doing: str) -> None:
-        """Tell that the process gets on, and with what. Costs next to nothing."""
+        """Report progress and the present activity. Takes microseconds."""
         self._doing, self._beat = doing, time.monotonic()
         if self._beat - self._armed > self._seconds / 10:
             self._armed = self._beat
-            # The thread reports first, unless it cannot run.
+            # The thread of this object reports first, unless it cannot run.
             faulthandler.dump_traceback_later(1.5 * self._seconds, file=self._log)
 
     def _watch(self) -> None:
@@ -112,7 +120,7 @@ class Watchdog:
     def _report(self, beat: float) -> None:
         doing = self._doing
         self._say(
-            f"{self._me} got nowhere for {time.monotonic() - beat:.0f} s; last: {doing}. Stacks follow."
+            f"{self._me} made no progress for {time.monotonic() - beat:.0f} s; last: {doing}. Stacks follow."
         )
         with contextlib.suppress(OSError, ValueError):
             faulthandler.dump_traceback(self._log, all_threads=True)
@@ -122,17 +130,17 @@ class Watchdog:
             write_json(
                 self._hang_file(self._me.rank), {**asdict(self._me), "doing": doing, "time": time.time()}
             )
-        # Beats of different ranks lie up to a step apart.
+        # The last beats of different ranks are up to a step apart.
         if self._ended.wait(self._seconds / 4) or self._beat != beat:
             return
-        waiting = {p.rank: told for p in self._peers if (told := self._told(p)) is not None}
+        waiting = {p.rank: doing for p in self._peers if (doing := self._activity(p)) is not None}
         if waiting and min(waiting) == self._me.rank:
             verdict = hang_verdict(self._peers, waiting)
             self._say(verdict)
             print(verdict, file=sys.stderr, flush=True)
 
-    def _told(self, peer: Peer) -> str | None:
-        """What a hanging peer was doing; None if it has not reported a hang."""
+    def _activity(self, peer: Peer) -> str | None:
+        """Last activity of a hanging peer; None if it has not reported a hang."""
         try:
             return json.loads(self._hang_file(peer.rank).read_text())["doing"]
         except (OSError, ValueError, KeyError):
@@ -145,11 +153,11 @@ class Watchdog:
 
 
 def hang_verdict(peers: Sequence[Peer], waiting: dict[int, str]) -> str:
-    """Who waits (`waiting`: rank -> what it did last) and who does not answer."""
+    """Text with the waiting ranks (`waiting`: rank -> last activity) and the silent ones."""
     lines = ["the run hangs: " + "; ".join(f"rank {r} since {doing}" for r, doing in sorted(waiting.items()))]
     silent = [p for p in peers if p.rank not in waiting]
     lines += [f"  {p} does not answer: {p.state()}" for p in silent]
     if not silent:
-        lines.append("  all ranks answer: compare their stacks to see who waits for what")
+        lines.append("  all ranks answer: compare their stacks")
     lines.append("  Python stacks are in logs/rank-*.log")
     return "\n".join(lines)
