@@ -66,7 +66,6 @@ def write_dataset_report(
         ],
         distributions=[distribution(readable, name, modalities, colours) for name in OUTLIER_FACTS],
         cases=cases,
-        opening_tiles=len(cases[0]["tiles"]),
         numbers_head=head,
         numbers_rows=rows,
     )
@@ -138,8 +137,7 @@ def distribution(
             shades = [colour(colours[f.case.cohort], raster) for f in some]
             axes.scatter(across, heights, s=14, lw=0, alpha=0.7, c=shades, rasterized=raster)
             for i in {int(heights.argmin()), int(heights.argmax())} if len(some) > 2 else ():
-                # On the side of the point on which the text stays within the column.
-                side = -1 if across[i] > x else 1
+                side = 1 if x < len(modalities) / 2 else -1  # towards the middle of the chart
                 axes.annotate(
                     some[i].case.name,
                     (across[i], heights[i]),
@@ -151,6 +149,9 @@ def distribution(
         axes.set_xticks(range(len(modalities)), modalities)
         axes.set_xlim(-0.6, len(modalities) - 0.4)
         axes.set_yscale("log")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which("{x:g}")
+        axes.grid(axis="y", which="both", color=colour("line"))
 
     words = [
         f"{m}: {v.min():.4g} ({c[int(v.argmin())].case.name}) to {v.max():.4g} ({c[int(v.argmax())].case.name})"
@@ -163,17 +164,17 @@ def distribution(
 def case_tiles(
     facts: CaseFacts, findings: Sequence[Finding], modality_set: ModalitySet = BRATS
 ) -> dict[str, Any]:
-    """Template values of one case: its findings, and an axial and a sagittal tile of each modality."""
-    tiles = []
+    """Template values of one case: its findings, a row of axial and a row of sagittal tiles."""
+    rows: list[list[Tile]] = [[], []]
     for name, pair in zip(facts.modalities, facts.thumbnails):
-        for tile, view in zip(pair, ("axial", "sagittal")):
+        for row, tile, view in zip(rows, pair, ("axial", "sagittal")):
             # LPS: front and top up, as in common/panels.py.
             image = tile.T if view == "axial" else tile.T[::-1]
             alt = f"{modality_set.title(name)} of {facts.case.name}, {view} slice"
-            tiles.append(Tile.of(np.ascontiguousarray(image), f"{name}, {view}", alt))
+            row.append(Tile.of(np.ascontiguousarray(image), f"{name}, {view}", alt))
     own = [f for f in findings if f.case == facts.case.name]
     texts = [f"{f.modality + ': ' if f.modality else ''}{f.kind}: {f.detail}" for f in own]
-    return {"name": facts.case.name, "findings": texts, "tiles": tiles}
+    return {"name": facts.case.name, "findings": texts, "rows": rows}
 
 
 def numbers(

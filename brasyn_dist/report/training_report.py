@@ -109,6 +109,7 @@ def write_run_report(run_dir: Path) -> Path:
         subtitle=subtitle(status),
         run=run,
         cards=cards(status, metrics, performance),
+        opening_row=largest_row(groups[0].rows) if groups else None,
         picture_groups=groups,
         wide_pictures=wide,
         pictures_lead=lead,
@@ -213,6 +214,11 @@ def pictures(
     if order:
         lead += " Blue: synthetic too dark; red: too bright; yellow: outline of the tumour."
     return groups, wide, lead
+
+
+def largest_row(rows: Sequence[list[Tile]]) -> list[Tile]:
+    """The row that shows the largest part of a brain."""
+    return max(rows, key=lambda row: row[-1].picture.width * row[-1].picture.height)
 
 
 def tile_rows(
