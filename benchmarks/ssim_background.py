@@ -25,9 +25,9 @@ from brasyn_dist.common.files import atomic_path, write_json
 from brasyn_dist.common.panels import upright
 from brasyn_dist.data.nifti import read_case
 from brasyn_dist.evaluation.image_metrics import (
-    MARGIN,
+    RADIUS,
+    bounding_box,
     challenge_ssim,
-    crop_to,
     regions_of,
     scale_to_unit,
     ssim_map,
@@ -119,7 +119,7 @@ def measure(
     spoilt = real.copy()
     spoilt[tumour] = SPOILS[spoil](rng, real[tumour], int(np.percentile(real[regions.brain], 99.5)))
     x, y = (scale_to_unit(v) for v in (spoilt, real))
-    inside = crop_to(tumour, MARGIN)
+    inside = bounding_box(tumour, RADIUS)
     full = ssim_map((x * regions.brain)[inside], (y * regions.brain)[inside], 1.0)
     row = {
         "case": subject.name,

@@ -14,10 +14,10 @@ from brasyn_dist.errors import BrasynError
 from brasyn_dist.evaluation.paired_tests import (
     CHALLENGE_SCORES,
     RESAMPLES,
-    compare,
+    compare_scores,
     comparison_table,
-    pair_rows,
-    read_rows,
+    pair_scores,
+    read_scores,
 )
 from brasyn_dist.evaluation.scoring import SYNTHETIC
 
@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_logging()
     options = parser().parse_args(arguments)
     try:
-        a = read_rows(options.a, options.method_a)
-        b = read_rows(options.b, options.method_b)
-        pairs = pair_rows(a, b, options.common)
-        result = compare(pairs, options.rank_by, options.resamples, options.seed)
+        a = read_scores(options.a, options.method_a)
+        b = read_scores(options.b, options.method_b)
+        pairs = pair_scores(a, b, options.common)
+        result = compare_scores(pairs, options.rank_by, options.resamples, options.seed)
     except BrasynError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -22,15 +22,15 @@ from brasyn_dist.common.launch_environment import Place, place_of
 from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.errors import BrasynError, ConfigError, DataError
-from brasyn_dist.evaluation.regression import Regression, fit
+from brasyn_dist.evaluation.regression import Regression, fit_regression
 from brasyn_dist.evaluation.score_queue import share_predictions
 from brasyn_dist.evaluation.scoring import (
-    CaseResult,
+    CaseScores,
+    CaseSegmenter,
     Prediction,
-    Scoring,
-    Segment,
-    by_name,
+    ScoringSettings,
     find_predictions,
+    modality_set_of,
 )
 from brasyn_dist.evaluation.segmentation_metrics import TOLERANCE
 from brasyn_dist.evaluation.segmentation_sources import (
@@ -39,7 +39,14 @@ from brasyn_dist.evaluation.segmentation_sources import (
     find_segmentations,
     parse_command,
 )
-from brasyn_dist.evaluation.tables import rows_csv, rows_of, summarise, summary_json, summary_of, text_table
+from brasyn_dist.evaluation.tables import (
+    score_table,
+    summarise,
+    summary_json,
+    summary_of,
+    table_csv,
+    text_table,
+)
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from brasyn_dist.workqueue.worker_processes import helpers
 
@@ -117,10 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    predictions = find_predictions(options.predictions)
-    evaluation = Evaluation(
-        options, by_name(find_cases(options.references)), predictions, scoring_of(options, predictions)
-    )
+    predictions = find_predictions(options.predictions, modality_set_of(options.predictions))
+    cases = {case.name: case for case in find_cases(options.references)}
+    evaluation = Evaluation(options, cases, predictions, scoring_of(options, predictions))
     options.out.mkdir(parents=True, exist_ok=True)
     with helpers(options.workers, place_of(), score, evaluation) as place:
         score(evaluation, place)
@@ -135,7 +141,7 @@ class Evaluation:
     options: argparse.Namespace
     cases: dict[str, Case]
     predictions: list[Prediction]
-    scoring: Scoring
+    scoring: ScoringSettings
 
 
 def score(evaluation: Evaluation, place: Place) -> None:
@@ -148,23 +154,27 @@ def score(evaluation: Evaluation, place: Place) -> None:
         evaluation.scoring,
         partial(write_results, evaluation),
         out=evaluation.options.out,
-        settings={"brasyn_dist": brasyn_dist.__version__, **settings, "basis": evaluation.scoring.basis},
+        settings={
+            "brasyn_dist": brasyn_dist.__version__,
+            **settings,
+            "fingerprint": evaluation.scoring.fingerprint,
+        },
         place=place,
         lease=evaluation.options.lease,
     )
 
 
-def write_results(evaluation: Evaluation, results: Sequence[CaseResult]) -> None:
+def write_results(evaluation: Evaluation, results: Sequence[CaseScores]) -> None:
     """summary.json, cases.csv and report.html."""
     from brasyn_dist.report.evaluation_report import write_report
 
     options, regression = evaluation.options, evaluation.scoring.regression
     problems = [r for r in results if r.problem is not None]
-    rows = rows_of(results)
-    summary = summarise(rows)
+    table = score_table(results)
+    summary = summarise(table)
     if regression is not None:
         regression.save(options.out / "regression.json")
-    atomic_write_text(options.out / "cases.csv", rows_csv(rows))
+    atomic_write_text(options.out / "cases.csv", table_csv(table))
     write_json(
         options.out / "summary.json",
         {
@@ -175,15 +185,15 @@ def write_results(evaluation: Evaluation, results: Sequence[CaseResult]) -> None
             ],
         },
     )
-    if rows:
+    if len(table):
         write_report(
             options.out / "report.html",
             results,
-            rows,
-            summary,
+            table,
             evaluation.cases,
             options.predictions,
             options.curves,
+            evaluation.scoring.modality_set,
         )
 
 
@@ -204,24 +214,25 @@ def say_results(out: Path) -> int:
     return 1 if values["problems"] else 0
 
 
-def scoring_of(options: argparse.Namespace, predictions: Sequence[Prediction]) -> Scoring:
+def scoring_of(options: argparse.Namespace, predictions: Sequence[Prediction]) -> ScoringSettings:
     """What the options ask for; everything that can be wrong with them is found here, before anything is scored."""
     if not options.tolerance >= 0:
         raise ConfigError(f"--tolerance {options.tolerance}: must be at least 0 mm")
     if options.no_baselines and (options.regression or options.regression_cases):
         raise ConfigError("--no-baselines and a regression contradict each other; leave one out")
+    modality_set = modality_set_of(options.predictions)
     segment = segment_of(options, predictions)
     if options.no_baselines:
-        return Scoring(segment=segment, tolerance_mm=options.tolerance)
+        return ScoringSettings(segment=segment, tolerance_mm=options.tolerance, modality_set=modality_set)
     published = options.statistics == "published"
     statistics = PUBLISHED if published else Statistics.load(options.statistics)
     regression = regression_of(options, statistics)
     if regression is not None and (seen := sorted({p.case for p in predictions} & set(regression.cases))):
         print(f"note: the regression was fitted on evaluated cases: {', '.join(seen)}", file=sys.stderr)
-    return Scoring(statistics, regression, segment, options.tolerance)
+    return ScoringSettings(statistics, regression, segment, options.tolerance, modality_set)
 
 
-def segment_of(options: argparse.Namespace, predictions: Sequence[Prediction]) -> Segment | None:
+def segment_of(options: argparse.Namespace, predictions: Sequence[Prediction]) -> CaseSegmenter | None:
     if options.segmenter is not None:
         segmenter = ProjectSegmenter(options.segmenter)
         segmenter.load()
@@ -229,7 +240,12 @@ def segment_of(options: argparse.Namespace, predictions: Sequence[Prediction]) -
     if options.segmentations is not None:
         return find_segmentations(options.segmentations, predictions, options.label_order)
     if options.segment_command is not None:
-        return parse_command(options.segment_command, options.label_order, options.segment_timeout)
+        return parse_command(
+            options.segment_command,
+            options.label_order,
+            options.segment_timeout,
+            modality_set_of(options.predictions),
+        )
     return None
 
 
@@ -238,7 +254,7 @@ def regression_of(options: argparse.Namespace, statistics: Statistics) -> Regres
         return Regression.load(options.regression, statistics)
     if options.regression_cases:
         cases = [case for folder in options.regression_cases for case in find_cases(folder)]
-        return fit(cases, statistics, options.workers)
+        return fit_regression(cases, statistics, options.workers)
     return None
 
 

@@ -1,8 +1,8 @@
-"""Pictures of slices: inputs, target, synthetic, difference, tumour outline, as RGB arrays.
+"""Panels of slices as RGB arrays: inputs, target, synthetic slice, difference, outline of the tumour.
 
     slice_panel --> one row of tiles      grid --> rows below each other      save_png --> a file
 
-The grey window is given, never derived from the picture: two panels with the same window can be compared.
+The grey window is an argument and is never derived from the image, so that panels with the same window can be compared.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from brasyn_dist.brats import ED, ET, MODALITIES, NETC
+from brasyn_dist.brats import MODALITIES
 from brasyn_dist.common.files import atomic_path
 
 OUTLINE_COLOUR = (255, 196, 0)
-LABEL_COLOURS = {NETC: (230, 80, 60), ED: (70, 180, 90), ET: (60, 120, 230)}
+LABEL_COLOURS = {1: (230, 80, 60), 2: (70, 180, 90), 3: (60, 120, 230), 4: (220, 180, 60), 5: (160, 90, 200)}
 _CAPTION = 16
-"""Height of a tile's caption, in pixels."""
+"""Height of the caption of a tile in pixels."""
 _GAP = 2
 """Pixels between tiles."""
 
 
 def upright(slice_HW: np.ndarray, view: str = "axial") -> np.ndarray:
-    """A slice as radiologists see it: anterior (or superior) at the top, the patient's right on the left."""
+    """A slice in radiological display: anterior (or superior) at the top, the patient's right on the left."""
     image = slice_HW.T
     return image if view == "axial" else image[::-1]
 
@@ -37,10 +37,20 @@ def slice_panel(
     view: str = "axial",
     modalities: Sequence[str] = MODALITIES,
 ) -> np.ndarray:
-    """(height, width, 3) uint8: the available inputs, the target, the synthetic slice and their difference, side by side.
+    """The available inputs, the target, the synthetic slice and their difference, side by side.
 
-    `window` is the (black, white) intensity; the difference runs from blue (synthetic darker by the window's width) through
-    white to red. Where labels are given, the tumour's outline is drawn on target and synthetic slice.
+    Args:
+        inputs_MHW: Slices of all modalities.
+        target_HW: Real slice of the target modality.
+        synthetic_HW: Synthetic slice.
+        labels_HW: Tumour labels; their outline is drawn on the target and on the synthetic slice.
+        available_M: Whether each modality is an input.
+        window: (black, white) intensity. The difference runs from blue (synthetic darker) through white to red.
+        view: Of the slices.
+        modalities: Captions of the inputs.
+
+    Returns:
+        (height, width, 3) uint8.
     """
     edge = None if labels_HW is None else outline(labels_HW > 0)
     tiles = [
@@ -54,7 +64,7 @@ def slice_panel(
         if edge is not None:
             tile[edge] = OUTLINE_COLOUR
         tiles.append(captioned(_upright_rgb(tile, view), name))
-    error = difference(synthetic_HW - target_HW, window[1] - window[0])
+    error = difference_image(synthetic_HW - target_HW, window[1] - window[0])
     tiles.append(captioned(_upright_rgb(error, view), "synthetic - target"))
     return np.concatenate(tiles, axis=1)
 
@@ -67,7 +77,7 @@ def label_panel(
     view: str = "axial",
     modalities: Sequence[str] = MODALITIES,
 ) -> np.ndarray:
-    """(height, width, 3) uint8: all modalities, then the first (t1c) with reference and with predicted labels in colour."""
+    """(height, width, 3) uint8: all modalities, then the first one with reference labels and with predicted labels."""
     tiles = [
         captioned(_upright_rgb(grey(image, window), view), name)
         for image, name in zip(slices_MHW, modalities, strict=True)
@@ -96,8 +106,8 @@ def blank(image_HW: np.ndarray) -> np.ndarray:
     return np.full((*image_HW.shape, 3), 24, np.uint8)
 
 
-def difference(error_HW: np.ndarray, full_scale: float) -> np.ndarray:
-    """(H, W, 3) uint8: blue below, white at, red above zero; saturated at a quarter of `full_scale`."""
+def difference_image(error_HW: np.ndarray, full_scale: float) -> np.ndarray:
+    """(H, W, 3) uint8: blue below 0, white at 0, red above 0; saturated at a quarter of `full_scale`."""
     strength = np.clip(error_HW.astype(np.float64) / (full_scale / 4), -1, 1)
     red, blue = 1 + np.minimum(strength, 0), 1 - np.maximum(strength, 0)
     return np.rint(255 * np.stack([red, np.minimum(red, blue), blue], -1)).astype(np.uint8)
@@ -111,7 +121,7 @@ def outline(mask_HW: np.ndarray) -> np.ndarray:
 
 
 def captioned(tile_HW3: np.ndarray, text: str) -> np.ndarray:
-    """The tile under a line of text, with a thin gap to its neighbour."""
+    """The tile with a line of text above it and a gap at the right and below."""
     from PIL import Image, ImageDraw
 
     strip = Image.new("RGB", (tile_HW3.shape[1], _CAPTION))
@@ -121,17 +131,23 @@ def captioned(tile_HW3: np.ndarray, text: str) -> np.ndarray:
 
 
 def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Panels below each other; narrower ones are filled with black."""
+    """Panels below each other; narrower ones are padded with black."""
     width = max(row.shape[1] for row in rows)
     return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
 
 
-def panel_tiles(rgb_HW3: np.ndarray, shape_HW: tuple[int, int]) -> list[list[np.ndarray]]:
-    """The tiles of a picture that `grid` made of `slice_panel`s of (H, W) slices, row by row, without their captions.
+def panel_tiles(rgb_HW3: np.ndarray, shape_HW: tuple[int, int], columns: int) -> list[list[np.ndarray]]:
+    """Tiles of a grid of panels, row by row, without their captions.
 
-    Raises ValueError if the picture's size is not of that kind.
+    Args:
+        rgb_HW3: Result of `grid` of panels of (H, W) slices.
+        shape_HW: Shape of the slices.
+        columns: Tiles in a row.
+
+    Raises:
+        ValueError: The image has another size.
     """
-    columns, (width, height) = len(MODALITIES) + 3, shape_HW  # upright, a slice's rows run from left to right
+    width, height = shape_HW  # in radiological display, the rows of a slice run from left to right
     pitch = _CAPTION + height + _GAP
     if rgb_HW3.shape[1] != columns * (width + _GAP) or rgb_HW3.shape[0] % pitch:
         raise ValueError(f"{rgb_HW3.shape[:2]}: no rows of {columns} tiles of {height} x {width} pixels")
@@ -145,7 +161,7 @@ def panel_tiles(rgb_HW3: np.ndarray, shape_HW: tuple[int, int]) -> list[list[np.
 
 
 def save_png(path: Path | str, rgb_HW3: np.ndarray) -> None:
-    """Write an RGB array as a PNG file, atomically; its folder is made if need be."""
+    """Write an RGB array as a PNG file atomically; its folder is created."""
     from PIL import Image
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,17 @@
-"""Scores of a synthetic volume against the real one: pure functions of 3-D arrays.
+"""Image metrics of a synthetic volume against the real one: pure functions of 3-D arrays.
 
-    challenge SSIM   each image clipped to its own 0.5 - 99.5 percentiles and scaled to [0, 1]; all but the region zeroed;
-                     mean of the 3-D SSIM map over the whole volume (method, section 8). Dominated by background.
-    region SSIM      the same map of the brain, averaged over the region only.
-    MAE, PSNR        over the region, in the units of the files; PSNR's peak is the real brain's 99.5th percentile.
+    challenge SSIM   Each image is clipped to its own 0.5 and 99.5 percentiles and scaled to [0, 1]; voxels outside the
+                     region are set to 0. The metric is the mean of the 3-D SSIM map over the whole volume
+                     (docs/explanation/method.md, section 8). Background dominates it.
+    region SSIM      The SSIM map of the brain, averaged over the voxels of the region only.
+    MAE, PSNR        Over the region, in the units of the files. PSNR's peak is the 99.5th percentile of the real brain.
 
-The SSIM map is that of torchmetrics' defaults, which the challenge uses (Gaussian window of sigma 1.5 and 11 voxels, K 0.01 /
-0.03, data range of the pair), computed by scikit-image: its filters are separable, 11 + 11 + 11 instead of 11 x 11 x 11
-operations a voxel. It is computed on the brain's bounding box with a margin; outside, both images are 0 and the map is 1.
+The SSIM map has torchmetrics' default parameters, which the challenge uses: Gaussian window of sigma 1.5 with 11 taps along
+each axis, K1 0.01, K2 0.03, data range of the pair. It is computed on the bounding box of the region with a margin of one
+window radius. Outside of that box both images are 0 and the map is 1.
+
+    real volume --> ReferenceVolume: regions, scaled volume, local moments in the boxes of brain and tumour
+    synthetic volume --scores()--> its moments in both boxes; healthy tissue: brain minus tumour (filters are linear)
 """
 
 from collections.abc import Mapping
@@ -15,27 +19,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MARGIN = 12
-"""Voxels around the bounding box: more than twice the window's radius of 5, so that borders see zeros only."""
-PERCENTILES = (0.5, 99.5)
+from brasyn_dist.errors import DataError
 
-Scores = dict[str, float | None]
+RADIUS = 5
+"""Radius of the Gaussian window in voxels, and margin around bounding boxes."""
+_WINDOW = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / 1.5) ** 2)
+_WINDOW /= _WINDOW.sum()
+K1, K2 = 0.01, 0.03
+PERCENTILES = (0.5, 99.5)
+REGIONS = ("brain", "healthy", "tumour")
+
+MetricValues = dict[str, float | None]
+"""Values by name, such as `mae/brain`. None: the region is unknown or empty."""
+
+DESCRIPTIONS: Mapping[str, str] = {
+    "mae": "mean absolute error, in the units of the files",
+    "psnr": "peak signal-to-noise ratio in dB, peak = 99.5th percentile of the real brain",
+    "ssim": "structural similarity, averaged over the region only",
+    "challenge_ssim": "structural similarity as the challenge computes it: mean over the whole volume, in which all voxels "
+    "outside the region are 0; background dominates it",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Boolean masks (x, y, z). `tumour` and `healthy` are None where the case has no segmentation."""
+    """Boolean masks (x, y, z). `tumour` and `healthy` are None if the case has no segmentation."""
 
     brain: np.ndarray
     tumour: np.ndarray | None
     healthy: np.ndarray | None
 
-    def items(self) -> list[tuple[str, np.ndarray | None]]:
-        return [("brain", self.brain), ("healthy", self.healthy), ("tumour", self.tumour)]
-
 
 def regions_of(real_xyz: np.ndarray, labels_xyz: np.ndarray | None) -> Regions:
-    """Brain: foreground of the real volume. Tumour: labels above 0 (WT) within it; healthy: the rest."""
+    """Brain: foreground of the real volume. Tumour: labels above 0 within the brain. Healthy: the rest of the brain."""
     brain = real_xyz > 0
     if labels_xyz is None:
         return Regions(brain, None, None)
@@ -43,42 +59,119 @@ def regions_of(real_xyz: np.ndarray, labels_xyz: np.ndarray | None) -> Regions:
     return Regions(brain, tumour, brain & ~tumour)
 
 
-def score_volume(synthetic_xyz: np.ndarray, real_xyz: np.ndarray, labels_xyz: np.ndarray | None) -> Scores:
-    """All scores of one volume by name, such as `mae/brain`; None where the region is unknown or empty."""
-    regions = regions_of(real_xyz, labels_xyz)
-    inside = crop_to(regions.brain, MARGIN)
-    scaled = [scale_to_unit(v) for v in (synthetic_xyz, real_xyz)]
-    peak = float(np.percentile(real_xyz[regions.brain], 99.5))
-    x, y = scaled
-    brain_map = ssim_map((x * regions.brain)[inside], (y * regions.brain)[inside], 1.0)
-    scores: Scores = {}
-    for name, mask in regions.items():
-        names = [
-            f"{score}/{name}" for score in ("mae", "psnr", "ssim", *(["challenge_ssim"] * (name != "brain")))
-        ]
-        scores |= dict.fromkeys(names)
-        if mask is not None and mask.any():
-            scores[f"mae/{name}"] = mae(synthetic_xyz, real_xyz, mask)
-            scores[f"psnr/{name}"] = psnr(synthetic_xyz, real_xyz, mask, peak)
-            scores[f"ssim/{name}"] = float(brain_map[mask[inside]].mean())
-            if name != "brain":
-                scores[f"challenge_ssim/{name}"] = challenge_ssim(x, y, mask)
-    return scores
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Local mean and local mean square of a volume, float64 (x, y, z)."""
+
+    mean: np.ndarray
+    square: np.ndarray
+
+    @classmethod
+    def of(cls, volume: np.ndarray) -> "Moments":
+        return cls(local_mean(volume), local_mean(volume * volume))
+
+    def without(self, other: "Moments", inner: tuple[slice, ...]) -> "Moments":
+        """Moments after subtraction of a volume that lies in the box `inner` and equals this one where it is not 0."""
+        return Moments(_subtract(self.mean, other.mean, inner), _subtract(self.square, other.square, inner))
 
 
-def mae(synthetic: np.ndarray, real: np.ndarray, mask: np.ndarray) -> float:
-    """Mean absolute error over the mask, in the units of the volumes."""
-    return float(np.abs(synthetic[mask].astype(np.float64) - real[mask]).mean())
+class ReferenceVolume:
+    """A real volume, prepared for comparison with several synthetic ones.
+
+    Args:
+        real_xyz: Real volume in the units of the file; voxels above 0 are brain. At least one voxel must be brain.
+        labels_xyz: Tumour labels (0: none), or None if the case has no segmentation.
+
+    Raises:
+        DataError: No voxel is brain.
+    """
+
+    def __init__(self, real_xyz: np.ndarray, labels_xyz: np.ndarray | None):
+        self.real = real_xyz
+        self.regions = regions_of(real_xyz, labels_xyz)
+        brain, tumour = self.regions.brain, self.regions.tumour
+        if not brain.any():
+            raise DataError("the real volume is empty: no voxel is above 0")
+        self.peak = float(np.percentile(real_xyz[brain], 99.5))
+        self._box = bounding_box(brain, RADIUS)
+        scaled = scale_to_unit(real_xyz)[self._box].astype(np.float64)
+        self._brain = scaled * brain[self._box]
+        self._moments = Moments.of(self._brain)
+        self._inner: tuple[slice, ...] | None = None
+        if tumour is not None and tumour.any():
+            self._tumour_mask = tumour[self._box]
+            self._healthy_mask = brain[self._box] & ~self._tumour_mask
+            # The box of the tumour within the box of the brain: both end at the volume's border, or have a margin.
+            self._inner = bounding_box(self._tumour_mask, RADIUS)
+            self._tumour = (self._brain * self._tumour_mask)[self._inner]
+            self._tumour_moments = Moments.of(self._tumour)
+            self._healthy_moments = self._moments.without(self._tumour_moments, self._inner)
+        elif tumour is not None:
+            self._healthy_mask, self._healthy_moments = brain[self._box], self._moments
+
+    def scores(self, synthetic_xyz: np.ndarray) -> MetricValues:
+        """All image metrics of one synthetic volume, of the shape of the real one and in the same units."""
+        masks = {name: getattr(self.regions, name) for name in REGIONS}
+        values: MetricValues = {}
+        for name, mask in masks.items():
+            metrics = (
+                ("mae", "psnr", "ssim") if name == "brain" else ("mae", "psnr", "ssim", "challenge_ssim")
+            )
+            values |= dict.fromkeys(f"{metric}/{name}" for metric in metrics)
+            if mask is not None and mask.any():
+                error = synthetic_xyz[mask].astype(np.float64) - self.real[mask]
+                values[f"mae/{name}"], values[f"psnr/{name}"] = error_metrics(error, self.peak)
+        return values | self._ssim_scores(scale_to_unit(synthetic_xyz)[self._box].astype(np.float64))
+
+    def _ssim_scores(self, scaled: np.ndarray) -> MetricValues:
+        """Region SSIM and challenge SSIM of a synthetic volume, scaled to [0, 1] and cropped to the box of the brain."""
+        brain_mask, size = self.regions.brain[self._box], self.regions.brain.size
+        x = scaled * brain_mask
+        moments, product = Moments.of(x), local_mean(x * self._brain)
+        similarity = ssim_of_moments(moments, self._moments, product, 1.0)
+        values: MetricValues = {"ssim/brain": float(similarity[brain_mask].mean())}
+        if self.regions.tumour is None:
+            return values
+        if self._inner is not None:
+            inner = self._inner
+            values["ssim/tumour"] = float(similarity[self._tumour_mask].mean())
+            x_tumour = (x * self._tumour_mask)[inner]
+            tumour_moments, tumour_product = Moments.of(x_tumour), local_mean(x_tumour * self._tumour)
+            values["challenge_ssim/tumour"] = _whole_volume_ssim(
+                x_tumour, self._tumour, (tumour_moments, self._tumour_moments, tumour_product), size
+            )
+            moments = moments.without(tumour_moments, inner)
+            product = _subtract(product, tumour_product, inner)
+        if self._healthy_mask.any():
+            values["ssim/healthy"] = float(similarity[self._healthy_mask].mean())
+            values["challenge_ssim/healthy"] = _whole_volume_ssim(
+                x * self._healthy_mask,
+                self._brain * self._healthy_mask,
+                (moments, self._healthy_moments, product),
+                size,
+            )
+        return values
 
 
-def psnr(synthetic: np.ndarray, real: np.ndarray, mask: np.ndarray, peak: float) -> float:
-    """Peak signal-to-noise ratio over the mask, in dB; at most 100 (equal volumes)."""
-    error = np.square(synthetic[mask].astype(np.float64) - real[mask]).mean()
-    return float(min(100.0, 10 * np.log10(peak**2 / error))) if error > 0 else 100.0
+def score_volume(
+    synthetic_xyz: np.ndarray, real_xyz: np.ndarray, labels_xyz: np.ndarray | None
+) -> MetricValues:
+    """All image metrics of one volume. To score several volumes against one real volume, use `ReferenceVolume`."""
+    return ReferenceVolume(real_xyz, labels_xyz).scores(synthetic_xyz)
+
+
+def error_metrics(error: np.ndarray, peak: float) -> tuple[float, float]:
+    """(MAE in the units of `error`, PSNR in dB, at most 100) of the differences of some voxels, float64."""
+    mean_square = np.square(error).mean()
+    psnr = float(min(100.0, 10 * np.log10(peak**2 / mean_square))) if mean_square > 0 else 100.0
+    return float(np.abs(error).mean()), psnr
 
 
 def scale_to_unit(volume: np.ndarray) -> np.ndarray:
-    """Clip to the volume's own 0.5 and 99.5 percentiles (background included, as the challenge does), scale to [0, 1]."""
+    """Clip to the volume's own 0.5 and 99.5 percentiles and scale to [0, 1], float32.
+
+    Percentiles include the background, as the challenge computes them. A constant volume becomes 0.
+    """
     low, high = np.percentile(volume, PERCENTILES)
     if high <= low:
         return np.zeros(volume.shape, np.float32)
@@ -86,38 +179,75 @@ def scale_to_unit(volume: np.ndarray) -> np.ndarray:
 
 
 def challenge_ssim(synthetic: np.ndarray, real: np.ndarray, mask: np.ndarray) -> float | None:
-    """SSIM by the challenge's convention, of volumes scaled to [0, 1]. None if both are 0 in the mask.
+    """SSIM by the challenge's convention.
 
-    The data range is that of the pair after zeroing, torchmetrics' default. Computed on the mask's bounding box: what is
-    cropped away is 0 in both and adds ones to the mean.
+    Args:
+        synthetic: Volume scaled to [0, 1].
+        real: Volume scaled to [0, 1].
+        mask: Region; all other voxels count as 0 in both volumes.
+
+    Returns:
+        Mean of the SSIM map over the whole volume; None if both volumes are 0 in the mask. The data range is that of the
+        pair after masking (torchmetrics' default).
     """
-    inside = crop_to(mask, MARGIN)
-    x, y = ((v * mask)[inside] for v in (synthetic, real))
+    box = bounding_box(mask, RADIUS)
+    x, y = ((v * mask)[box].astype(np.float64) for v in (synthetic, real))
+    return _whole_volume_ssim(x, y, (Moments.of(x), Moments.of(y), local_mean(x * y)), mask.size)
+
+
+def _whole_volume_ssim(
+    x: np.ndarray, y: np.ndarray, moments: tuple[Moments, Moments, np.ndarray], size: int
+) -> float | None:
+    """Mean over `size` voxels of an SSIM map that is known in a box and 1 outside of it."""
     data_range = float(max(np.ptp(x), np.ptp(y)))
     if data_range == 0:
         return None
-    inner = ssim_map(x, y, data_range)
-    return float((inner.sum() + (mask.size - inner.size)) / mask.size)
+    inner = ssim_of_moments(*moments, data_range)
+    return float((inner.sum() + (size - inner.size)) / size)
 
 
 def ssim_map(x: np.ndarray, y: np.ndarray, data_range: float) -> np.ndarray:
     """SSIM at every voxel of two volumes, float64."""
-    from skimage.metrics import structural_similarity
-
-    _, full = structural_similarity(
-        x.astype(np.float64),
-        y.astype(np.float64),
-        data_range=data_range,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        full=True,
-    )
-    return full
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    return ssim_of_moments(Moments.of(x), Moments.of(y), local_mean(x * y), data_range)
 
 
-def crop_to(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Slices of the mask's bounding box, widened by `margin` as far as the volume goes."""
+def ssim_of_moments(x: Moments, y: Moments, product: np.ndarray, data_range: float) -> np.ndarray:
+    """SSIM map from local moments of both volumes and the local mean of their product."""
+    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    mean_product = x.mean * y.mean
+    mean_squares = x.mean * x.mean + y.mean * y.mean
+    variances = x.square + y.square - mean_squares
+    mean_squares += c1
+    variances += c2
+    similarity = product - mean_product
+    similarity *= 2
+    similarity += c2
+    mean_product *= 2
+    mean_product += c1
+    similarity *= mean_product
+    mean_squares *= variances
+    similarity /= mean_squares
+    return similarity
+
+
+def local_mean(volume: np.ndarray) -> np.ndarray:
+    """Mean in a Gaussian window around every voxel; the volume is reflected at its borders."""
+    from scipy.ndimage import correlate1d
+
+    for axis in range(volume.ndim):
+        volume = correlate1d(volume, _WINDOW, axis)
+    return volume
+
+
+def _subtract(whole: np.ndarray, part: np.ndarray, inner: tuple[slice, ...]) -> np.ndarray:
+    result = whole.copy()
+    result[inner] -= part
+    return result
+
+
+def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """Slices of the mask's bounding box, widened by `margin` up to the array's borders. Empty mask: the whole array."""
     bounds = []
     for axis in range(mask.ndim):
         hit = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
@@ -126,15 +256,6 @@ def crop_to(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
     return tuple(bounds)
 
 
-def better(name: str) -> int:
-    """+1 where larger is better, -1 where smaller is."""
+def direction(name: str) -> int:
+    """+1 if higher values of a metric are better, -1 if lower values are."""
     return -1 if name.startswith(("mae", "hd95")) else 1
-
-
-DESCRIPTIONS: Mapping[str, str] = {
-    "mae": "mean absolute error, in the units of the files",
-    "psnr": "peak signal-to-noise ratio in dB, peak = 99.5th percentile of the real brain",
-    "ssim": "structural similarity, averaged over the region only",
-    "challenge_ssim": "structural similarity as the challenge computes it, over the whole volume with all but the region zeroed; "
-    "background dominates it",
-}

@@ -1,6 +1,6 @@
-"""Predictions shared out between processes for scoring: `brasyn_dist.workqueue` around `evaluate_case`.
+"""Predictions shared out between processes for scoring: `brasyn_dist.workqueue` around `score_prediction`.
 
-    predictions --shifts: what nobody else has--> evaluate_case --> records --all there, one process--> finish(CaseResults)
+    predictions --shifts: what nobody else has--> score_prediction --> records --all there, one process--> finish(CaseScoress)
 
 Scores of an interrupted evaluation count if the options are the same and no file that they were computed from has changed.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from brasyn_dist.brats import Case
 from brasyn_dist.common.launch_environment import Place
-from brasyn_dist.evaluation.scoring import CaseResult, Prediction, Scoring, evaluate_case
+from brasyn_dist.evaluation.scoring import CaseScores, Prediction, ScoringSettings, score_prediction
 from brasyn_dist.workqueue.queue import Round
 from brasyn_dist.workqueue.share import share
 
@@ -23,8 +23,8 @@ ATTEMPTS = 3
 def share_predictions(
     predictions: Sequence[Prediction],
     cases: Mapping[str, Case],
-    scoring: Scoring,
-    finish: Callable[[list[CaseResult]], None],
+    scoring: ScoringSettings,
+    finish: Callable[[list[CaseScores]], None],
     *,
     out: Path,
     settings: Mapping[str, Any],
@@ -51,13 +51,13 @@ def share_predictions(
                 if round.deaths(name) >= ATTEMPTS:
                     result = to_values(given_up(prediction))
                 elif result is None:
-                    result = to_values(evaluate_case(prediction, case, scoring))
+                    result = to_values(score_prediction(prediction, case, scoring))
                 bar.n = round.record(name, {"state": state, "result": result})
                 bar.refresh()
 
     def finish_with_results(round: Round) -> None:
         values = {name: records[0]["result"] for name, records in round.records.items()}
-        finish([CaseResult(prediction, **values[name]) for name, prediction in by_name.items()])
+        finish([CaseScores(prediction, **values[name]) for name, prediction in by_name.items()])
 
     return share(
         out,
@@ -71,7 +71,7 @@ def share_predictions(
     )
 
 
-def to_values(result: CaseResult) -> dict[str, Any]:
+def to_values(result: CaseScores) -> dict[str, Any]:
     """Of its fields but the prediction; JSON keeps every bit of a float."""
     values = asdict(result)
     del values["prediction"]
@@ -93,6 +93,6 @@ def reusable(records: Sequence[Any], state: list[list[Any]]) -> dict[str, Any] |
     return fitting[-1] if fitting else None
 
 
-def given_up(prediction: Prediction) -> CaseResult:
+def given_up(prediction: Prediction) -> CaseScores:
     problem = f"{prediction.path}: {ATTEMPTS} processes were killed or stopped while they scored it (out of memory?)"
-    return CaseResult(prediction, problem=problem)
+    return CaseScores(prediction, problem=problem)

@@ -1,11 +1,11 @@
-"""Where segmentations of completed cases come from: the project's segmenter, a folder of files, or a command run on each case.
+"""Sources of segmentations of completed cases: the project's segmenter, a folder of files, or a command for each case.
 
     ProjectSegmenter     completed case --the segmenter's views--> labels
     GivenSegmentations   DIR/<case>[-<modality>]-seg.nii.gz
     CommandSegmenter     completed case in a temporary folder --any program--> a file that is read and checked
 
-All are `Segment`s (cases.py): picklable, called in any process, and their labels are on the case's grid or refused. Which order
-a program's labels are in cannot be seen from its files, so it must be told (brats.LABEL_ORDERS).
+Each is a `CaseSegmenter` (scoring.py). Labels that are not on the grid of the case are refused. The files of a program do not
+show the order of its labels, so the user must give it (brats.LABEL_ORDERS).
 """
 
 import shlex
@@ -21,27 +21,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES, LabelOrder, prediction_name, tumour_type
+from brasyn_dist.brats import BRATS, LabelOrder, prediction_name, tumour_type
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.common.launch_environment import place_of
 from brasyn_dist.common.processes import kill_tree
 from brasyn_dist.data.nifti import CaseVolumes, check_geometry, compress, read_labels
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.evaluation.scoring import Prediction
+from brasyn_dist.modality_set import ModalitySet
 
 if TYPE_CHECKING:
     from brasyn_dist.models.segmenter import Segmenter
 
-PLACEHOLDERS = ("input", "output", "case", *MODALITIES)
 TIMEOUT = 3600.0
-"""Seconds that a command may take for one case."""
+"""Default time limit of a command for one case, in seconds."""
 _QUOTED = 300
-"""Characters of a failed command's output that its problem quotes."""
+"""Characters of a failed command's output that the error message quotes."""
 
 
 @dataclass(frozen=True)
 class ProjectSegmenter:
-    """The segmenter of a run or export folder, in volume mode, on a GPU if there is one. Loaded once in each process."""
+    """The segmenter of a run or export folder, on a GPU if there is one. Loaded once in each process."""
 
     path: Path
 
@@ -49,19 +49,19 @@ class ProjectSegmenter:
         from brasyn_dist.inference.segmentation import segment_volume
 
         completed = volumes.images.copy()
-        completed[MODALITIES.index(prediction.modality)] = synthetic_xyz
+        completed[volumes.modalities.index(prediction.modality)] = synthetic_xyz
         case = volumes.case
         return segment_volume(self.load(), completed, tumour_type(case.cohort, case.name))
 
     @property
-    def basis(self) -> str:
-        """Hash of the export's description, which has the weights' hash in it."""
+    def fingerprint(self) -> str:
+        """Hash of the export's config.json, which contains the hash of the weights."""
         from brasyn_dist.models.pretrained import CONFIG_FILE, SEGMENTER, export_folder
 
         return sha256_of(export_folder(self.path, SEGMENTER) / CONFIG_FILE)
 
     def load(self) -> "Segmenter":
-        """Raises CheckpointError if there is none, or it is damaged."""
+        """The loaded network. Raises CheckpointError if there is none, or it is damaged."""
         return _segmenter(self.path)
 
 
@@ -78,15 +78,15 @@ def _segmenter(path: Path) -> "Segmenter":
 
 @dataclass(frozen=True)
 class GivenSegmentations:
-    """Segmentations that were made beforehand; `paths` by (case, synthesised modality)."""
+    """Segmentations from files; `paths` by (case, synthesised modality)."""
 
     folder: Path
     paths: Mapping[tuple[str, str], Path]
     order: LabelOrder = "brats"
 
     @property
-    def basis(self) -> list[Any]:
-        """Names, sizes and times of the files."""
+    def fingerprint(self) -> list[Any]:
+        """Names, sizes and modification times of the files."""
         statuses = [(path, path.stat()) for path in self.paths.values()]
         return [self.order, *([str(p), s.st_size, s.st_mtime_ns] for p, s in statuses)]
 
@@ -94,8 +94,9 @@ class GivenSegmentations:
         path = self.paths.get((prediction.case, prediction.modality))
         if path is None:
             raise DataError(
-                f"{self.folder}: none found; expected {prediction.case}-{prediction.modality}-seg.nii.gz, or, "
-                f"if this is the only prediction of the case, {prediction.case}-seg.nii.gz or {prediction.case}.nii.gz"
+                f"{self.folder}: none found; expected {prediction.case}-{prediction.modality}-seg.nii.gz "
+                f"(if this is the only prediction of the case: {prediction.case}-seg.nii.gz or "
+                f"{prediction.case}.nii.gz)"
             )
         return read_checked_labels(path, volumes, self.order)
 
@@ -103,10 +104,12 @@ class GivenSegmentations:
 def find_segmentations(
     folder: Path, predictions: Sequence[Prediction], order: LabelOrder = "brats"
 ) -> GivenSegmentations:
-    """Segmentations of these predictions in a folder; those not found become problems of their cases.
+    """Segmentations of these predictions in a folder. A missing one becomes a problem of its case.
 
-    A file that does not say which modality was synthetic is taken only where a case has a single prediction. Raises DataError
-    if there is none at all.
+    A file name without the synthesised modality is accepted only if the case has a single prediction.
+
+    Raises:
+        DataError: The folder has no segmentation of any prediction.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that holds CASE-seg.nii.gz")
@@ -128,9 +131,9 @@ def find_segmentations(
 
 @dataclass(frozen=True)
 class CommandSegmenter:
-    """Runs `words`, placeholders filled in, on each completed case; no shell is involved.
+    """Runs `words`, with placeholders filled in, on each completed case, without a shell.
 
-    A command that fails, takes longer than `timeout_s` (it is killed with all its children) or leaves no usable segmentation
+    A command that fails, exceeds `timeout_s` (it is then killed with all its children) or writes no usable segmentation
     raises DataError with the end of its output.
     """
 
@@ -139,8 +142,8 @@ class CommandSegmenter:
     timeout_s: float = TIMEOUT
 
     @property
-    def basis(self) -> list[str]:
-        """The command; what it runs is its own affair."""
+    def fingerprint(self) -> list[str]:
+        """The words of the command; changes of the program itself are not detected."""
         return [self.order, *self.words]
 
     def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
@@ -149,7 +152,7 @@ class CommandSegmenter:
             output = Path(folder) / "output" / f"{prediction.case}-seg.nii.gz"
             output.parent.mkdir()
             values["output"] = str(output)
-            self._run([fill(word, values) for word in self.words], Path(folder) / "log.txt")
+            self._run([word.format_map(values) for word in self.words], Path(folder) / "log.txt")
             if not output.is_file():
                 raise DataError(f"the command wrote no {{output}}{_end_of(Path(folder) / 'log.txt')}")
             try:
@@ -158,7 +161,7 @@ class CommandSegmenter:
                 raise DataError(f"the command's output cannot be used: {error}") from None
 
     def _run(self, words: Sequence[str], log: Path) -> None:
-        # Output goes to a file: a grandchild that outlives the command would keep a pipe open, and us waiting.
+        # Output goes to a file: a grandchild that outlives the command would keep a pipe open and block this process.
         with log.open("wb") as file:
             try:
                 process = subprocess.Popen(
@@ -170,7 +173,8 @@ class CommandSegmenter:
                 status = process.wait(self.timeout_s)
             except subprocess.TimeoutExpired:
                 raise DataError(
-                    f"the command took longer than {self.timeout_s:g} s and was killed; see --segment-timeout{_end_of(log)}"
+                    f"the command took longer than {self.timeout_s:g} s and was killed; see --segment-timeout"
+                    f"{_end_of(log)}"
                 ) from None
             finally:
                 if process.poll() is None:
@@ -180,20 +184,29 @@ class CommandSegmenter:
             raise DataError(f"the command ended with status {status}{_end_of(log)}")
 
 
-def parse_command(template: str, order: LabelOrder = "brats", timeout_s: float = TIMEOUT) -> CommandSegmenter:
-    """Raises ConfigError for what would fail for every case: unknown placeholders, no such program."""
+def parse_command(
+    template: str,
+    order: LabelOrder = "brats",
+    timeout_s: float = TIMEOUT,
+    modality_set: ModalitySet = BRATS,
+) -> CommandSegmenter:
+    """Split and check a command with placeholders.
+
+    Raises:
+        ConfigError: The command would fail for every case: unknown placeholder, no {output}, no such program.
+    """
+    known = ("input", "output", "case", *modality_set.modalities)
     try:
         words = tuple(shlex.split(template))
     except ValueError as error:
         raise ConfigError(f"--segment-command: {error}") from None
-    dummy = dict.fromkeys(PLACEHOLDERS, "")
     try:
         for word in words:
-            fill(word, dummy)
+            word.format_map(dict.fromkeys(known, ""))
     except (KeyError, IndexError, ValueError) as error:
         raise ConfigError(
-            f"--segment-command: bad placeholder ({error}); known are {', '.join(f'{{{p}}}' for p in PLACEHOLDERS)}, "
-            "and {{ }} stand for braces"
+            f"--segment-command: bad placeholder ({error}); known are {', '.join(f'{{{p}}}' for p in known)}; "
+            "{{ }} stand for braces"
         ) from None
     if not any("{output}" in word for word in words):
         raise ConfigError("--segment-command: must contain {output}, the file that the command is to write")
@@ -202,20 +215,19 @@ def parse_command(template: str, order: LabelOrder = "brats", timeout_s: float =
     return CommandSegmenter(words, order, timeout_s)
 
 
-def fill(word: str, values: Mapping[str, str]) -> str:
-    return word.format_map(values)
-
-
 def write_completed_case(folder: Path, prediction: Prediction, volumes: CaseVolumes) -> dict[str, str]:
-    """The case as a folder of four files with 2023's names, real but for the prediction. Returns the placeholders' values.
+    """Write the completed case as a folder of one file for each modality, named as the challenge does since 2023.
 
-    Copies, not links: a container sees nothing outside the folders that it is given.
+    The files are copies: a container sees nothing outside of the folders that are mounted into it.
+
+    Returns:
+        The values of the placeholders.
     """
     case = volumes.case
     target = folder / case.name
     target.mkdir(parents=True)
     values = {"input": str(target), "case": case.name}
-    for modality in MODALITIES:
+    for modality in volumes.modalities:
         source = prediction.path if modality == prediction.modality else case.files[modality]
         path = target / prediction_name(case.name, modality)
         if source.name.endswith(".gz"):
@@ -227,7 +239,7 @@ def write_completed_case(folder: Path, prediction: Prediction, volumes: CaseVolu
 
 
 def read_checked_labels(path: Path, volumes: CaseVolumes, order: LabelOrder) -> np.ndarray:
-    """Canonical labels on the grid of the case. Raises DataError if they are rubbish or lie elsewhere."""
+    """Canonical labels. Raises DataError if the file is damaged or is not on the grid of the case."""
     labels = read_labels(path, order)
     check_geometry(volumes.reference, labels)
     return labels.array
@@ -235,4 +247,4 @@ def read_checked_labels(path: Path, volumes: CaseVolumes, order: LabelOrder) -> 
 
 def _end_of(log: Path) -> str:
     text = " ".join(log.read_bytes().decode(errors="replace").split())
-    return f"; it said: ...{text[-_QUOTED:]}" if text else "; it said nothing"
+    return f"; its output ends with: ...{text[-_QUOTED:]}" if text else "; it has no output"

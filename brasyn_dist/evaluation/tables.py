@@ -1,216 +1,232 @@
-"""From scores of cases to the table that people read: means with confidence intervals, methods side by side.
+"""Score tables: metrics of all cases as a data frame, means with confidence intervals, text tables.
 
-    CaseResults --> rows (case, modality, method, scores) --> cases.csv, which has every copy, too
-                --> means by method and modality          --> summary.json, table
+    CaseScores --> score_table: a row for each case, modality and method --> cases.csv (with every copy)
+               --> summarise: means by target, method and metric         --> summary.json, text table
 
-The best copy is chosen for each target modality by its mean MAE over the very cases that are scored: hindsight, in the
-baseline's favour.
+The best copy is chosen for each target modality by its mean MAE over the very cases that are scored. This hindsight favours
+the baseline.
 """
 
-import csv
 import io
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from brasyn_dist.brats import MODALITIES
+from brasyn_dist.brats import BRATS
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.baselines import COPY, MEAN
 from brasyn_dist.evaluation.regression import REGRESSION
-from brasyn_dist.evaluation.scoring import SYNTHETIC, CaseResult
+from brasyn_dist.evaluation.scoring import SYNTHETIC, CaseScores
+from brasyn_dist.evaluation.segmentation_metrics import DESCRIPTIONS as SEGMENTATION_METRICS
+from brasyn_dist.modality_set import ModalitySet
 
 BEST_COPY = "best copy"
 METHODS = (SYNTHETIC, MEAN, BEST_COPY, REGRESSION)
 ALL = "all"
-HEADLINES = (
-    "mae/brain",
-    "psnr/brain",
-    "ssim/healthy",
-    "ssim/tumour",
-    "challenge_ssim/healthy",
-    "challenge_ssim/tumour",
-)
-"""Image scores of the printed table."""
-OVERLAP_HEADLINES = tuple(f"{m}/{r}" for m in ("dice", "nsd", "hd95") for r in ("ET", "TC", "WT"))
-"""Scores of the second table, if there are segmentations."""
-_KEYS = ("case", "cohort", "modality", "method")
+KEYS = ["case", "cohort", "modality", "method"]
+"""Columns of a score table; all other columns are metrics, NaN where unknown."""
+IMAGE_HEADLINES = (
+    "mae/brain", "psnr/brain", "ssim/healthy", "ssim/tumour", "challenge_ssim/healthy", "challenge_ssim/tumour",
+)  # fmt: skip
+"""Metrics of the printed table."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """Scores of one method on one case and modality."""
-
-    case: str
-    cohort: str
-    modality: str
-    method: str
-    scores: dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Mean over cases and its 95 % confidence interval (Student's t); the interval is None for a single case."""
+class Mean(NamedTuple):
+    """Mean over cases and its 95 % confidence interval (Student's t). A single case has no interval: NaN."""
 
     mean: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     cases: int
 
 
-def rows_of(results: Iterable[CaseResult]) -> list[Row]:
-    """One row for each scored prediction and method, the best copy among them (see `with_best_copy`).
+def metrics_of(table: pd.DataFrame) -> list[str]:
+    """Names of the metrics of a score table, in order."""
+    return [column for column in table.columns if column not in KEYS]
 
-    All rows have the same scores by name; what a method has no score for is None.
-    """
-    results = list(results)
-    names = list(dict.fromkeys(n for r in results for scores in r.scores.values() for n in scores))
-    return with_best_copy(
-        Row(r.prediction.case, r.cohort, r.prediction.modality, method, {n: scores.get(n) for n in names})
+
+def score_table(results: Iterable[CaseScores]) -> pd.DataFrame:
+    """A row for each scored prediction and method, the best copy included (see `with_best_copy`)."""
+    rows = [
+        {
+            "case": r.prediction.case, "cohort": r.cohort, "modality": r.prediction.modality, "method": method,
+            **{name: np.nan if value is None else value for name, value in values.items()},
+        }
         for r in results
-        for method, scores in r.scores.items()
+        for method, values in r.scores.items()
+    ]  # fmt: skip
+    return with_best_copy(pd.DataFrame(rows, columns=None if rows else KEYS))
+
+
+def with_best_copy(table: pd.DataFrame) -> pd.DataFrame:
+    """The sorted table with rows of the best copy, which replace existing ones (as after pooling of folds)."""
+    table = table[table.method != BEST_COPY]
+    copies = table[table.method.str.startswith(COPY)]
+    if len(copies):
+        errors = copies.groupby(["modality", "method"])["mae/brain"].mean().dropna()
+        best = errors.groupby("modality").idxmin()
+        chosen = copies[[m in set(best) for m in zip(copies.modality, copies.method)]]
+        table = pd.concat([table, chosen.assign(method=BEST_COPY)])
+    position = table.method.map({method: number for number, method in enumerate(METHODS)}).fillna(
+        len(METHODS)
     )
+    ordered = table.assign(position=position).sort_values(["modality", "case", "position", "method"])
+    return ordered.drop(columns="position").reset_index(drop=True)
 
 
-def with_best_copy(rows: Iterable[Row]) -> list[Row]:
-    """Sorted rows in which the best copy is chosen anew, for instance over the folds of a cross-validation."""
-    rows = [r for r in rows if r.method != BEST_COPY]
-    chosen = {m: best_copy([r for r in rows if r.modality == m]) for m in MODALITIES}
-    rows += [replace(r, method=BEST_COPY) for r in rows if r.method == chosen[r.modality]]
-    order = {method: place for place, method in enumerate(METHODS)}
-    return sorted(rows, key=lambda r: (r.modality, r.case, order.get(r.method, len(order)), r.method))
-
-
-def best_copy(rows: Sequence[Row]) -> str | None:
-    """The copy with the smallest mean MAE over these rows."""
-    errors: dict[str, list[float]] = {}
-    for row in rows:
-        if row.method.startswith(COPY) and (value := row.scores["mae/brain"]) is not None:
-            errors.setdefault(row.method, []).append(value)
-    return min(errors, key=lambda m: float(np.mean(errors[m])), default=None)
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    """Mean with t-interval of independent values."""
+def mean_of(values: Sequence[float] | pd.Series) -> Mean:
+    """Mean with t-interval of independent values; NaNs are left out."""
     from scipy.stats import t
 
-    n, mean = len(values), float(np.mean(values))
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    n, mean = len(known), float(np.mean(known))
     if n < 2:
-        return Mean(mean, None, None, n)
-    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+        return Mean(mean, np.nan, np.nan, n)
+    half = float(t.ppf(0.975, n - 1) * np.std(known, ddof=1) / np.sqrt(n))
     return Mean(mean, mean - half, mean + half, n)
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Mean]]]:
-    """[modality or `all`][method][score name] -> Mean; scores that no case has are absent."""
-    summary: dict[str, dict[str, dict[str, Mean]]] = {}
-    for modality in (ALL, *MODALITIES):
-        for method in METHODS:
-            chosen = [r for r in rows if r.method == method and modality in (ALL, r.modality)]
-            names = chosen[0].scores if chosen else ()
-            known = {n: [v for r in chosen if (v := r.scores[n]) is not None] for n in names}
-            means = {n: mean_of(values) for n, values in known.items() if values}
-            if means:
-                summary.setdefault(modality, {})[method] = means
-    return summary
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over cases.
+
+    Returns:
+        Index: target (`all` first), method, metric; metrics that no case has are absent. Columns: the fields of `Mean`.
+    """
+    chosen = table[table.method.isin(METHODS)]
+    both = pd.concat([chosen.assign(modality=ALL), chosen])
+    names = ["target", "method", "metric"]
+    long = (
+        both.melt(id_vars=KEYS, var_name="metric")
+        .dropna(subset=["value"])
+        .rename(columns={"modality": "target"})
+    )
+    # Categories keep the order of targets, methods and metrics.
+    orders = ([ALL, *sorted(set(table.modality))], list(METHODS), metrics_of(table))
+    for name, order in zip(names, orders):
+        long[name] = pd.Categorical(long[name], order)
+    groups = long.groupby(names, observed=True)["value"]
+    means = [mean_of(values) for _, values in groups]
+    index = pd.MultiIndex.from_tuples([tuple(map(str, key)) for key, _ in groups], names=names)
+    return pd.DataFrame(means, index=index, columns=list(Mean._fields))
 
 
-def summary_json(summary: dict[str, dict[str, dict[str, Mean]]]) -> dict[str, Any]:
-    return {
-        modality: {
-            method: {name: asdict(mean) for name, mean in means.items()} for method, means in methods.items()
-        }
-        for modality, methods in summary.items()
-    }
+def mean_at(summary: pd.DataFrame, target: str, method: str, metric: str) -> Mean | None:
+    """One entry of a summary; None if it is absent."""
+    key: Any = (target, method, metric)
+    return Mean(*summary.loc[key]) if key in summary.index else None
 
 
-def summary_of(values: dict[str, Any]) -> dict[str, dict[str, dict[str, Mean]]]:
+def summary_json(summary: pd.DataFrame) -> dict[str, Any]:
+    """[target][method][metric] -> {mean, low, high, cases}; low and high of a single case are None."""
+    values: dict[str, Any] = {}
+    for (target, method, metric), *numbers in summary.itertuples():
+        entry = dict(zip(Mean._fields, (None if np.isnan(n) else n for n in numbers)))
+        values.setdefault(target, {}).setdefault(method, {})[metric] = entry
+    return values
+
+
+def summary_of(values: dict[str, Any]) -> pd.DataFrame:
     """The inverse of `summary_json`."""
-    return {
-        modality: {
-            method: {name: Mean(**mean) for name, mean in means.items()} for method, means in methods.items()
-        }
-        for modality, methods in values.items()
+    entries = {
+        (target, method, metric): entry
+        for target, methods in values.items()
+        for method, metrics in methods.items()
+        for metric, entry in metrics.items()
     }
+    index = pd.MultiIndex.from_tuples(list(entries), names=["target", "method", "metric"])
+    return pd.DataFrame(list(entries.values()), index=index, columns=list(Mean._fields)).astype(
+        {"mean": float, "low": float, "high": float}
+    )
 
 
-def rows_csv(rows: Sequence[Row]) -> str:
-    """cases.csv: one line for each case, modality and method; unknown scores are empty."""
-    names = list(rows[0].scores) if rows else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_KEYS, *names])
-    for row in rows:
-        values = (row.scores[n] for n in names)
-        writer.writerow(
-            [
-                row.case,
-                row.cohort,
-                row.modality,
-                row.method,
-                *("" if v is None else f"{v:.6g}" for v in values),
-            ]
-        )
-    return text.getvalue()
+def table_csv(table: pd.DataFrame) -> str:
+    """Text of cases.csv: a line for each case, modality and method; unknown values are empty."""
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def read_table(path: Path) -> list[Row]:
-    """The inverse of `rows_csv`, of a file or of the folder it is in. Raises DataError if it is not such a table."""
+def read_table(path: Path) -> pd.DataFrame:
+    """Read cases.csv.
+
+    Args:
+        path: The file, or the folder that holds it.
+
+    Raises:
+        DataError: The file cannot be read or is no score table.
+    """
     path = path / "cases.csv" if path.is_dir() else path
     try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
+        table = pd.read_csv(
+            io.StringIO(path.read_text()), dtype=dict.fromkeys(KEYS, str), float_precision="round_trip"
+        )
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); give a cases.csv that brasyn_dist.evaluate wrote"
         ) from None
-    if not lines or not set(_KEYS) <= set(lines[0]):
-        raise DataError(f"{path}: no table of brasyn_dist.evaluate: columns {', '.join(_KEYS)} are expected")
+    except ValueError as error:
+        raise DataError(f"{path}: no score table ({error}); evaluate again") from None
+    if not set(KEYS) <= set(table) or table.empty:
+        raise DataError(f"{path}: no table of brasyn_dist.evaluate: columns {', '.join(KEYS)} are expected")
+    metrics = metrics_of(table)
     try:
-        return [
-            Row(
-                *key,
-                {name: float(text) if text else None for name, text in line.items() if name not in _KEYS},
-            )
-            for line in lines
-            for key in [(line["case"], line["cohort"], line["modality"], line["method"])]
-        ]
-    except (TypeError, ValueError) as error:
+        return table.fillna(dict.fromkeys(KEYS, "")).astype(dict.fromkeys(metrics, float))
+    except ValueError as error:
         raise DataError(f"{path}: damaged table ({error}); evaluate again") from None
 
 
 def number(mean: Mean | None) -> str:
-    """`0.893 ± 0.012`: mean and half the 95 % interval."""
-    if mean is None:
+    """`0.893 ± 0.012`: mean and half of the 95 % interval."""
+    if mean is None or np.isnan(mean.mean):
         return "-"
     digits = 3 if abs(mean.mean) < 2 else 2 if abs(mean.mean) < 100 else 1
     text = f"{mean.mean:.{digits}f}"
-    return text if mean.high is None else f"{text} ± {mean.high - mean.mean:.{digits}f}"
+    return text if np.isnan(mean.high) else f"{text} ± {mean.high - mean.mean:.{digits}f}"
 
 
-def text_table(summary: dict[str, dict[str, dict[str, Mean]]]) -> str:
-    """The headline scores as text, methods below each other for each target modality; overlaps in a table of their own."""
-    lines = _lines(summary, HEADLINES, "mae/brain", 24)
-    lines.append(
-        "± half of the 95 % confidence interval over cases. Challenge SSIM is dominated by background."
-    )
-    if any(m.get(OVERLAP_HEADLINES[0]) for methods in summary.values() for m in methods.values()):
-        lines += ["", *_lines(summary, OVERLAP_HEADLINES, OVERLAP_HEADLINES[0], 17)]
-        lines.append("Of segmentations of the completed cases; regions, not single lesions; HD95 in mm.")
-    return "\n".join(lines)
+def is_segmentation_metric(name: str) -> bool:
+    return name.partition("/")[0] in SEGMENTATION_METRICS
 
 
-def _lines(
-    summary: dict[str, dict[str, dict[str, Mean]]], names: Sequence[str], counted: str, width: int
-) -> list[str]:
-    """One table; methods without a mean of `counted` are left out."""
-    lines = [f"{'target':<8}{'method':<20}{'cases':>6}" + "".join(f"{n:>{width}}" for n in names)]
-    for modality, methods in summary.items():
-        for method, means in methods.items():
-            if counted in means:
-                cells = "".join(f"{number(means.get(n)):>{width}}" for n in names)
-                lines.append(f"{modality:<8}{method:<20}{means[counted].cases:>6}{cells}")
-    return lines
+def segmentation_headlines(summary: pd.DataFrame, modality_set: ModalitySet = BRATS) -> list[str]:
+    """Metrics of the second printed table, as far as they are known: Dice, NSD and HD95 of each region."""
+    known = set(summary.index.get_level_values("metric"))
+    names = (f"{metric}/{region}" for metric in ("dice", "nsd", "hd95") for region in modality_set.regions)
+    return [name for name in names if name in known]
+
+
+def text_table(summary: pd.DataFrame, modality_set: ModalitySet = BRATS) -> str:
+    """The headline metrics as text, one line for each target and method; segmentation metrics in a second table."""
+    text = _render(summary, IMAGE_HEADLINES)
+    text += "± half of the 95 % confidence interval over cases. Background dominates challenge SSIM."
+    if segmentation := segmentation_headlines(summary, modality_set):
+        text += f"\n\n{_render(summary, segmentation)}"
+        text += "Segmentations of the completed cases; whole regions, not single lesions; HD95 in mm."
+    return text
+
+
+def _render(summary: pd.DataFrame, metrics: Sequence[str]) -> str:
+    """One table; methods without a value of the first metric are left out."""
+    lines = []
+    for target, method in dict.fromkeys((t, m) for t, m, _ in summary.index):
+        means = [mean_at(summary, target, method, metric) for metric in metrics]
+        if means[0] is not None:
+            lines.append([target, method, str(int(means[0].cases)), *map(number, means)])
+    return render_text_table(["target", "method", "cases", *metrics], lines, text_columns=2)
+
+
+def render_text_table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """Aligned columns without borders: the first are texts, the others numbers. One line for each row."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number_, name in enumerate(head):
+        table.add_column(name, justify="left" if number_ < text_columns else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    file = io.StringIO()
+    Console(file=file, width=1000, markup=False, highlight=False, emoji=False, color_system=None).print(table)
+    return "".join(line.rstrip() + "\n" for line in file.getvalue().splitlines())

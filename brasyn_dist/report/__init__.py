@@ -1,11 +1,13 @@
-"""Reports as single HTML files that need no network: the parts that every report is made of.
+"""HTML reports: single files that need no network, rendered from the Jinja2 templates in templates/.
 
-    page         sections --> one file: style, light and dark, navigation; tables, lists of facts, folds
-    charts       matplotlib --> inline SVG whose colours follow the page's theme
-    pictures     RGB arrays and files --> images within the page
-    curves       metrics.jsonl, performance.jsonl --> charts by optimiser step
-    provenance   versions, commit, hashes
+    rendering           template environment, palette, pictures as data URIs
+    charts              matplotlib --> inline SVG, whose colours follow the theme of the page
+    curves              metrics.jsonl, performance.jsonl --> charts by optimiser step
+    score_tables        summary of an evaluation --> cards, tables and distribution charts
+    case_views          slices of single cases with outlines of the tumour
+    provenance          versions, commit, hashes
+    training_report, evaluation_report, dataset_report: the three reports
 
-report/evaluation_report.py makes the report of an evaluation, report/training_report.py that of a run, which
-`python -m brasyn_dist.report RUN` writes anew.
+The Python modules prepare the data; templates/*.html.j2 contain all markup. `python -m brasyn_dist.report RUN` writes the
+report of a training run.
 """

@@ -1,4 +1,4 @@
-"""Draw a run's report: `python -m brasyn_dist.report RUN [RUN ...]`, finished or not. Writes RUN/report.html."""
+"""Write the report of training runs, finished or not: `python -m brasyn_dist.report RUN [RUN ...]`. Writes RUN/report.html."""
 
 import argparse
 import sys

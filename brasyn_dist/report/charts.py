@@ -1,21 +1,26 @@
-"""Charts as inline SVG: drawn by matplotlib, coloured by the page.
+"""Charts as inline SVG, drawn by matplotlib, with the colours of the page.
 
-Colours are asked for by the name of a CSS variable (`colour("s1")`): matplotlib gets a placeholder, which the finished SVG has
-replaced by `var(--s1)`. So one picture serves the light and the dark page. Texts stay texts.
+A colour is given as the name of a CSS variable (`colour("s1")`). matplotlib gets a placeholder, which is replaced by
+`var(--s1)` in the finished SVG, so that one chart serves the light and the dark theme. Texts remain texts.
 """
 
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 
-from brasyn_dist.report.page import escape
-from brasyn_dist.report.style import VARIABLES
+from brasyn_dist.report.rendering import LIGHT, SERIES
 
+VARIABLES = ("ink", "muted", "line", "card", *SERIES)
+"""CSS variables of colours in charts."""
 PIXEL = 1 / 96
-"""Inches of a CSS pixel: charts are drawn at the size at which they are shown, so 12 means 12 there."""
+"""Inches of a CSS pixel: charts are drawn at the size at which they are shown."""
+RASTERED = 400
+"""Number of points above which they are drawn as pixels, because SVG stores every point as a shape."""
 WIDTH, HEIGHT = 280, 200
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -47,9 +52,15 @@ _TAG = re.compile(r"<[^>]*>")
 _DIGITS = re.compile(r"(\.\d\d)\d+")
 
 
-def colour(variable: str) -> str:
-    """The placeholder of a CSS variable, for matplotlib."""
-    return f"#0b0d{VARIABLES.index(variable) + 16:02x}"
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    svg: Markup
+
+
+def colour(variable: str, raster: bool = False) -> str:
+    """The placeholder of a CSS variable, for matplotlib. Rastered shapes have the colour of the light theme instead."""
+    return LIGHT[variable] if raster else f"#0b0d{VARIABLES.index(variable) + 16:02x}"
 
 
 def chart(
@@ -58,14 +69,22 @@ def chart(
     draw: Callable[[Any], None],
     width: int = WIDTH,
     height: int = HEIGHT,
-) -> str:
-    """A titled figure of what `draw(axes)` draws; `description` is what a reader who cannot see it is told."""
+) -> Chart:
+    """A chart.
+
+    Args:
+        title: Caption.
+        description: Content of the chart in words, for screen readers.
+        draw: Called with matplotlib's axes.
+        width: In CSS pixels.
+        height: In CSS pixels.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    # Identifiers of shapes are hashes of shape and salt: no two charts of a page share one, and none is random.
+    # Identifiers of shapes are hashes of shape and salt: reproducible, and different in all charts of a page.
     settings: dict[Any, Any] = {**_SETTINGS, "svg.hashsalt": title + description}
     settings |= {key: colour(variable) for key, variable in _THEMED.items()}
     with matplotlib.rc_context(settings):
@@ -78,29 +97,28 @@ def chart(
             transparent=True,
             metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
         )
-    text = themed(buffer.getvalue(), title, description)
-    return f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{text}</figure>'
+    return Chart(title, themed(buffer.getvalue(), title, description))
 
 
-def themed(svg: str, title: str, description: str) -> str:
-    """matplotlib's SVG for use within a page: no XML head, sizes left to the page, colours by variable, a description."""
+def themed(svg: str, title: str, description: str) -> Markup:
+    """matplotlib's SVG for use within a page: without XML head and size, with colours by variable and a description."""
     body = svg[svg.index("<svg") :]
     head, body = body.split(">", 1)
     box = re.search(r'viewBox="[^"]+"', head)
     assert box is not None
     body = _IDS.sub("", _STYLES.sub("", body))
-    # Coordinates to a hundredth of a point; labels, between the tags, stay as they are.
+    # Coordinates are rounded to a hundredth of a point; labels, which are between the tags, are not changed.
     body = _TAG.sub(lambda tag: _DIGITS.sub(r"\1", tag[0]), body)
     for variable in VARIABLES:
         body = body.replace(colour(variable), f"var(--{variable})")
     body = re.sub(r"font-family:[^;\"]*;?", "", body)
     label = escape(f"{title}. {description}")
     tight = _BETWEEN.sub("><", body).strip()
-    return f'<svg {box[0]} role="img" aria-label="{label}">{tight}'
+    return Markup(f'<svg {box[0]} role="img" aria-label="{label}">{tight}')
 
 
 def series_text(name: str, values: Sequence[float]) -> str:
-    """A series in words: where it starts, ends, and lies between."""
+    """A series in words: first and last value, smallest and largest value."""
     known = np.asarray([v for v in values if v is not None and np.isfinite(v)], float)
     if not len(known):
         return f"{name}: no values"

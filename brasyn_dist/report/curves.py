@@ -1,10 +1,10 @@
-"""Curves of a run, from metrics.jsonl and performance.jsonl: one small chart for each number.
+"""Charts of a run from metrics.jsonl and performance.jsonl: one small chart for each number.
 
     train lines       --> loss terms; norms and rate       thin: smallest and largest of a bin of steps; thick: their mean
     validation lines  --> each score, overall and of each part (target, region)
-    performance lines --> slices a second, share of time spent waiting for data
+    performance lines --> slices per second, share of time spent waiting for data
 
-Whatever numbers the lines have is drawn, so runs of other networks than the generator need nothing of their own.
+All numbers of the lines are drawn, so other tasks than the generator need no code here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,63 +12,65 @@ from typing import Any
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES, MODALITY_NAMES
-from brasyn_dist.report.charts import chart, colour, series_text
-from brasyn_dist.report.page import fold, legend, note
-from brasyn_dist.report.style import SERIES
+from brasyn_dist.brats import BRATS
+from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.report.charts import Chart, chart, colour, series_text
+from brasyn_dist.report.rendering import SERIES
 
 Line = Mapping[str, Any]
 BINS = 200
 """Largest number of points of a curve."""
-FACTS = ("step", "kind", "epoch", "rate", "time")
+NOT_METRICS = ("step", "kind", "epoch", "rate", "time")
 NORM = "_norm"
 OVERALL = "overall"
 
 
-def training_curves(lines: Sequence[Line]) -> str:
-    """HTML of the loss terms by optimiser step, and of gradient norms and learning rate folded below."""
+def training_curves(lines: Sequence[Line]) -> tuple[list[Chart], list[Chart]]:
+    """(loss terms, gradient norms and learning rate) by optimiser step; empty without training lines."""
     train = [line for line in lines if line["kind"] == "train"]
     if not train:
-        return note("metrics.jsonl has no training step yet.")
-    names = list(dict.fromkeys(n for line in (train[0], train[-1]) for n in line if n not in FACTS))
+        return [], []
+    names = list(dict.fromkeys(n for line in (train[0], train[-1]) for n in line if n not in NOT_METRICS))
+    norms = [n for n in names if n.endswith(NORM)] + ["rate"] * ("rate" in train[0])
     terms = [n for n in names if not n.endswith(NORM)]
-    others = [n for n in names if n.endswith(NORM)] + ["rate"] * ("rate" in train[0])
-    return charts(train, terms) + (
-        fold("Gradient norms and learning rate", charts(train, others)) if others else ""
-    )
+    return [term_chart(train, n) for n in terms], [term_chart(train, n) for n in norms]
 
 
-def validation_curves(lines: Sequence[Line]) -> str:
-    """HTML of each validation score by optimiser step: over all, and each part (target, region) where there are parts."""
+def validation_curves(
+    lines: Sequence[Line], modality_set: ModalitySet = BRATS
+) -> tuple[dict[str, str], list[Chart]]:
+    """Each validation score by optimiser step, overall and of each part (target, region).
+
+    Returns:
+        Legend (name -> CSS variable; empty without parts) and charts; both empty without validation lines.
+    """
     validation = [line for line in lines if line["kind"] == "validation"]
     if not validation:
-        return note("This run has no validation.")
+        return {}, []
     names = score_names(validation[-1])
-    parts = list(dict.fromkeys(p for n in names for p in parts_of(validation[-1], n)))[: len(SERIES)]
-    colours = {OVERALL: "var(--ink)"} | {p: f"var(--{s})" for p, s in zip(parts, SERIES)}
-    figures = (validation_chart(validation, name, parts) for name in names)
-    return (legend(colours) if parts else "") + f'<div class="charts">{"".join(figures)}</div>'
+    parts = list(dict.fromkeys(p for n in names for p in parts_of(validation[-1], n, modality_set)))
+    parts = parts[: len(SERIES)]
+    legend = {OVERALL: "ink", **dict(zip(parts, SERIES))} if parts else {}
+    return legend, [validation_chart(validation, name, parts, modality_set) for name in names]
 
 
 def score_names(line: Line) -> list[str]:
-    """Scores of a validation line that are over all parts."""
-    return [n for n in line if "/" not in n and n not in FACTS]
+    """Scores of a validation line that are means over all parts."""
+    return [n for n in line if "/" not in n and n not in NOT_METRICS]
 
 
-def parts_of(line: Line, name: str) -> dict[str, str]:
-    """Keys of a score's parts by what people call them: `t1c/mae` of a generator, `dice/WT` of a segmenter."""
-    targets = {MODALITY_NAMES[m]: f"{m}/{name}" for m in MODALITIES if f"{m}/{name}" in line}
+def parts_of(line: Line, name: str, modality_set: ModalitySet = BRATS) -> dict[str, str]:
+    """Keys of a score's parts by their titles: `t1c/mae` of a generator, `dice/WT` of a segmenter."""
+    targets = {
+        modality_set.title(key.removesuffix(f"/{name}")): key for key in line if key.endswith(f"/{name}")
+    }
     return targets | {key.removeprefix(f"{name}/"): key for key in line if key.startswith(f"{name}/")}
 
 
-def performance_curves(lines: Sequence[Line]) -> str:
-    """HTML of speed by optimiser step."""
+def performance_curves(lines: Sequence[Line]) -> list[Chart]:
+    """Speed by optimiser step."""
     names = ("slices_per_second", "data_wait_fraction")
-    return charts(lines, [n for n in names if any(n in line for line in lines)]) if lines else ""
-
-
-def charts(lines: Sequence[Line], names: Sequence[str]) -> str:
-    return f'<div class="charts">{"".join(term_chart(lines, name) for name in names)}</div>'
+    return [term_chart(lines, n) for n in names if any(n in line for line in lines)]
 
 
 def points_of(lines: Sequence[Line], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -79,13 +81,14 @@ def points_of(lines: Sequence[Line], name: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def binned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, ...]:
-    """(step, mean, smallest, largest) of at most `bins` runs of consecutive points."""
+    """(step, mean, smallest, largest) of at most `bins` groups of consecutive points."""
     parts = [p for p in np.array_split(np.arange(len(steps)), min(bins, max(1, len(steps)))) if len(p)]
     rows = [(steps[p].mean(), values[p].mean(), values[p].min(), values[p].max()) for p in parts]
     return tuple(np.array(rows).reshape(-1, 4).T)
 
 
-def term_chart(lines: Sequence[Line], name: str) -> str:
+def term_chart(lines: Sequence[Line], name: str) -> Chart:
+    """One number of train or performance lines, binned; on a logarithmic axis if it spans more than a factor of 20."""
     steps, values = points_of(lines, name)
 
     def draw(axes: Any) -> None:
@@ -100,9 +103,12 @@ def term_chart(lines: Sequence[Line], name: str) -> str:
     return chart(readable(name), series_text("By optimiser step", values.tolist()), draw, height=170)
 
 
-def validation_chart(lines: Sequence[Line], name: str, parts: Sequence[str]) -> str:
-    """`parts` of the whole legend give each series its colour."""
-    series = [(p, key, SERIES[parts.index(p)]) for p, key in parts_of(lines[-1], name).items() if p in parts]
+def validation_chart(
+    lines: Sequence[Line], name: str, parts: Sequence[str], modality_set: ModalitySet = BRATS
+) -> Chart:
+    """One score, overall and by part; the position in `parts` gives each series its colour."""
+    known = parts_of(lines[-1], name, modality_set)
+    series = [(p, key, SERIES[parts.index(p)]) for p, key in known.items() if p in parts]
 
     def draw(axes: Any) -> None:
         for _, key, shade in series:
@@ -125,6 +131,6 @@ def finish(axes: Any) -> None:
 
 
 def readable(name: str) -> str:
-    """`ssim_healthy` as people write it."""
+    """`ssim_healthy` as `SSIM healthy`."""
     words = name.replace("_", " ").split()
     return " ".join(w.upper() if w in ("mae", "psnr", "ssim") else w for w in words).replace("/", ", ")

@@ -1,62 +1,77 @@
-"""report.html of an evaluation: what the numbers look like, in one file that needs no network.
+"""report.html of an evaluation.
 
-standing beside the baselines --> tables --> spread of the cases --> worst and best cases in three planes --> training --> provenance
+typical case --> comparison with the baselines --> tables --> distributions --> worst and best cases --> training --> provenance
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from brasyn_dist.brats import MODALITIES, MODALITY_NAMES, Case
-from brasyn_dist.evaluation.scoring import CaseResult
-from brasyn_dist.evaluation.tables import Mean, Row
-from brasyn_dist.report.case_views import ORDER_BY, extremes
-from brasyn_dist.report.curves import training_curves, validation_curves
-from brasyn_dist.report.page import Section, bullets, facts, fold, note, table, write_page
+import pandas as pd
+
+from brasyn_dist.brats import BRATS, Case
+from brasyn_dist.evaluation.scoring import CaseScores
+from brasyn_dist.evaluation.tables import summarise
+from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.report.case_views import case_views, region_legend
 from brasyn_dist.report.provenance import manifest_facts, run_facts, this_program
-from brasyn_dist.report.score_distributions import distributions
-from brasyn_dist.report.score_tables import standing, tables, title_of
-from brasyn_dist.report.training_report import configuration
-from brasyn_dist.report.training_report import data as run_data
-from brasyn_dist.training.loggers import METRICS, read_lines
+from brasyn_dist.report.rendering import write_html
+from brasyn_dist.report.score_tables import distributions, method_colours, overview, score_tables
+from brasyn_dist.report.training_report import describe_run
 
 
 def write_report(
     path: Path,
-    results: Sequence[CaseResult],
-    rows: Sequence[Row],
-    summary: Mapping[str, Mapping[str, Mapping[str, Mean]]],
+    results: Sequence[CaseScores],
+    table: pd.DataFrame,
     cases: Mapping[str, Case],
     predictions: Path,
     run_dir: Path | None = None,
+    modality_set: ModalitySet = BRATS,
 ) -> None:
-    """Write the report of an evaluation; `run_dir` adds the training curves of that run."""
+    """Write the report of an evaluation.
+
+    Args:
+        path: The HTML file.
+        results: Of all predictions, also of those that could not be scored.
+        table: Their score table (evaluation/tables.py), not empty.
+        cases: Reference cases by name.
+        predictions: Folder of the predictions, which may have a manifest.json.
+        run_dir: Adds the training curves of this run.
+        modality_set: Of predictions and references.
+    """
     scored = [r for r in results if r.scores]
-    people = len({r.prediction.case for r in scored})
-    sections = [
-        *problems(results),
-        Section("Scores", tables(summary), "Means over cases, with half of the 95 % confidence interval."),
-        Section(
-            "Spread",
-            distributions(rows),
-            "Each point is a case; the bar is the mean, the box the middle half of the cases.",
-        ),
-        Section(
-            "Cases",
-            extremes(scored, cases, predictions),
-            f"Worst and best by {title_of(ORDER_BY)}. Each plane cuts through most of the tumour; real and synthetic are shown "
-            "through the same window.",
-        ),
-        Section("Data", data_table(results)),
-    ]
-    if run_dir is not None:
-        sections.append(Section("Training", training(run_dir), f"The run {run_dir.resolve().name}."))
-    sections.append(Section("Provenance", provenance(predictions, run_dir)))
-    write_page(
+    subjects = len({r.prediction.case for r in scored})
+    summary = summarise(table)
+    cards, beaten = overview(summary, modality_set)
+    opening, shown = case_views(scored, cases, predictions, modality_set)
+    data_head, data_rows = volumes_by_cohort(results, modality_set)
+    write_html(
         path,
-        "Synthesis of missing brain MRI sequences",
-        f"{plural(len(scored), 'synthetic volume')} of {plural(people, 'case')}, compared with the real ones",
-        standing(summary),
-        sections,
+        "evaluation.html.j2",
+        title="Synthesis of missing brain MRI sequences",
+        subtitle=f"{plural(len(scored), 'synthetic volume')} of {plural(subjects, 'case')}, compared with the real volumes",
+        opening=opening,
+        cards=cards,
+        beaten=beaten,
+        problems=[
+            f"{r.prediction.path.name}{' (scored in part)' if r.scores else ''}: {r.problem}"
+            for r in results
+            if r.problem is not None
+        ],
+        **score_tables(summary, modality_set),
+        method_colours=method_colours(table),
+        distributions=distributions(table, modality_set),
+        outline_colours=region_legend(modality_set),
+        cases=shown,
+        data_head=data_head,
+        data_rows=data_rows,
+        run_name=run_dir.resolve().name if run_dir else "",
+        run=describe_run(run_dir) if run_dir else None,
+        program=this_program(),
+        predictions=str(predictions),
+        synthesis=manifest_facts(predictions / "manifest.json"),
+        trained=run_facts(run_dir) if run_dir else {},
     )
 
 
@@ -64,46 +79,15 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def problems(results: Sequence[CaseResult]) -> list[Section]:
-    """What could not be scored, or only in part, first of all; no section where there is nothing."""
-    bad = [r for r in results if r.problem is not None]
-    texts = [f"{r.prediction.path.name}{' (scored in part)' if r.scores else ''}: {r.problem}" for r in bad]
-    return [Section(f"Not scored: {len(bad)}", bullets(texts))] if bad else []
-
-
-def data_table(results: Sequence[CaseResult]) -> str:
-    """Volumes by cohort and target."""
-    cohorts = sorted({r.cohort or "unknown" for r in results})
-    lines = []
-    for cohort in cohorts:
+def volumes_by_cohort(
+    results: Sequence[CaseScores], modality_set: ModalitySet = BRATS
+) -> tuple[list[str], list[list[Any]]]:
+    """Head and rows of a table: scored volumes by cohort and target."""
+    head = ["cohort", "cases", *map(modality_set.title, modality_set.modalities), "not scored"]
+    rows = []
+    for cohort in sorted({r.cohort or "unknown" for r in results}):
         chosen = [r for r in results if (r.cohort or "unknown") == cohort]
-        counts = [sum(r.prediction.modality == m and bool(r.scores) for r in chosen) for m in MODALITIES]
-        people, bad = len({r.prediction.case for r in chosen}), sum(not r.scores for r in chosen)
-        lines.append([cohort, people, *counts, bad])
-    head = ["cohort", "cases", *(MODALITY_NAMES[m] for m in MODALITIES), "not scored"]
-    return note("Synthetic volumes that were scored, by cohort and target.") + table(head, lines)
-
-
-def training(run_dir: Path) -> str:
-    path = run_dir / METRICS
-    lines = read_lines(path) if path.exists() else []
-    if not lines:
-        return note(f"{path} has no lines.")
-    parts = [f"<h3>Validation</h3>{validation_curves(lines)}<h3>Loss terms</h3>{training_curves(lines)}"]
-    if (path := run_dir / "config.yaml").exists():
-        parts.append(fold("Configuration of the run", configuration(path.read_text())))
-        parts.append(fold("Data of the run", run_data(run_dir)))
-    return "".join(parts)
-
-
-def provenance(predictions: Path, run_dir: Path | None) -> str:
-    made = manifest_facts(predictions / "manifest.json")
-    parts = [facts(this_program())]
-    parts.append(
-        f"<h3>Synthesis</h3>{facts(made)}"
-        if made
-        else note(f"{predictions} has no manifest.json: by what it was made is unknown.")
-    )
-    if run_dir is not None and (trained := run_facts(run_dir)):
-        parts.append(f"<h3>Training</h3>{facts(trained)}")
-    return "".join(parts)
+        scored = [r.prediction.modality for r in chosen if r.scores]
+        counts = [scored.count(m) for m in modality_set.modalities]
+        rows.append([cohort, len({r.prediction.case for r in chosen}), *counts, len(chosen) - len(scored)])
+    return head, rows

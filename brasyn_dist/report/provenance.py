@@ -1,4 +1,4 @@
-"""By what something was made: versions, commit, command, hashes, as facts for a report."""
+"""Provenance of runs and predictions as facts for a report: versions, commit, command, hashes."""
 
 import json
 import platform
@@ -13,7 +13,7 @@ from brasyn_dist.models.pretrained import CONFIG_FILE, EXPORT_FOLDER
 
 
 def this_program() -> dict[str, str]:
-    """What writes the report."""
+    """The program that writes the report."""
     from brasyn_dist.common.provenance import git_commit
 
     return {
@@ -24,7 +24,7 @@ def this_program() -> dict[str, str]:
 
 
 def environment_facts(values: Mapping[str, Any]) -> dict[str, str]:
-    """environment.json of a run (or the same entries of a manifest's details), each as one line."""
+    """environment.json of a run (or the same entries of a manifest's details), each as one line of text."""
     known: dict[str, tuple[str, Callable[[Any], str]]] = {
         "code": ("brasyn_dist", lambda v: f"brasyn_dist {v}"),
         "git commit": ("git_commit", lambda v: v or "unknown"),
@@ -41,19 +41,19 @@ def environment_facts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def run_facts(run_dir: Path) -> dict[str, str]:
-    """How a run was trained, from its environment.json; empty if that is missing."""
+    """Environment of a training run, from its environment.json; empty if the file is missing."""
     return environment_facts(read_json(run_dir / "environment.json"))
 
 
 def export_facts(run_dir: Path) -> dict[str, str]:
-    """What a run exported: step and hash of the weights."""
+    """Step and hash of the weights that a run exported."""
     values = read_json(run_dir / EXPORT_FOLDER / CONFIG_FILE)
     names = {"exported at step": "step", "SHA-256 of the exported weights": "weights_sha256"}
     return {name: str(values[key]) for name, key in names.items() if values.get(key) is not None}
 
 
 def manifest_facts(path: Path) -> dict[str, str]:
-    """What a synthesis said of itself: members, fusion, settings, environment; empty without a manifest of ours."""
+    """Members, fusion, settings and environment of a synthesis, from its manifest.json; empty without such a file."""
     values = read_json(path)
     if "identity" not in values:
         return {}
@@ -70,7 +70,7 @@ def manifest_facts(path: Path) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty where there is none, or none that can be read: a report shows what there is."""
+    """The mapping in a JSON file; empty if the file is missing or damaged, since a report shows what is available."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):

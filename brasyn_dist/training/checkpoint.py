@@ -10,7 +10,9 @@ used. Tensors are safetensors and everything else is JSON: nothing is unpickled.
 `CheckpointSaver` writes beside training: save() copies the tensors to host memory, and a thread calls `save_checkpoint`.
 """
 
-from __future__ import annotations  # torch is imported only where tensors are used: the Slurm scripts need a quick start
+from __future__ import (
+    annotations,  # torch is imported only where tensors are used: the Slurm scripts need a quick start
+)
 
 import json
 import os

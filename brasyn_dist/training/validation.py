@@ -7,7 +7,6 @@ The slices are divided among the ranks. Means are taken over all slices in slice
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
