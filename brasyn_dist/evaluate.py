@@ -18,12 +18,12 @@ from pathlib import Path
 import brasyn_dist
 from brasyn_dist.brats import LABEL_ORDERS, Case, find_cases
 from brasyn_dist.common.files import atomic_write_text, write_json
-from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.errors import BrasynError, ConfigError, DataError
 from brasyn_dist.evaluation.regression import Regression, fit
-from brasyn_dist.evaluation.score_queue import share_predictions
+from brasyn_dist.evaluation.score_queue import score_predictions
 from brasyn_dist.evaluation.scoring import (
     CaseResult,
     Prediction,
@@ -41,7 +41,7 @@ from brasyn_dist.evaluation.segmentation_sources import (
 )
 from brasyn_dist.evaluation.tables import rows_csv, rows_of, summarise, summary_json, summary_of, text_table
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
-from brasyn_dist.workqueue.worker_processes import helpers
+from brasyn_dist.workqueue.worker_processes import worker_processes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,10 +122,10 @@ def evaluate(options: argparse.Namespace) -> int:
         options, by_name(find_cases(options.references)), predictions, scoring_of(options, predictions)
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    with helpers(options.workers, place_of(), score, evaluation) as place:
-        score(evaluation, place)
+    with worker_processes(options.workers, launch_context(), score, evaluation) as context:
+        score(evaluation, context)
     # The first process of the node speaks for all; a launcher would end it when another fails before.
-    return say_results(options.out) if place.local_rank == 0 else 0
+    return say_results(options.out) if context.local_rank == 0 else 0
 
 
 @dataclass(frozen=True)
@@ -138,18 +138,18 @@ class Evaluation:
     scoring: Scoring
 
 
-def score(evaluation: Evaluation, place: Place) -> None:
+def score(evaluation: Evaluation, context: LaunchContext) -> None:
     """One process' part of the work; one of them writes the tables and the report."""
     own = ("workers", "lease", "out", "curves")
     settings = {k: str(v) for k, v in sorted(vars(evaluation.options).items()) if k not in own}
-    share_predictions(
+    score_predictions(
         evaluation.predictions,
         evaluation.cases,
         evaluation.scoring,
         partial(write_results, evaluation),
         out=evaluation.options.out,
         settings={"brasyn_dist": brasyn_dist.__version__, **settings, "basis": evaluation.scoring.basis},
-        place=place,
+        context=context,
         lease=evaluation.options.lease,
     )
 

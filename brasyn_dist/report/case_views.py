@@ -9,12 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES, MODALITY_NAMES, REGIONS, VIEW_AXES, VIEWS, Case, region_mask
+from brasyn_dist.brats import (
+    MODALITIES,
+    MODALITY_NAMES,
+    PREDICTIONS_MANIFEST,
+    REGIONS,
+    VIEW_AXES,
+    VIEWS,
+    Case,
+    region_mask,
+)
 from brasyn_dist.common.panels import difference, grey, upright
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.evaluation.image_metrics import crop_to
 from brasyn_dist.evaluation.scoring import SYNTHETIC, CaseResult, load
-from brasyn_dist.inference.manifest import MANIFEST, read_manifest
+from brasyn_dist.inference.manifest import read_manifest
 from brasyn_dist.preprocessing.slicing import extract_slices
 from brasyn_dist.report.page import escape, note
 from brasyn_dist.report.pictures import tile, tiles
@@ -59,11 +68,11 @@ def quality(result: CaseResult) -> float:
 def given_modalities(predictions: Path) -> dict[str, tuple[str, ...]]:
     """From which modalities each case was synthesised, as far as the predictions' manifest tells."""
     try:
-        manifest = read_manifest(predictions / MANIFEST)
+        manifest = read_manifest(predictions / PREDICTIONS_MANIFEST)
     except BrasynError:
         return {}
-    results = manifest["results"] if manifest else {}
-    return {name: result.available for name, result in results.items() if result.available}
+    records = manifest["records"] if manifest else {}
+    return {name: record.available for name, record in records.items() if record.available}
 
 
 def case_view(
