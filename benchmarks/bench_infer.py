@@ -23,19 +23,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from brasyn_dist.brats import MODALITIES, VIEW_AXES, VIEWS, find_case, image_shape
+from brasyn_dist.brats import BRATS, MODALITIES, VIEW_AXES, VIEWS, find_case, image_shape
 from brasyn_dist.common.provenance import environment
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
 from brasyn_dist.inference.synthesis import (
+    STAGES,
     Member,
+    StageTimer,
     autocast,
     brain_mask,
     default_batch_size,
-    four_planes,
+    stack_modalities,
     synthesise_case,
 )
-from brasyn_dist.inference.timing import STAGES, StageClock
 from brasyn_dist.models.generator import Generator, build_generator, default_execution
 from brasyn_dist.preprocessing.normalisation import mask_missing
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
@@ -125,24 +126,24 @@ def measure(
     scratch: Path,
 ) -> dict[str, Any]:
     """Both ways over one view, in turn; the fastest of the repeats of each."""
-    planes = every_nth(four_planes(volumes.modalities, volumes.images), view, options.every)
+    planes = every_nth(stack_modalities(volumes.modalities, volumes.images), view, options.every)
     device, available = next(generator.parameters()).device, volumes.modalities
 
-    def ours(clock: StageClock) -> np.ndarray:
+    def ours(timer: StageTimer) -> np.ndarray:
         member = Member(view, generator, Path(), "")
         return synthesise_case(
             [member], planes, available, [options.target],
-            batch_size=batch_size, precision=options.precision, clock=clock,
+            batch_size=batch_size, precision=options.precision, timer=timer,
         )[options.target]  # fmt: skip
 
-    def plain(clock: StageClock) -> np.ndarray:
+    def plain(timer: StageTimer) -> np.ndarray:
         return run_every_slice(
-            generator, planes, available, options.target, view, batch_size, options.precision, clock
+            generator, planes, available, options.target, view, batch_size, options.precision, timer
         )
 
     runs = [(timed(ours, device), timed(plain, device)) for _ in range(options.repeats)]
     fast, slow = (min(way, key=lambda run: sum(run.seconds.values())) for way in zip(*runs))
-    brain = brain_mask(torch.from_numpy(planes), available).numpy()
+    brain = brain_mask(torch.from_numpy(planes), BRATS.indices(available)).numpy()
     return {
         "view": view,
         "slices": len(extract_slices(brain, view)),
@@ -167,9 +168,9 @@ class Run(NamedTuple):
     """Of all threads."""
 
 
-def timed(way: Callable[[StageClock], np.ndarray], device: torch.device) -> Run:
-    clock, begun = StageClock(device), time.process_time()
-    return Run(way(clock), clock.seconds, time.process_time() - begun)
+def timed(way: Callable[[StageTimer], np.ndarray], device: torch.device) -> Run:
+    timer, begun = StageTimer(device), time.process_time()
+    return Run(way(timer), timer.seconds, time.process_time() - begun)
 
 
 def every_nth(images_MXYZ: np.ndarray, view: str, n: int) -> np.ndarray:
@@ -195,7 +196,7 @@ def run_every_slice(
     view: str,
     batch_size: int,
     precision: Any,
-    clock: StageClock,
+    timer: StageTimer,
 ) -> np.ndarray:
     """The same volume the plain way: all slices, all four encoders, one host array of slices."""
     assert generator.preprocessing is not None
@@ -209,16 +210,18 @@ def run_every_slice(
     result_KHW = np.zeros((count, *shape), np.float32)
     for first in range(0, count, batch_size):
         rows = np.minimum(np.arange(first, first + batch_size), count - 1)
-        with clock("prepare"):
+        with timer("prepare"):
             padded = centred(slices_KMHW[rows], image_shape(generator.config.image_size))
             x_BMHW = mask_missing(normaliser(torch.from_numpy(padded).to(device)), available_BM)
-        with clock("network"), autocast(device, precision):
+        with timer("network"), autocast(device, precision):
             image_B1HW, _ = generator(x_BMHW, available_BM, target_B, view_B)
-        with clock("finish"):
+        with timer("finish"):
             intensities = normaliser.denormalise(image_B1HW[:, 0].float(), wanted).cpu().numpy()
             result_KHW[rows] = centred(intensities, shape)
-    with clock("finish"):
-        brain_XYZ = brain_mask(torch.from_numpy(images_MXYZ), available).numpy()
+    with timer("finish"):
+        brain_XYZ = brain_mask(
+            torch.from_numpy(images_MXYZ), BRATS.indices(available)
+        ).numpy()
         return np.rint(stack_slices(result_KHW, view) * brain_XYZ).astype(np.int32)
 
 

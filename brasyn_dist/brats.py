@@ -5,6 +5,7 @@ Editions differ in file names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), i
 form: the modality order of a `ModalitySet` and its label values.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,18 @@ def find_case(folder: Path, cohort: str = "", modality_set: ModalitySet = BRATS)
     return Case(folder.name, folder, files, cohort, modality_set)
 
 
+PREDICTIONS_MANIFEST = "manifest.json"
+PREDICTIONS_FORMAT = "brasyn_dist.predictions"
+
+
+def is_prediction_folder(folder: Path) -> bool:
+    """Whether inference has written to the folder: it contains a manifest of predictions, and is not a case."""
+    try:
+        return json.loads((folder / PREDICTIONS_MANIFEST).read_text())["format"] == PREDICTIONS_FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def find_cases(root: Path, cohort: str | None = None, modality_set: ModalitySet = BRATS) -> list[Case]:
     """Cases directly below `root`: folders with at least one volume, sorted by name.
 
@@ -134,7 +147,7 @@ def find_cases(root: Path, cohort: str | None = None, modality_set: ModalitySet 
 
 
 def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
-    """Folders directly below `root` with at least one volume, sorted by name.
+    """Folders directly below `root` with at least one volume, sorted by name. Folders of predictions are left out.
 
     Raises:
         DataError: `root` is not a folder or has no such folder.
@@ -147,6 +160,7 @@ def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
         if folder.is_dir()
         and not folder.name.startswith(".")
         and any(modality_of(p, modality_set) for p in folder.iterdir() if not p.name.startswith("."))
+        and not is_prediction_folder(folder)
     ]
     if not folders:
         examples = "(or _t1ce, _flair, .nii)" if modality_set is BRATS else "(or .nii)"

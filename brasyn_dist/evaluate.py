@@ -18,12 +18,12 @@ from pathlib import Path
 import brasyn_dist
 from brasyn_dist.brats import LABEL_ORDERS, Case, find_cases
 from brasyn_dist.common.files import atomic_write_text, write_json
-from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.errors import BrasynError, ConfigError, DataError
 from brasyn_dist.evaluation.regression import Regression, fit_regression
-from brasyn_dist.evaluation.score_queue import share_predictions
+from brasyn_dist.evaluation.score_queue import score_predictions
 from brasyn_dist.evaluation.scoring import (
     CaseScores,
     CaseSegmenter,
@@ -48,7 +48,7 @@ from brasyn_dist.evaluation.tables import (
     text_table,
 )
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
-from brasyn_dist.workqueue.worker_processes import helpers
+from brasyn_dist.workqueue.worker_processes import worker_processes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -128,10 +128,10 @@ def evaluate(options: argparse.Namespace) -> int:
     cases = {case.name: case for case in find_cases(options.references)}
     evaluation = Evaluation(options, cases, predictions, scoring_of(options, predictions))
     options.out.mkdir(parents=True, exist_ok=True)
-    with helpers(options.workers, place_of(), score, evaluation) as place:
-        score(evaluation, place)
+    with worker_processes(options.workers, launch_context(), score, evaluation) as context:
+        score(evaluation, context)
     # The first process of the node speaks for all; a launcher would end it when another fails before.
-    return say_results(options.out) if place.local_rank == 0 else 0
+    return say_results(options.out) if context.local_rank == 0 else 0
 
 
 @dataclass(frozen=True)
@@ -144,22 +144,18 @@ class Evaluation:
     scoring: ScoringSettings
 
 
-def score(evaluation: Evaluation, place: Place) -> None:
+def score(evaluation: Evaluation, context: LaunchContext) -> None:
     """One process' part of the work; one of them writes the tables and the report."""
     own = ("workers", "lease", "out", "curves")
     settings = {k: str(v) for k, v in sorted(vars(evaluation.options).items()) if k not in own}
-    share_predictions(
+    score_predictions(
         evaluation.predictions,
         evaluation.cases,
         evaluation.scoring,
         partial(write_results, evaluation),
         out=evaluation.options.out,
-        settings={
-            "brasyn_dist": brasyn_dist.__version__,
-            **settings,
-            "fingerprint": evaluation.scoring.fingerprint,
-        },
-        place=place,
+        settings={"brasyn_dist": brasyn_dist.__version__, **settings, "basis": evaluation.scoring.fingerprint},
+        context=context,
         lease=evaluation.options.lease,
     )
 

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brasyn_dist.brats import MODALITIES, VIEWS
-from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.workqueue.worker_processes import helpers
+from brasyn_dist.workqueue.worker_processes import worker_processes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,14 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser().error(f"--{name.replace('_', '-')} must be at least 1")
     try:
-        with ending_on_signals(STOPPED), helpers(options.workers, place_of(), infer, options) as place:
-            return infer(options, place)
+        with (
+            ending_on_signals(STOPPED),
+            worker_processes(options.workers, launch_context(), infer, options) as context,
+        ):
+            return infer(options, context)
     except BrasynError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
 
 
-def infer(options: argparse.Namespace, place: Place) -> int:
+def infer(options: argparse.Namespace, context: LaunchContext) -> int:
     """One process' part of the work; the exit status."""
     # torch and the rest of the imports take seconds, which `--help` and wrong usage need not wait for.
     from brasyn_dist.inference.api import infer_batch
@@ -103,11 +106,11 @@ def infer(options: argparse.Namespace, place: Place) -> int:
         device=options.device,
         overwrite=options.overwrite,
         round_values=options.round,
-        place=place,
+        context=context,
         lease=options.lease,
         say=lambda text: print(text, flush=True),
     )
-    if place.local_rank > 0:
+    if context.local_rank > 0:
         return 0  # the first process of the node speaks for all; a launcher would end it when another fails before
     failed = [result for result in results if result.status == "failed"]
     for result in failed:

@@ -18,7 +18,7 @@ from brasyn_dist.config import (
 )
 from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.inference.weights_config import load_inference
+from brasyn_dist.inference.ensemble import load_inference
 
 
 def test_saved_configuration_reads_back_equal():

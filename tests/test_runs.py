@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from brasyn_dist.config import Config, SegmenterRunConfig, load_config
-from brasyn_dist.inference.weights_config import load_inference
+from brasyn_dist.inference.ensemble import load_inference
 from brasyn_dist.train import main as train
 from brasyn_dist.train_segmenter import main as train_segmenter
 from tests.small import small_shard_set

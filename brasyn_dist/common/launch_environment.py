@@ -1,7 +1,7 @@
-"""What launchers and Slurm tell a process in its environment: which of the node's devices is its own, who belongs to its job.
+"""Launch environment: what torchrun, accelerate, deepspeed and Slurm say about this process in environment variables.
 
-Nothing here talks to other processes. torchrun, accelerate and deepspeed set LOCAL_RANK, LOCAL_WORLD_SIZE and WORLD_SIZE; `srun`
-sets SLURM_LOCALID, SLURM_STEP_NUM_TASKS and the like.
+torchrun, accelerate and deepspeed set LOCAL_RANK, LOCAL_WORLD_SIZE and WORLD_SIZE. `srun` sets SLURM_LOCALID and
+SLURM_STEP_NUM_TASKS. This module does not communicate with other processes.
 """
 
 import os
@@ -11,48 +11,50 @@ from dataclasses import dataclass
 
 from brasyn_dist.common.processes import machine, started
 
-JOB = "BRASYN_JOB"
-"""Environment variable with a name for processes that belong together, for schedulers that are not known here."""
+JOB_VARIABLE = "BRASYN_JOB"
+"""Environment variable with a common name of the processes of one job, for schedulers that are not known here."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among those of its node and job."""
+class LaunchContext:
+    """Position of this process among the processes of its node and job."""
 
     local_rank: int = 0
-    local_world: int = 1
-    """Processes of the job on this node."""
+    local_world_size: int = 1
+    """Number of processes of the job on this node."""
     job: str | None = None
-    """The same for all processes of a job, another for every job; None if nothing tells that there are others."""
+    """Equal in all processes of a job, different for every job; None if the environment does not name a job."""
     processors: int | None = None
-    """For this process alone, where Slurm says so."""
+    """Processors of this process, where Slurm sets their number."""
 
     @property
     def threads(self) -> int | None:
-        """This process' part of the node's processors; None: the library's own choice, as it has them all."""
-        if self.local_world == 1:
+        """This process' share of the node's processors; None (the library's default) if it is alone on the node."""
+        if self.local_world_size == 1:
             return None
-        return self.processors or max(1, len(os.sched_getaffinity(0)) // self.local_world)
+        return self.processors or max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
 
 
-def place_of(environment: Mapping[str, str] = os.environ) -> Place:
-    job = job_of(environment)
+def launch_context(environment: Mapping[str, str] = os.environ) -> LaunchContext:
+    """The context that the environment variables describe."""
+    job = job_name(environment)
     if "LOCAL_RANK" in environment:
-        return Place(int(environment["LOCAL_RANK"]), int(environment.get("LOCAL_WORLD_SIZE", 1)), job)
+        local_world_size = int(environment.get("LOCAL_WORLD_SIZE", 1))
+        return LaunchContext(int(environment["LOCAL_RANK"]), local_world_size, job)
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        # Such as 4(x2),3: the largest, since the parts of a node need not be exact.
+        # Such as 4(x2),3. Nodes may have different numbers of tasks: the largest one is taken.
         tasks = re.findall(r"\d+(?=\(|,|$)", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
         processors = environment.get("SLURM_CPUS_PER_TASK")
         local_rank = int(environment.get("SLURM_LOCALID", 0))
-        return Place(local_rank, max(map(int, tasks)), job, int(processors) if processors else None)
-    return Place(job=job)
+        return LaunchContext(local_rank, max(map(int, tasks)), job, int(processors) if processors else None)
+    return LaunchContext(job=job)
 
 
-def job_of(environment: Mapping[str, str]) -> str | None:
-    """A name that tells this start from all others. A requeued Slurm job keeps its own: it goes on."""
+def job_name(environment: Mapping[str, str]) -> str | None:
+    """A name that differs between all starts, but stays the same when Slurm requeues a job; None if there is no job."""
     launched = "LOCAL_RANK" in environment
-    if JOB in environment:
-        return environment[JOB]
+    if JOB_VARIABLE in environment:
+        return environment[JOB_VARIABLE]
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"slurm-array-{environment['SLURM_ARRAY_JOB_ID']}"
     if launched and environment.get("WORLD_SIZE") == environment.get("LOCAL_WORLD_SIZE"):

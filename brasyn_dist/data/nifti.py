@@ -115,6 +115,8 @@ class CaseVolumes:
     reference: Volume
     """The first modality, for its geometry."""
     memory: CaseMemory
+    stored_types: tuple[np.dtype, ...]
+    """Types of the files, in the order of `modalities`."""
 
     @cached_property
     def foreground(self) -> np.ndarray:
@@ -290,7 +292,8 @@ def read_case(
         raise DataError("\n".join(reasons))
     images = memory.joined([volumes[m].array for m in modalities])
     labels = volumes["seg"].array if "seg" in volumes else None
-    return CaseVolumes(case, tuple(modalities), images, labels, volumes[modalities[0]], memory)
+    stored_types = tuple(volumes[m].image.get_data_dtype() for m in modalities)
+    return CaseVolumes(case, tuple(modalities), images, labels, volumes[modalities[0]], memory, stored_types)
 
 
 @contextmanager
@@ -343,7 +346,7 @@ def write_like(
         getattr(image, f"set_{name}")(source.affine if code else None, code)
     with atomic_path(path) as temporary:
         data = image.to_bytes()
-        temporary.write_bytes(compress(data) if path.name.endswith(".gz") else data)
+        temporary.write_bytes(compress(data) if path.name.lower().endswith(".gz") else data)
 
 
 def compress(data: bytes) -> bytes:

@@ -1,8 +1,8 @@
-"""Predictions shared out between processes for scoring: `brasyn_dist.workqueue` around `score_prediction`.
+"""Scoring of predictions by several processes, through the work queue.
 
-    predictions --shifts: what nobody else has--> score_prediction --> records --all there, one process--> finish(CaseScoress)
+    predictions --WorkQueue--> score_prediction --> records --one process--> CaseScores
 
-Scores of an interrupted evaluation count if the options are the same and no file that they were computed from has changed.
+Scores of an interrupted evaluation are reused if the options and all files that they were computed from are unchanged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,88 +11,69 @@ from pathlib import Path
 from typing import Any
 
 from brasyn_dist.brats import Case
-from brasyn_dist.common.launch_environment import Place
+from brasyn_dist.common.launch_environment import LaunchContext
 from brasyn_dist.evaluation.scoring import CaseScores, Prediction, ScoringSettings, score_prediction
-from brasyn_dist.workqueue.queue import Round
-from brasyn_dist.workqueue.share import share
-
-ATTEMPTS = 3
-"""Processes that may die over a prediction before it counts as a problem."""
+from brasyn_dist.workqueue.queue import MAXIMUM_DEATHS, WorkQueue
 
 
-def share_predictions(
+def score_predictions(
     predictions: Sequence[Prediction],
     cases: Mapping[str, Case],
     scoring: ScoringSettings,
-    finish: Callable[[list[CaseScores]], None],
+    write_results: Callable[[list[CaseScores]], None],
     *,
     out: Path,
     settings: Mapping[str, Any],
-    place: Place,
+    context: LaunchContext,
     lease: float | None,
-) -> bool:
-    """Score `predictions` together with whoever does the same; one of the processes calls `finish` with all results.
+) -> None:
+    """Score the predictions together with all processes that do the same.
 
-    Results are in the order of the predictions. `settings`: (JSON) the options, which all processes must agree on.
-    Returns whether this process called `finish`.
+    Args:
+        predictions: The files to score.
+        cases: References by case name.
+        scoring: What is computed.
+        write_results: Called in one of the processes, with the results in the order of the predictions.
+        out: Folder of the results.
+        settings: (JSON) the options, which must be equal in all processes.
+        context: Position of this process on its node.
+        lease: Heartbeat timeout in seconds.
     """
     from tqdm import tqdm
 
     by_name = {prediction.path.name: prediction for prediction in predictions}
-
-    def work(round: Round) -> None:
-        earlier = round.earlier()
-        with tqdm(total=len(by_name), desc="evaluate", disable=place.local_rank > 0 or None) as bar:
-            for name in (name for shift in round.shifts() for name in shift):
-                prediction = by_name[name]
-                case = cases.get(prediction.case)
-                state = state_of(prediction, case)
-                result = reusable(earlier.get(name, ()), state)
-                if round.deaths(name) >= ATTEMPTS:
-                    result = to_values(given_up(prediction))
-                elif result is None:
-                    result = to_values(score_prediction(prediction, case, scoring))
-                bar.n = round.record(name, {"state": state, "result": result})
-                bar.refresh()
-
-    def finish_with_results(round: Round) -> None:
-        values = {name: records[0]["result"] for name, records in round.records.items()}
-        finish([CaseScores(prediction, **values[name]) for name, prediction in by_name.items()])
-
-    return share(
-        out,
-        list(by_name),
-        basis=settings,
-        rest=None,
-        work=work,
-        finish=finish_with_results,
-        place=place,
-        lease=lease,
-    )
+    queue = WorkQueue(out, list(by_name), basis=settings, job=context.job, lease=lease)
+    with queue, tqdm(total=len(by_name), desc="evaluate", disable=context.local_rank > 0 or None) as bar:
+        earlier = queue.interrupted_records()
+        for name in queue:
+            prediction = by_name[name]
+            case = cases.get(prediction.case)
+            files = file_states(prediction, case)
+            values = reusable_scores(earlier.get(name, ()), files)
+            if values is None:
+                given_up = queue.given_up(name)
+                result = given_up_result(prediction) if given_up else score_prediction(prediction, case, scoring)
+                values = {k: v for k, v in asdict(result).items() if k != "prediction"}
+            bar.n = queue.record(name, {"files": files, "result": values})
+            bar.refresh()
+        if queue.claim_merge():
+            results = {name: values[0]["result"] for name, values in queue.records.items()}
+            write_results([CaseScores(prediction, **results[name]) for name, prediction in by_name.items()])
+            queue.finish()
 
 
-def to_values(result: CaseScores) -> dict[str, Any]:
-    """Of its fields but the prediction; JSON keeps every bit of a float."""
-    values = asdict(result)
-    del values["prediction"]
-    return values
+def file_states(prediction: Prediction, case: Case | None) -> list[list[Any]]:
+    """Path, size and time of all files of a result: equal as long as none of them is changed."""
+    paths = [prediction.path, *(path for _, path in sorted(case.files.items() if case else ()))]
+    return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.exists()]
 
 
-def state_of(prediction: Prediction, case: Case | None) -> list[list[Any]]:
-    """What tells whether the files of a result are still the same."""
-    paths = (
-        [prediction.path, *(case.files[name] for name in sorted(case.files))] if case else [prediction.path]
-    )
-    statuses = [path.stat() for path in paths if path.exists()]
-    return [[str(p), s.st_size, s.st_mtime_ns] for p, s in zip(paths, statuses)]
+def reusable_scores(records: Sequence[Any], files: list[list[Any]]) -> dict[str, Any] | None:
+    """The last recorded result that was computed from the same files without a problem."""
+    usable = [r["result"] for r in records if r["files"] == files and r["result"]["problem"] is None]
+    return usable[-1] if usable else None
 
 
-def reusable(records: Sequence[Any], state: list[list[Any]]) -> dict[str, Any] | None:
-    """The last recorded result that was computed from these very files without a problem."""
-    fitting = [r["result"] for r in records if r["state"] == state and r["result"]["problem"] is None]
-    return fitting[-1] if fitting else None
-
-
-def given_up(prediction: Prediction) -> CaseScores:
-    problem = f"{prediction.path}: {ATTEMPTS} processes were killed or stopped while they scored it (out of memory?)"
+def given_up_result(prediction: Prediction) -> CaseScores:
+    problem = f"{prediction.path}: {MAXIMUM_DEATHS} processes were killed or stopped while they scored it (out of memory?)"
     return CaseScores(prediction, problem=problem)

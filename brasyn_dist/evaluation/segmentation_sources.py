@@ -23,7 +23,7 @@ import numpy as np
 
 from brasyn_dist.brats import BRATS, LabelOrder, prediction_name, tumour_type
 from brasyn_dist.common.files import sha256_of
-from brasyn_dist.common.launch_environment import place_of
+from brasyn_dist.common.launch_environment import launch_context
 from brasyn_dist.common.processes import kill_tree
 from brasyn_dist.data.nifti import CaseVolumes, check_geometry, compress, read_labels
 from brasyn_dist.errors import ConfigError, DataError
@@ -69,10 +69,10 @@ class ProjectSegmenter:
 def _segmenter(path: Path) -> "Segmenter":
     import torch
 
-    from brasyn_dist.inference.case_queue import own_device
+    from brasyn_dist.inference.ensemble import own_device
     from brasyn_dist.models.segmenter import Segmenter
 
-    device = own_device(place_of()) or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device(launch_context()) or ("cuda" if torch.cuda.is_available() else "cpu")
     return Segmenter.from_pretrained(path).to(device)
 
 

@@ -1,10 +1,10 @@
-"""Synthesis: cases with missing modalities in, the missing volumes out.
+"""Inference: the missing modalities of cases.
 
-    --weights --config--> members (a model and the view that it runs over)     fusion (mean; or fitted: fit, fit_fusion.py)
-                             |                                                    |
-    case folders --> tasks --read--> volumes --synthesise--> a volume a member --fuse--> volume --write--> <case>-<modality>.nii.gz
-      cases          cases  pipeline           volume                        volume, fusion    pipeline       + manifest.json
+    --weights --load_inference--> members (a model and the view that it runs over), fusion (mean or fitted weights)
+                                         |
+    case folders --> CaseRequest --read--> volumes --synthesise: one volume for each member --fuse--> --write--> <case>-<modality>.nii.gz
+                     cases      case_job             synthesis                           fusion      case_job   + manifest.json
 
-`api` joins the parts: `infer_single` for four files, `infer_batch` for a folder of cases, which `python -m brasyn_dist.infer` calls.
-`fanout` shares a folder's cases between processes.
+`api` connects the parts: `infer_single` for the files of one case, `infer_batch` for a folder of cases. `infer_batch` shares
+the cases with other processes through `brasyn_dist.workqueue`.
 """

@@ -1,39 +1,44 @@
-"""Synthesis from Python, in the form that the field's tools have: `infer_single` for one subject's files, `infer_batch` for a folder.
+"""Synthesis from Python: `infer_single` for the files of one case, `infer_batch` for a folder of cases.
 
 import brasyn_dist
 brasyn_dist.infer_single(t1c="a.nii.gz", t1n="b.nii.gz", t2w="c.nii.gz", output="t2f.nii.gz", weights="runs/r8")
 brasyn_dist.infer_batch("cases/", "predictions/", weights="runs/r8")
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from brasyn_dist.brats import MODALITIES, Case, modality_of, prediction_name
-from brasyn_dist.common.files import sha256_of
-from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.brats import Case, modality_of, prediction_name
+from brasyn_dist.common.files import remove_abandoned, sha256_of
+from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.provenance import environment
 from brasyn_dist.data.case_folders import find_cohorts
-from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.errors import ConfigError, DataError
-from brasyn_dist.inference.case_queue import Report, own_device, share_cases, share_processors
-from brasyn_dist.inference.case_results import CaseResult, Task, plan_tasks
-from brasyn_dist.inference.fusion import Fusion, describe_members, load_fusion
-from brasyn_dist.inference.manifest import Manifest
-from brasyn_dist.inference.members import choose_device, load_members
-from brasyn_dist.inference.pipeline import Synthesise, process
-from brasyn_dist.inference.synthesis import (
-    Member,
-    Precision,
-    default_batch_size,
-    four_planes,
-    synthesise_case,
+from brasyn_dist.inference.case_job import CaseJob, run_jobs
+from brasyn_dist.inference.cases import (
+    CaseRecord,
+    CaseRequest,
+    best_records,
+    failed_record,
+    plan_requests,
 )
-from brasyn_dist.inference.timing import STAGES, StageClock
-from brasyn_dist.inference.weights_config import Weights, load_inference
+from brasyn_dist.inference.ensemble import (
+    Ensemble,
+    Weights,
+    choose_device,
+    load_ensemble,
+    load_inference,
+    own_device,
+)
+from brasyn_dist.inference.fusion import describe_members
+from brasyn_dist.inference.manifest import Manifest
+from brasyn_dist.inference.synthesis import STAGES, Precision, StageTimer, default_batch_size
+from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.workqueue.queue import MAXIMUM_DEATHS, WorkQueue
 
 PathLike = Path | str
 
@@ -54,27 +59,44 @@ def infer_single(
     device: str | None = None,
     round_values: bool = False,
 ) -> dict[str, Path]:
-    """Synthesise every modality that is not given from those that are. Returns the written path of each.
+    """Synthesise every modality of one case that is not given from those that are given. Existing files are replaced.
 
-    `output` is the file to write (.nii.gz or .nii) if one modality is missing; otherwise, or if it has no such ending, the
-    folder for `<case>-<modality>.nii.gz`, named after the first input. Existing files are replaced. Other arguments: see
-    `infer_batch`. Raises DataError, ConfigError or CheckpointError.
+    Args:
+        output: File to write (.nii.gz or .nii), if one modality is missing. Otherwise, or without such an ending, the
+            folder for `<case>-<modality>.nii.gz`, named after the first input.
+        weights: As for `infer_batch`, like all other arguments.
+        t1c: File of the contrast-enhanced T1-weighted volume.
+        t1n: File of the native T1-weighted volume.
+        t2f: File of the T2-FLAIR volume.
+        t2w: File of the T2-weighted volume.
+        views: See `infer_batch`.
+        any_view: See `infer_batch`.
+        fusion: See `infer_batch`.
+        batch_size: See `infer_batch`.
+        precision: See `infer_batch`.
+        device: See `infer_batch`.
+        round_values: See `infer_batch`.
+
+    Returns:
+        The path of each written modality.
+
+    Raises:
+        DataError: A file cannot be used.
+        ConfigError: The arguments contradict each other.
+        CheckpointError: The weights are not intact.
     """
+    where = choose_device(device, precision)
+    config = load_inference(weights, views, any_view, fusion)
     given = {"t1c": t1c, "t1n": t1n, "t2f": t2f, "t2w": t2w}
     files = {name: Path(path) for name, path in given.items() if path is not None}
-    task = single_task(files, Path(output))
-    where = choose_device(device, precision)
-    plan = load_inference(weights, views, any_view, fusion)
-    members = load_members(plan, where)
-    fuse = None if plan.fusion is None else load_fusion(plan.fusion, members, where)
-    for path in task.outputs.values():
+    ensemble = load_ensemble(config, where, batch_size, precision)
+    request = single_request(files, Path(output), ensemble.modality_set)
+    for path in request.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    results: list[CaseResult] = []
-    synthesise = synthesiser(members, batch_size, precision, fuse)
-    process([task], synthesise, results.append, nothing_finished, where, round_values)
-    if results[0].status == "failed":
-        raise DataError(results[0].reason)
-    return task.outputs
+    job = CaseJob(request, StageTimer(where)).read(round_values=round_values).synthesise(ensemble).write()
+    if job.record is None or job.record.status == "failed":
+        raise DataError(job.record.reason if job.record else "")
+    return request.outputs
 
 
 def infer_batch(
@@ -91,139 +113,163 @@ def infer_batch(
     device: str | None = None,
     overwrite: bool = False,
     round_values: bool = False,
-    place: Place | None = None,
+    context: LaunchContext | None = None,
     lease: float | None = None,
     say: Callable[[str], None] = print,
-) -> list[CaseResult]:
-    """Synthesise what is missing in every case folder below `input`, as `output`/`<case>-<modality>.nii.gz`, and manifest.json.
+) -> list[CaseRecord]:
+    """Synthesise the missing modalities of every case folder below `input`.
 
-    weights       run folder or export folder; or several `FOLDER:VIEW`; or a YAML file of members (inference/weights_config.py)
-    views         run over these; default: all that a model was trained on
-    any_view      allow views that a model was not trained on
-    fusion        file of brasyn_dist.fit_fusion; default: the mean over models and views
-    modalities    make exactly these, as if they were missing everywhere (default: what is missing)
-    batch_size    slices at a time; default by device
-    precision     `no`, `bf16` or `fp16` (autocast)
-    device        such as `cpu` or `cuda:1`; default: a GPU if there is one
-    overwrite     make outputs anew that an earlier run has finished; otherwise they are verified and kept
-    round_values  round intensities that are not whole numbers, instead of refusing them
-    place         which of a node's processes this is; default: what the launcher or Slurm says
-    lease         seconds without a sign of life after which another process' cases are taken over; default: a minute
-    say           takes lines of progress
+    Writes `output`/`<case>-<modality>.nii.gz` and manifest.json. Processes with the same arguments share the cases, however
+    they were started (docs/explanation/work-queue.md). The failure of a case does not affect the others.
 
-    Processes that are given the same share the cases, however they were started (brasyn_dist/fanout). Returns one result a
-    case, by name, whoever made it; a case that fails is one of them, with its reason, and the others go on.
-    Raises ConfigError, CheckpointError or DataError where nothing can be done at all.
+    Args:
+        input: Folder of case folders.
+        output: Folder to write to.
+        weights: Run folder or export folder; or several `FOLDER:VIEW`; or a YAML file of members
+            (inference/ensemble.py).
+        views: Views to run over; default: all that a model was trained on.
+        any_view: Allow views that a model was not trained on.
+        fusion: File of brasyn_dist.fit_fusion; default: the mean over models and views.
+        modalities: Synthesise exactly these, as if they were missing in every case; default: what is missing.
+        batch_size: Slices in a batch; default: by device.
+        precision: `no`, `bf16` or `fp16` (autocast).
+        device: Such as `cpu` or `cuda:1`; default: a GPU if there is one.
+        overwrite: Synthesise again what an earlier run has finished, instead of verifying and keeping it.
+        round_values: Round intensities that are not whole numbers, instead of refusing them.
+        context: Position of this process on its node; default: from the launcher's or Slurm's environment variables.
+        lease: Heartbeat timeout in seconds, after which another process takes over a case; default: 60.
+        say: Takes lines of progress.
+
+    Returns:
+        One record for each case, by name, also of the cases that other processes have done.
+
+    Raises:
+        ConfigError: The options contradict each other, or the output folder belongs to other options.
+        CheckpointError: The weights are not intact.
+        DataError: The input holds no case.
     """
-    output = Path(output)
-    cases, problems = find_cohorts([Path(input)])
-    tasks, results = plan_tasks(cases, output, check_modalities(modalities))
-    results += [CaseResult(problem.folder.name, "failed", reason=problem.reason) for problem in problems]
-    place = place or place_of()
-    share_processors(place)
-    where = choose_device(device or own_device(place), precision)
-    plan = load_inference(weights, views, any_view, fusion)
-    members = load_members(plan, where)
-    fuse = None if plan.fusion is None else load_fusion(plan.fusion, members, where)
-    manifest = open_manifest(output, members, where, batch_size, precision, overwrite, plan.fusion)
-    synthesise = synthesiser(members, batch_size, precision, fuse)
+    output, context = Path(output), context or launch_context()
+    if context.threads is not None:
+        torch.set_num_threads(context.threads)
+    where = choose_device(device or own_device(context), precision)
+    config = load_inference(weights, views, any_view, fusion)
+    ensemble = load_ensemble(config, where, batch_size, precision)
+    modality_set = ensemble.modality_set
+    check_modalities(modalities, modality_set)
+    cases, problems = find_cohorts([Path(input)], modality_set)
+    planned, settled = plan_requests(cases, output, modalities)
+    settled += [CaseRecord(problem.folder.name, "failed", reason=problem.reason) for problem in problems]
+    requests = {request.case.name: request for request in planned}
 
-    def some(tasks: Iterable[Task], report: Report, finished: Callable[[Task], CaseResult | None]) -> None:
-        process(tasks, synthesise, report, finished, where, round_values)
-
-    return share_cases(
-        tasks,
-        results,
-        some,
-        manifest,
-        settings={"batch_size": batch_size, "round_values": round_values},
-        overwrite=overwrite,
-        place=place,
+    manifest = describe_run(output, ensemble, where, config.fusion)
+    manifest.read(overwrite)
+    output.mkdir(parents=True, exist_ok=True)
+    targets = {name: request.targets for name, request in requests.items()}
+    queue = WorkQueue(
+        output,
+        sorted(requests),
+        basis=manifest.identity,
+        settings=[batch_size, round_values, overwrite, targets, sorted(record.case for record in settled)],
+        job=context.job,
+        details=manifest.details,
         lease=lease,
-        say=say,
-        line=line,
     )
 
+    def store(record: CaseRecord) -> None:
+        if record.status != "kept":
+            record = replace(record, worker=queue.name)
+        count = queue.record(record.case, record.to_dict())
+        say(f"{count}/{len(requests)} {progress_line(record)}")
 
-def single_task(files: dict[str, Path], output: Path) -> Task:
-    """The task of completing one subject from `files` by modality. Raises ConfigError if none or all are given."""
-    targets = tuple(m for m in MODALITIES if m not in files)
-    if not targets or not files:
-        raise ConfigError(f"give one to three of {', '.join(MODALITIES)}: those not given are synthesised")
+    with queue:
+        manifest.read(overwrite)
+        if queue.opened or manifest.new:
+            manifest.save(finished=False)
+        if queue.opened:
+            for record in settled:
+                say(progress_line(record))
+        earlier = {} if overwrite else manifest.records | best_records(queue.interrupted_records())
+        jobs = (
+            CaseJob(
+                requests[name],
+                StageTimer(where),
+                given_up_record(requests[name]) if queue.given_up(name) else None,
+            )
+            for name in queue
+        )
+        run_jobs(jobs, ensemble, store, earlier, round_values)
+        if queue.claim_merge():
+            manifest.records |= {record.case: record for record in settled} | best_records(queue.records)
+            manifest.workers |= queue.worker_details()
+            remove_abandoned(output, {path.name for request in planned for path in request.outputs.values()})
+            manifest.save(finished=True)
+            queue.finish()
+        else:
+            say("the other processes of this job have finished the rest")
+            manifest.read()
+    names = sorted([*requests, *(record.case for record in settled)])
+    if not manifest.finished or any(name not in manifest.records for name in names):
+        raise DataError(f"{output}: another command has taken over the work; run the same command again")
+    return [manifest.records[name] for name in names]
+
+
+def single_request(files: dict[str, Path], output: Path, modality_set: ModalitySet) -> CaseRequest:
+    """The request that completes one case from `files` (by modality). Raises ConfigError if none or all are given."""
+    names = modality_set.modalities
+    targets = tuple(m for m in names if m not in files)
+    if not targets or not files or set(files) - set(names):
+        raise ConfigError(
+            f"give one to {len(names) - 1} of {', '.join(names)}: those not given are synthesised"
+        )
     first = next(iter(files.values()))
-    named = modality_of(first)
-    case = Case(named[0] if named else first.name.split(".")[0], first.parent, files)
-    if output.name.endswith((".nii", ".nii.gz")):
+    named = modality_of(first, modality_set)
+    case = Case(
+        named[0] if named else first.name.split(".")[0], first.parent, files, modality_set=modality_set
+    )
+    if output.name.lower().endswith((".nii", ".nii.gz")):
         if len(targets) > 1:
             raise ConfigError(f"{output}: {', '.join(targets)} are missing, so `output` must be a folder")
-        return Task(case, case.available, {targets[0]: output})
-    return Task(case, case.available, {m: output / prediction_name(case.name, m) for m in targets})
+        return CaseRequest(case, case.available, {targets[0]: output})
+    return CaseRequest(case, case.available, {m: output / prediction_name(case.name, m) for m in targets})
 
 
-def check_modalities(names: Sequence[str]) -> Sequence[str]:
-    unknown = sorted(set(names) - set(MODALITIES))
+def check_modalities(names: Sequence[str], modality_set: ModalitySet) -> None:
+    """Raise ConfigError for a name that the model does not know."""
+    unknown = sorted(set(names) - set(modality_set.modalities))
     if unknown:
-        raise ConfigError(f"unknown modality {unknown[0]}; choose from {', '.join(MODALITIES)}")
-    return names
+        raise ConfigError(f"unknown modality {unknown[0]}; choose from {', '.join(modality_set.modalities)}")
 
 
-def synthesiser(
-    members: Sequence[Member], batch_size: int | None, precision: Precision, fuse: Fusion | None = None
-) -> Synthesise:
-    """The pipeline's middle stage for these members and their fusion."""
-
-    def synthesise(
-        volumes: CaseVolumes, targets: tuple[str, ...], clock: StageClock
-    ) -> dict[str, np.ndarray]:
-        with clock("prepare"):
-            planes = four_planes(volumes.modalities, volumes.images)
-        return synthesise_case(
-            members,
-            planes,
-            volumes.modalities,
-            targets,
-            fuse=fuse,
-            batch_size=batch_size,
-            precision=precision,
-            clock=clock,
-        )
-
-    return synthesise
-
-
-def nothing_finished(task: Task) -> None:
-    """Every task is to be done, whatever an earlier run left."""
-
-
-def open_manifest(
-    output: Path,
-    members: Sequence[Member],
-    device: torch.device,
-    batch_size: int | None,
-    precision: Precision,
-    overwrite: bool,
-    fusion: str | None = None,
-) -> Manifest:
-    """The output folder, made if need be, and its manifest."""
-    output.mkdir(parents=True, exist_ok=True)
-    identity: dict[str, Any] = {"members": describe_members(members), "precision": precision}
+def describe_run(output: Path, ensemble: Ensemble, device: torch.device, fusion: str | None) -> Manifest:
+    """The manifest of this run, without records."""
+    members = ensemble.members
+    identity: dict[str, Any] = {"members": describe_members(members), "precision": ensemble.precision}
     if fusion is not None:
         identity["fusion_sha256"] = sha256_of(fusion)
     details = {
         "weights": sorted({str(m.folder) for m in members}),
         "fusion": fusion or "mean",
-        "batch_size": batch_size or default_batch_size(device),
+        "batch_size": ensemble.batch_size or default_batch_size(device),
         **environment(1, str(device)),
     }
-    return Manifest.open(output, identity, details, overwrite)
+    return Manifest(output, identity, details)
 
 
-def line(result: CaseResult) -> str:
-    """One case, for people."""
-    if result.status in ("failed", "skipped"):
-        return f"{result.case}: {result.status}: {result.reason}"
-    what = f"{result.case}: {', '.join(result.targets)} from {', '.join(result.available)}"
-    if result.status == "kept":
+def given_up_record(request: CaseRequest) -> CaseRecord:
+    """The record of a case that has killed several workers."""
+    reason = (
+        f"{request.case.folder}: {MAXIMUM_DEATHS} processes were killed or stopped while they processed it (out of memory?); "
+        "check the case, or run again with more memory"
+    )
+    return failed_record(request, reason)
+
+
+def progress_line(record: CaseRecord) -> str:
+    """One case for the console."""
+    if record.status in ("failed", "skipped"):
+        return f"{record.case}: {record.status}: {record.reason}"
+    what = f"{record.case}: {', '.join(record.targets)} from {', '.join(record.available)}"
+    if record.status == "kept":
         return f"{what}: kept, made by an earlier run"
-    stages = ", ".join(f"{name} {result.seconds[name]:.1f}" for name in STAGES)
-    return f"{what}: {sum(result.seconds.values()):.1f} s ({stages})"
+    stages = ", ".join(f"{name} {record.seconds[name]:.1f}" for name in STAGES)
+    return f"{what}: {sum(record.seconds.values()):.1f} s ({stages})"

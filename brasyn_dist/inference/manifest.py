@@ -1,8 +1,8 @@
-"""manifest.json beside the predictions: by what they were made, from what, in which time, and their hashes.
+"""manifest.json beside the predictions: weights, inputs, seconds and hashes of every case.
 
-It is written before the first case, so that a folder tells by which weights its volumes are made even if the run is killed,
-and again at the end, by one of the processes at work, with the results of all cases. A rerun adds to it; one with other
-weights, views or precision is refused.
+It is written before the first case, so that the weights of the volumes are known even if the run is killed, and again at the
+end, by one of the processes, with the records of all cases. A rerun extends it; a rerun with other weights, views or
+precision is refused.
 """
 
 import json
@@ -11,89 +11,95 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from brasyn_dist.brats import PREDICTIONS_FORMAT, PREDICTIONS_MANIFEST
 from brasyn_dist.common.files import write_json
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.inference.case_results import CaseResult
+from brasyn_dist.inference.cases import CaseRecord
 
-MANIFEST = "manifest.json"
-FORMAT = "brasyn_dist.predictions"
 FORMAT_VERSION = 1
 
 
 @dataclass
 class Manifest:
-    """`identity`: what decides the voxels beside the inputs. `details`: for the record, of this process. `results`: by case name.
-
-    `new`: the folder has no manifest of this identity yet. `workers`: `details` of all processes that results name.
-    """
+    """The manifest of an output folder, as this process reads and writes it."""
 
     folder: Path
     identity: dict[str, Any]
+    """What decides the voxels beside the inputs."""
     details: dict[str, Any]
-    results: dict[str, CaseResult]
-    new: bool = True
+    """Facts about this run."""
+    records: dict[str, CaseRecord] = field(default_factory=dict)
+    """By case name."""
     workers: dict[str, Any] = field(default_factory=dict)
+    """`details` of all processes that records name."""
+    new: bool = True
+    """Whether the folder has no manifest of this identity yet."""
+    finished: bool = False
+    """Whether the last run that wrote the manifest has ended."""
 
-    @classmethod
-    def open(
-        cls, folder: Path, identity: dict[str, Any], details: dict[str, Any], overwrite: bool
-    ) -> "Manifest":
-        """The folder's manifest, with the results of earlier runs of the same identity.
+    def read(self, overwrite: bool = False) -> None:
+        """Take over the records of earlier runs with the same identity.
 
-        Raises ConfigError if they had another one, unless they are to be overwritten.
+        Raises:
+            ConfigError: The earlier runs had another identity, and `overwrite` is not set.
         """
-        earlier = read_manifest(folder / MANIFEST)
-        if earlier is None:
-            return cls(folder, identity, details, {})
-        if earlier["identity"] != identity:
-            if not overwrite:
-                raise ConfigError(
-                    f"{folder} holds volumes made by other weights or settings: {difference(earlier['identity'], identity)}; "
-                    "give another --output, or --overwrite"
-                )
-            return cls(folder, identity, details, {})
-        return cls(folder, identity, details, earlier["results"], False, earlier["workers"])
-
-    def reread(self, overwrite: bool) -> None:
-        """Take what other processes have saved since. Raises ConfigError as `open` does."""
-        now = self.open(self.folder, self.identity, self.details, overwrite)
-        self.results, self.workers, self.new = now.results, now.workers, now.new
+        earlier = read_manifest(self.folder / PREDICTIONS_MANIFEST)
+        same = earlier is not None and earlier["identity"] == self.identity
+        if earlier is not None and not same and not overwrite:
+            raise ConfigError(
+                f"{self.folder} holds volumes made by other weights or settings: "
+                f"{_differences(earlier['identity'], self.identity)}; give another --output, or --overwrite"
+            )
+        self.new = not same
+        self.records, self.workers, self.finished = (
+            (earlier["records"], earlier["workers"], earlier["finished"])
+            if earlier and same
+            else ({}, {}, False)
+        )
 
     def save(self, finished: bool) -> None:
-        named = {result.worker for result in self.results.values()}
+        """Write the manifest with the workers that a record names."""
+        self.finished = finished
+        named = {record.worker for record in self.records.values()}
         values = {
-            "format": FORMAT,
+            "format": PREDICTIONS_FORMAT,
             "format_version": FORMAT_VERSION,
             "finished": finished,
             "identity": self.identity,
             "details": self.details,
             "workers": {name: self.workers[name] for name in sorted(self.workers) if name in named},
-            "counts": dict(Counter(result.status for result in self.results.values())),
-            "cases": [self.results[name].to_dict() for name in sorted(self.results)],
+            "counts": dict(Counter(record.status for record in self.records.values())),
+            "cases": [self.records[name].to_dict() for name in sorted(self.records)],
         }
-        write_json(self.folder / MANIFEST, values)
+        write_json(self.folder / PREDICTIONS_MANIFEST, values)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """`identity`, `results` (by case name) and `workers` of a manifest; None if there is none. Raises ConfigError if it is not ours."""
+    """`identity`, `records` (by case name), `workers` and `finished` of a manifest; None if there is no file.
+
+    Raises:
+        ConfigError: The file is not a manifest of predictions.
+    """
     try:
         values = json.loads(path.read_text())
-        if (values["format"], values["format_version"]) != (FORMAT, FORMAT_VERSION):
+        if (values["format"], values["format_version"]) != (PREDICTIONS_FORMAT, FORMAT_VERSION):
             raise ValueError(f"format {values['format']} {values['format_version']}")
-        results = [CaseResult.from_dict(entry) for entry in values["cases"]]
+        records = [CaseRecord.from_dict(entry) for entry in values["cases"]]
         return {
             "identity": values["identity"],
-            "results": {r.case: r for r in results},
+            "records": {record.case: record for record in records},
             "workers": values.get("workers", {}),
+            "finished": values["finished"],
         }
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path}: no manifest of {FORMAT} version {FORMAT_VERSION} ({error}); move it away or give another --output"
+            f"{path}: no manifest of {PREDICTIONS_FORMAT} version {FORMAT_VERSION} ({error}); "
+            "move it away or give another --output"
         ) from None
 
 
-def difference(earlier: dict[str, Any], now: dict[str, Any]) -> str:
+def _differences(earlier: dict[str, Any], now: dict[str, Any]) -> str:
     keys = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
     return "; ".join(f"{key} {earlier.get(key)!r}, now {now.get(key)!r}" for key in keys)

@@ -1,8 +1,8 @@
-"""The project's segmenter in volume mode: four volumes in, labels out.
+"""Segmentation of one case with the project's segmenter.
 
-    integers (4, x, y, z) --slices of each view it was trained on--> class probabilities --sum over views, argmax--> labels
+    integers (M, x, y, z) --slices of each view it was trained on--> class probabilities --sum over views, argmax--> labels
 
-As in synthesis, slices without brain are not run, and what at least two modalities call background is background.
+As in synthesis, slices without brain are not run, and voxels that are 0 in at least two modalities are background.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from brasyn_dist.brats import BACKGROUND, MODALITIES, VIEWS
+from brasyn_dist.brats import BACKGROUND, VIEWS
 from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.inference.synthesis import (
     Precision,
@@ -36,10 +36,22 @@ def segment_volume(
     batch_size: int | None = None,
     precision: Precision = "no",
 ) -> np.ndarray:
-    """(x, y, z) uint8 canonical labels of one case with all four modalities, integers in LPS order.
+    """Segment one case with all modalities.
 
-    `tumour_type` is a number in TUMOUR_TYPES, or UNKNOWN_TYPE; `views` default to those the segmenter was trained on. Raises
-    DataError where there is no brain, CheckpointError for a segmenter that lacks what its export should tell.
+    Args:
+        segmenter: In evaluation mode, on its device, loaded by `Segmenter.from_pretrained`.
+        images_MXYZ: Integers, (x, y, z) in LPS order.
+        tumour_type: Index in TUMOUR_TYPES, or UNKNOWN_TYPE.
+        views: Views to run over; default: those that the segmenter was trained on.
+        batch_size: Slices in a batch; default: `default_batch_size`.
+        precision: Autocast type.
+
+    Returns:
+        (x, y, z) uint8 canonical labels.
+
+    Raises:
+        DataError: There is no brain, or the output is not finite.
+        CheckpointError: The segmenter has no statistics or views.
     """
     preprocessing = segmenter.preprocessing
     views = tuple(views or (preprocessing.views if preprocessing else ()))
@@ -49,15 +61,15 @@ def segment_volume(
         )
     device = next(segmenter.parameters()).device
     images = torch.from_numpy(images_MXYZ).to(device)
-    brain_XYZ = brain_mask(images, MODALITIES)
+    every = range(len(images))
+    brain_XYZ = brain_mask(images, every)
     if not brain_XYZ.any():
         raise DataError("no brain to segment: the modalities are background everywhere (all voxels are 0)")
     normaliser = preprocessing.normaliser(device)
-    needed = preprocessing.normalisation == "case"
-    medians_1M = foreground_medians(images, range(len(MODALITIES))) if needed else None
+    medians_1M = foreground_medians(images, every) if preprocessing.normalisation == "case" else None
     sums_CXYZ = torch.zeros(segmenter.classes, *brain_XYZ.shape, device=device)
     for view in views:
-        # Views into the volumes: what is added to a slice is added to its volume.
+        # Views into the volumes: adding to a slice adds to its volume.
         inputs_KMHW, sums_KCHW = to_slices(images, view), to_slices(sums_CXYZ, view)
         padding = padding_to(inputs_KMHW.shape[2:], segmenter.config.image_size)
         check_window(to_slices(brain_XYZ, view), padding, view)
@@ -68,10 +80,10 @@ def segment_volume(
             x_BMHW = normaliser(F.pad(inputs_KMHW[rows_B], padding), medians_BM=medians_1M)
             with autocast(device, precision):
                 logits_BCHW = segmenter(x_BMHW, numbers_B, torch.full_like(numbers_B, tumour_type))
-            chances_BCHW = F.pad(logits_BCHW.float().softmax(1), [-n for n in padding])
-            # The last batch is filled up with repetitions of its last slice, which counts once.
+            probabilities_BCHW = F.pad(logits_BCHW.float().softmax(1), [-n for n in padding])
+            # The last batch repeats its last slice, which is counted once.
             new = min(len(rows_B), len(rows_K) - done)
-            sums_KCHW[rows_B[:new]] += chances_BCHW[:new]
+            sums_KCHW[rows_B[:new]] += probabilities_BCHW[:new]
             done += new
     if not torch.isfinite(sums_CXYZ).all():
         raise DataError("the segmenter's output is not finite; check its weights")

@@ -1,14 +1,15 @@
-"""One case's volumes in, the missing ones out: the volume pipeline (method, section 7). Nothing is remembered between calls.
+"""Synthesis of one case: the volume pipeline (docs/explanation/method.md, section 7). No state is kept between calls.
 
-    integers (4, x, y, z) --slice, pad, normalise--> batches --generator--> slices --crop, denormalise, stack--> volume (x, y, z)
-                     \\--> where is brain? --------------------------------------- zero outside it ------------> fused over members
+    integers (M, x, y, z) --slice, pad, normalise--> batches --generator--> slices --crop, denormalise, stack--> volume (x, y, z)
+                     \\--> brain mask -------------------------------------- zero outside it ------------> fused over members
 
-Where at least two of the available modalities call a voxel background, the result is 0. So a slice in which that holds
-everywhere need not be run: leaving it out is exact.
+A voxel is background, and the result 0, if at least two of the available modalities are 0 there. Slices that are background
+everywhere are therefore not run: the result is exactly the same.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brasyn_dist.brats import MODALITIES, VIEW_AXES, VIEWS, ImageSize, image_shape
+from brasyn_dist.brats import BRATS, VIEW_AXES, VIEWS, ImageSize, image_shape
 from brasyn_dist.errors import CheckpointError, DataError
-from brasyn_dist.inference.timing import StageClock
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.generator import Generator
 from brasyn_dist.preprocessing.normalisation import foreground_medians
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
@@ -30,16 +31,16 @@ Precision = Literal["no", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 BACKGROUND_VOTES = 2
-"""So many available modalities must call a voxel background for it to be background (or all, if fewer are available)."""
+"""Number of available modalities that must be background (or all, if fewer are available) to make a voxel background."""
+STAGES = ("read", "prepare", "network", "finish", "write")
 
-
-Fuse = Callable[[Tensor, Tensor, Sequence[str], str], Tensor]
-"""(volumes (V, x, y, z) of the members, images (4, x, y, z), available, target) -> volume (x, y, z), in the inputs' units."""
+Fuse = Callable[[Tensor, str], Tensor]
+"""(volumes (V, x, y, z) of the members, target) -> volume (x, y, z), in the units of the inputs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A model and the view that it runs over. What is synthesised is fused over members, by default their mean."""
+    """A model and the view that it runs over. The volumes of all members are fused, by default by their mean."""
 
     view: str
     generator: Generator
@@ -52,11 +53,36 @@ class Member:
         assert self.generator.preprocessing is not None
         return self.generator.preprocessing
 
+    @property
+    def modality_set(self) -> ModalitySet:
+        return self.preprocessing.modality_set
+
+
+class StageTimer:
+    """Seconds by stage: `with timer("network"): ...`. Stages of one case may run in different threads, one after another."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the duration of the block to the stage."""
+        begun = time.perf_counter()
+        try:
+            yield
+            # GPU calls return before their work is done: without waiting, its time would be counted for a later stage.
+            if self._device is not None and self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begun
+
 
 def default_batch_size(device: torch.device) -> int:
-    """Slices generated at a time. The thesis ran 31 axial or 40 other ones; the result does not depend on it.
+    """Default number of slices in a batch. The thesis used 31 axial or 40 other slices; the result does not depend on it.
 
-    Every batch is filled up, so larger ones waste more on the last; on a CPU they are slower a slice, too (benchmarks).
+    Every batch is filled up, so that larger batches waste more in the last one. On CPUs they are also slower for each slice
+    (benchmarks/bench_infer.py).
     """
     return 4 if device.type == "cpu" else 16
 
@@ -70,28 +96,41 @@ def synthesise_case(
     fuse: Fuse | None = None,
     batch_size: int | None = None,
     precision: Precision = "no",
-    clock: StageClock | None = None,
+    timer: StageTimer | None = None,
 ) -> dict[str, np.ndarray]:
-    """Each target modality as an int32 volume (x, y, z), in the units of the inputs: fused over members, rounded.
+    """Synthesise the target modalities of one case.
 
-    `images_MXYZ` has all four modalities (x, y, z in LPS order); planes that are not `available` are not looked at.
-    `fuse` defaults to the mean. Whatever fuses, background is 0 and nothing is negative.
-    Raises DataError where there is no brain, or where the network's output is not finite.
+    Args:
+        members: Models and views; all of one modality set.
+        images_MXYZ: Integers with all M modalities, (x, y, z) in LPS order. Modalities that are not available are not read.
+        available: Names of the input modalities.
+        targets: Names of the modalities to make.
+        fuse: Fusion of the members' volumes; default: the mean. Background is 0 and values are at least 0 in any case.
+        batch_size: Slices in a batch; default: `default_batch_size`.
+        precision: Autocast type.
+        timer: Adds up the seconds by stage.
+
+    Returns:
+        For each target, an int32 volume (x, y, z) in the units of the inputs: fused over members, rounded.
+
+    Raises:
+        DataError: There is no brain, or the output of the network is not finite.
     """
     device = next(members[0].generator.parameters()).device
-    clock = clock or StageClock(device)
-    with clock("prepare"):
+    present = members[0].modality_set.indices(available)
+    timer = timer or StageTimer(device)
+    with timer("prepare"):
         images = torch.from_numpy(images_MXYZ).to(device)
-        brain_XYZ = brain_mask(images, available)
+        brain_XYZ = brain_mask(images, present)
         if not brain_XYZ.any():
             raise DataError(f"no brain: {', '.join(available)} are background everywhere (all voxels are 0)")
     volumes = {}
     for target in targets:
         views_VXYZ = member_volumes(
-            members, images, available, target, batch_size=batch_size, precision=precision, clock=clock
+            members, images, available, target, batch_size=batch_size, precision=precision, timer=timer
         )
-        with clock("finish"):
-            fused_XYZ = (fuse or mean_of_members)(views_VXYZ, images, available, target)
+        with timer("finish"):
+            fused_XYZ = fuse(views_VXYZ, target) if fuse else mean_of_members(views_VXYZ)
             volumes[target] = to_integers(torch.where(brain_XYZ, fused_XYZ.clamp(min=0), 0.0), target)
     return volumes
 
@@ -104,9 +143,9 @@ def member_volumes(
     *,
     batch_size: int | None = None,
     precision: Precision = "no",
-    clock: StageClock | None = None,
+    timer: StageTimer | None = None,
 ) -> Tensor:
-    """(V, x, y, z) float32: what each member makes of the target modality, each with its own model and view."""
+    """(V, x, y, z) float32: the target modality by each member, with its model and view."""
     volumes = [
         synthesise_volume(
             member.generator,
@@ -116,17 +155,15 @@ def member_volumes(
             member.view,
             batch_size=batch_size,
             precision=precision,
-            clock=clock,
+            timer=timer,
         )
         for member in members
     ]
     return torch.stack(volumes)
 
 
-def mean_of_members(
-    volumes_VXYZ: Tensor, images_MXYZ: Tensor, available: Sequence[str], target: str
-) -> Tensor:
-    """The mean, added up member by member: what the thesis does with views (method, section 7)."""
+def mean_of_members(volumes_VXYZ: Tensor) -> Tensor:
+    """The mean, summed member by member, as the thesis does with views (docs/explanation/method.md, section 7)."""
     total_XYZ = torch.zeros_like(volumes_VXYZ[0])
     for volume_XYZ in volumes_VXYZ:
         total_XYZ += volume_XYZ
@@ -143,107 +180,102 @@ def synthesise_volume(
     *,
     batch_size: int | None = None,
     precision: Precision = "no",
-    clock: StageClock | None = None,
+    timer: StageTimer | None = None,
 ) -> Tensor:
     """Modality `target` as a float32 volume (x, y, z) in the units of the inputs, from slices of one view.
 
-    `images_MXYZ` integers with all four modalities, on the generator's device. The modalities named in `available` are the
-    input, and only their encoders run.
+    `images_MXYZ` are integers with all modalities, on the generator's device. Only the encoders of the `available`
+    modalities run.
     """
     preprocessing = generator.preprocessing
     if preprocessing is None:
         raise CheckpointError(
             "the generator has no statistics to normalise with; load it with from_pretrained"
         )
-    device = images_MXYZ.device
-    clock = clock or StageClock(device)
-    present = modality_numbers(available)
-    wanted, view_number = MODALITIES.index(target), VIEWS.index(view)
-    with clock("prepare"):
+    device, modality_set = images_MXYZ.device, preprocessing.modality_set
+    timer = timer or StageTimer(device)
+    present, wanted = modality_set.indices(available), modality_set.index(target)
+    with timer("prepare"):
         normaliser = preprocessing.normaliser(device)
         medians_1M, unit = case_scales(preprocessing, images_MXYZ, present, wanted)
-        brain_XYZ = brain_mask(images_MXYZ, available)
+        brain_XYZ = brain_mask(images_MXYZ, present)
         volume_XYZ = torch.zeros(brain_XYZ.shape, device=device)
-        # Views into the volumes: what is written to a slice is written to its volume.
+        # Views into the volumes: writing to a slice writes to its volume.
         inputs_KMHW, outputs_KHW = to_slices(images_MXYZ, view), to_slices(volume_XYZ, view)
         padding = padding_to(outputs_KHW.shape[1:], generator.config.image_size)
         check_window(to_slices(brain_XYZ, view), padding, view)
         rows_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
     for rows_B in full_batches(rows_K, batch_size or default_batch_size(device)):
-        with clock("prepare"):
+        with timer("prepare"):
             planes_BMHW = F.pad(inputs_KMHW[rows_B], padding)
             x_BMHW = normaliser(planes_BMHW, medians_BM=medians_1M)
-        with clock("network"), autocast(device, precision):
-            image_B1HW = generator.synthesise(x_BMHW, present, wanted, view_number)
-        with clock("finish"):
+        with timer("network"), autocast(device, precision):
+            image_B1HW = generator.synthesise(x_BMHW, present, wanted, VIEWS.index(view))
+        with timer("finish"):
             cropped_BHW = F.pad(image_B1HW[:, 0].float(), [-n for n in padding])
             outputs_KHW[rows_B] = unit * normaliser.denormalise(cropped_BHW, wanted, planes_BMHW, present)
-    with clock("finish"):
+    with timer("finish"):
         return torch.where(brain_XYZ, volume_XYZ, 0.0)
 
 
 def case_scales(
     preprocessing: Preprocessing, images_MXYZ: Tensor, present: Sequence[int], wanted: int
 ) -> tuple[Tensor | None, float]:
-    """Medians (1, 4) that normalise the inputs, and the unit of the output; (None, 1) where intensities have no case's scale."""
+    """Medians (1, M) that normalise the inputs, and the unit of the output; (None, 1) without normalisation by case."""
     if preprocessing.normalisation != "case":
         return None, 1.0
     if preprocessing.intensity_scale is None:
         raise CheckpointError("the generator has no scales to denormalise with; load it with from_pretrained")
     medians_1M = foreground_medians(images_MXYZ, present)
-    return medians_1M, preprocessing.intensity_scale.predict(
-        present, medians_1M[0, list(present)].tolist(), wanted
-    )
+    medians = medians_1M[0, list(present)].tolist()
+    return medians_1M, preprocessing.intensity_scale.predict(present, medians, wanted)
 
 
-def brain_mask(images_MXYZ: Tensor, available: Sequence[str]) -> Tensor:
-    """(x, y, z) bool: False where at least two of the available modalities (the one, if it is alone) are background."""
+def brain_mask(images_MXYZ: Tensor, present: Sequence[int]) -> Tensor:
+    """(x, y, z) bool: False where at least two of the modalities `present` (or the only one) are background."""
     # Volume by volume: gathering the planes and reducing over them takes ten times as long on CPUs.
     votes_XYZ = torch.zeros_like(images_MXYZ[0], dtype=torch.int8)
-    for modality in modality_numbers(available):
+    for modality in present:
         votes_XYZ += images_MXYZ[modality] <= 0
-    return votes_XYZ < min(BACKGROUND_VOTES, len(available))
-
-
-def modality_numbers(names: Sequence[str]) -> tuple[int, ...]:
-    return tuple(m for m, name in enumerate(MODALITIES) if name in names)
+    return votes_XYZ < min(BACKGROUND_VOTES, len(present))
 
 
 def to_slices(volumes: Tensor, view: str) -> Tensor:
-    """(..., x, y, z) to (slices, ..., H, W), a view: preprocessing/slicing.py's `extract_slices` for tensors."""
+    """(..., x, y, z) to (slices, ..., H, W) without a copy; as preprocessing/slicing.py's `extract_slices`."""
     return volumes.movedim(VIEW_AXES[view] - 3, 0)
 
 
 def padding_to(shape_HW: Sequence[int], size: ImageSize) -> list[int]:
-    """`torch.nn.functional.pad`'s list for centring slices in what the network sees; its negative undoes that."""
+    """Argument of `torch.nn.functional.pad` that centres slices in the network's window; its negative reverts that."""
     (height, width), (rows, columns) = shape_HW, image_shape(size)
     return [*margins(width, columns), *margins(height, rows)]
 
 
 def check_window(brain_KHW: Tensor, padding: Sequence[int], view: str) -> None:
-    """Raise DataError if padding cuts off brain: the model would not see it, and leave a hole."""
+    """Raise DataError if cropping to the network's window removes brain."""
     if min(padding) < 0:
         seen_KHW = F.pad(F.pad(brain_KHW, list(padding)), [-n for n in padding])
         lost = int(brain_KHW.count_nonzero() - seen_KHW.count_nonzero())
         if lost:
             height, width = (n + sum(p) for n, p in zip(brain_KHW.shape[1:], (padding[2:], padding[:2])))
             raise DataError(
-                f"{lost} voxels of the brain lie outside the {height} x {width} pixels of {view} slices that this model sees; "
-                "use one with a larger generator.image_size, or move the brain to the middle of its volume"
+                f"{lost} voxels of the brain lie outside the {height} x {width} pixels of {view} slices that this model "
+                "sees; use one with a larger generator.image_size, or move the brain to the middle of its volume"
             )
 
 
 def full_batches(rows_K: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Slice numbers in batches of exactly `batch_size`, the last one filled up by repeating the last number.
 
-    Kernels are chosen by shape, and differ in their last bits: in batches of one shape, a slice's result depends on
-    nothing but the slice.
+    The choice of kernels depends on the shape, and their results differ in the last bits. With batches of one shape, the
+    result of a slice depends on the slice only.
     """
     missing = -len(rows_K) % batch_size
     yield from torch.cat([rows_K, rows_K[-1:].expand(missing)]).split(batch_size) if len(rows_K) else ()
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
+    """Autocast to the type of `precision`; no change for `no`."""
     return torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
@@ -256,8 +288,10 @@ def to_integers(volume_XYZ: Tensor, target: str) -> np.ndarray:
     return volume_XYZ.round().to(torch.int32).cpu().numpy()
 
 
-def four_planes(modalities: Sequence[str], images_MXYZ: np.ndarray) -> np.ndarray:
-    """(4, x, y, z) in modality order, 0 in modalities that are not among those given."""
-    planes = np.zeros((len(MODALITIES), *images_MXYZ.shape[1:]), images_MXYZ.dtype)
-    planes[list(modality_numbers(modalities))] = images_MXYZ
+def stack_modalities(
+    names: Sequence[str], images_NXYZ: np.ndarray, modality_set: ModalitySet = BRATS
+) -> np.ndarray:
+    """(M, x, y, z) with all modalities in channel order, 0 in those that are not among the given ones."""
+    planes = np.zeros((len(modality_set), *images_NXYZ.shape[1:]), images_NXYZ.dtype)
+    planes[[modality_set.index(name) for name in names]] = images_NXYZ
     return planes

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from brasyn_dist.brats import BRATS, VIEW_AXES, VIEWS, Case
+from brasyn_dist.brats import BRATS, PREDICTIONS_MANIFEST, VIEW_AXES, VIEWS, Case
 from brasyn_dist.common.panels import difference_image, grey, upright
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.evaluation.image_metrics import bounding_box
 from brasyn_dist.evaluation.scoring import SYNTHETIC, CaseScores, load_volumes
-from brasyn_dist.inference.manifest import MANIFEST, read_manifest
+from brasyn_dist.inference.manifest import read_manifest
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.slicing import extract_slices
 from brasyn_dist.report.rendering import NO_OVERLAY, Tile
@@ -95,11 +95,11 @@ def _psnr(result: CaseScores) -> float:
 def available_modalities(predictions: Path) -> dict[str, tuple[str, ...]]:
     """Modalities from which each case was synthesised, as far as the manifest of the predictions contains it."""
     try:
-        manifest = read_manifest(predictions / MANIFEST)
+        manifest = read_manifest(predictions / PREDICTIONS_MANIFEST)
     except BrasynError:
         return {}
-    results = manifest["results"] if manifest else {}
-    return {name: result.available for name, result in results.items() if result.available}
+    records = manifest["records"] if manifest else {}
+    return {name: record.available for name, record in records.items() if record.available}
 
 
 def case_view(

@@ -1,84 +1,82 @@
-"""Who is at work, and whether it still lives.
+"""Worker liveness: heartbeat files and a lease timeout.
 
-Every worker keeps a file, and a thread of it touches that file all the time. Others call it dead
+Every worker has a file, which a thread of the worker touches at regular intervals. Another process considers a worker dead
 
-- at once, if it has said that it leaves, or if it was a process of this machine and that process is gone;
-- else when its file has not changed for `lease` seconds of *their own* monotonic clock, however far the clocks of the two
-  machines and of the file server are apart. A stopped (SIGSTOP) process looks dead, and alive again when it goes on.
+- at once, if the worker has left, or if it was a process of this machine and that process has ended;
+- otherwise, if its file did not change for `lease` seconds of the observer's own monotonic clock. The clocks of the machines
+  and of the file server are never compared. A stopped process (SIGSTOP) appears dead, and alive again when it continues.
 
-The file is opened to look at it: NFS promises fresh attributes then, and only then.
+The file is opened before its time is read, because NFS guarantees fresh attributes only after opening.
 """
 
 import json
 import os
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from brasyn_dist.common.files import atomic_write_text
 from brasyn_dist.common.processes import machine, started
 
-Clock = Callable[[], float]
-
-BEATS = 12
-"""Touches of the file in the time after which its owner counts as dead: several may get lost or come late."""
+HEARTBEATS_PER_LEASE = 12
+"""Several heartbeats may be lost or late before the lease ends."""
 LEFT = ".left"
+"""Suffix of the file of a worker that has left in an orderly way."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One process at work in one round; the content of its file."""
+    """One process in one pass; the content of its heartbeat file."""
 
     name: str
     machine: str
-    """Boot and process namespace: where these are the same, process numbers mean the same."""
+    """Boot and process namespace: process numbers are comparable where this is equal."""
     pid: int
     started: str
-    """When the kernel started the process: numbers are used again."""
-    job: str
-    """The same for processes that were started together."""
+    """Start time of the process in kernel ticks, because process numbers are reused."""
+    job: str | None
     basis: str
-    """Hash of what its records depend on beside the item."""
-    work: str
-    """Hash of all that is to be done: workers of one round must agree."""
+    """Hash of what a record depends on beside its item."""
+    settings: str
+    """Hash of everything that all workers of a pass must agree on."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Facts about the process for the merged result (JSON)."""
 
 
-def this_worker(job: str, basis: str, work: str) -> Worker:
+def this_worker(job: str | None, basis: str, settings: str, details: dict[str, Any]) -> Worker:
+    """A worker with a new name for this process."""
     pid = os.getpid()
     host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
     name = f"{host}-{pid}-{uuid.uuid4().hex[:6]}"
-    return Worker(name, machine(), pid, started(pid) or "", job, basis, work)
+    return Worker(name, machine(), pid, started(pid) or "", job, basis, settings, details)
 
 
-class Crew:
-    """The workers of a round, seen by one of them."""
+class Workers:
+    """The workers of a pass, as one process observes them."""
 
-    def __init__(self, folder: Path, lease: float, clock: Clock) -> None:
-        self._folder, self._lease, self._clock = folder, lease, clock
+    def __init__(self, folder: Path, lease: float) -> None:
+        self._folder, self._lease = folder, lease
         self._known: dict[str, Worker] = {}
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._observed: dict[str, tuple[int, float]] = {}
 
-    def enter(self, worker: Worker) -> None:
+    def register(self, worker: Worker) -> None:
         atomic_write_text(self._folder / worker.name, json.dumps(asdict(worker)))
 
     def leave(self, name: str) -> None:
-        """What the worker holds is anybody's from now on."""
-        with suppress(OSError):  # the round may be over
+        """Mark the worker as left: other workers may take its claims at once."""
+        with suppress(OSError):  # the pass may have ended
             (self._folder / name).rename(self._folder / (name + LEFT))
 
-    def beat(self, name: str) -> None:
-        """A sign of life. Raises FileNotFoundError if the round is over."""
-        os.utime(self._folder / name)
-
     def names(self) -> list[str]:
-        """All who ever entered."""
+        """All workers that ever joined the pass."""
         with suppress(FileNotFoundError):
             found = (p.name for p in self._folder.iterdir() if not p.name.startswith("."))
-            return sorted({n.removesuffix(LEFT) for n in found})
+            return sorted({name.removesuffix(LEFT) for name in found})
         return []
 
     def get(self, name: str) -> Worker | None:
@@ -89,40 +87,41 @@ class Crew:
                     break
         return self._known.get(name)
 
-    def present(self, name: str) -> bool:
-        """Whether its file is there: neither left nor swept away with its round."""
-        return self._last_beat(name) is not None
+    def all(self) -> list[Worker]:
+        return [worker for name in self.names() if (worker := self.get(name)) is not None]
 
-    def left(self, name: str) -> bool:
-        """Whether it went in good order."""
+    def present(self, name: str) -> bool:
+        """Whether the worker's file exists: it has not left, and the pass has not ended."""
+        return self._last_heartbeat(name) is not None
+
+    def has_left(self, name: str) -> bool:
         return (self._folder / (name + LEFT)).exists()
 
-    def gone(self, name: str) -> bool:
-        """Known to be dead, without any waiting."""
+    def has_ended(self, name: str) -> bool:
+        """Whether the worker is known to be gone without waiting for the lease."""
         worker = self.get(name)
-        if not self.present(name):
-            return True
-        same = worker is not None and worker.machine and worker.machine == machine()
-        return bool(same) and worker is not None and started(worker.pid) != worker.started
+        if worker is None or not self.present(name):
+            return not self.present(name)
+        return bool(worker.machine) and worker.machine == machine() and started(worker.pid) != worker.started
 
-    def dead(self, name: str) -> bool:
-        """Gone, or without a sign of life for `lease` seconds of watching it."""
-        return self.gone(name) or self.silent(name, self._last_beat(name) or 0)
+    def is_dead(self, name: str) -> bool:
+        """Whether the worker has ended or its lease has run out."""
+        return self.has_ended(name) or self.unchanged(name, self._last_heartbeat(name) or 0)
 
-    def silent(self, name: str, beat: int) -> bool:
-        """Whether `beat` has been the same for `lease` seconds, as far as looked at."""
-        known = self._seen.get(name)
-        if known is None or known[0] != beat:
-            self._seen[name] = (beat, self._clock())
+    def unchanged(self, name: str, value: int) -> bool:
+        """Whether `value` of `name` has been observed unchanged for the duration of the lease."""
+        known = self._observed.get(name)
+        if known is None or known[0] != value:
+            self._observed[name] = (value, time.monotonic())
             return False
-        return self._clock() - known[1] >= self._lease
+        return time.monotonic() - known[1] >= self._lease
 
-    def moved(self, name: str) -> bool:
-        """Whether there was a sign of life since the first look at it."""
-        beat, known = self._last_beat(name), self._seen.get(name)
-        return known is not None and beat is not None and known[0] != beat
+    def has_changed(self, name: str) -> bool:
+        """Whether there was a heartbeat since the first observation."""
+        heartbeat, known = self._last_heartbeat(name), self._observed.get(name)
+        return known is not None and heartbeat is not None and known[0] != heartbeat
 
-    def _last_beat(self, name: str) -> int | None:
+    def _last_heartbeat(self, name: str) -> int | None:
         try:
             handle = os.open(self._folder / name, os.O_RDONLY)
         except OSError:
@@ -133,24 +132,24 @@ class Crew:
             os.close(handle)
 
 
-class Heart:
-    """A thread that beats while its process lives."""
+class Heartbeat:
+    """A thread that touches a file until it is stopped or the file is removed."""
 
-    def __init__(self, beat: Callable[[], None], lease: float) -> None:
-        self._beat, self._pause = beat, lease / BEATS
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+    def __init__(self, file: Path, lease: float) -> None:
+        self._file, self._interval = file, lease / HEARTBEATS_PER_LEASE
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._end.wait(self._pause):
+        while not self._stopped.wait(self._interval):
             try:
-                self._beat()
+                os.utime(self._file)
             except FileNotFoundError:
-                return  # the round is over
+                return  # the pass has ended
             except OSError:
-                continue  # a file server that is away for a moment
+                continue  # the file server does not answer at the moment
 
     def stop(self) -> None:
-        self._end.set()
+        self._stopped.set()
         self._thread.join()

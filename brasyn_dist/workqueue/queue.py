@@ -1,341 +1,408 @@
-"""A round: one pass over the items, by all processes that join while it lasts.
+"""The work queue: an iterator over the items that no other process has, with a record for each item.
 
-    join --> shifts: draw, work, record; again when a worker has died --> finish: one of all merges --> the round's folder goes
+    with WorkQueue(folder, items, basis=..., job=...) as queue:
+        for item in queue:                  # claimed by this process; ends when every item has a record
+            queue.record(item, work(item))
+        if queue.claim_merge():             # true in one process; the others wait until it has finished
+            merge(queue.records)
+            queue.finish()
 
-Who comes late to a finished round of its own job has nothing to do; anybody else opens the next round, in which whatever the
-caller finds in order is passed over quickly. So there are three questions on coming in, answered by `join`: is my job done, is
-somebody at work whom I can join, or do I begin anew?
+A claim is a file that is created with O_EXCL: only one process succeeds, also on NFS. A process that takes over an item from
+a dead worker creates the claim with the next number. Claims are never removed during a pass.
 """
 
+import hashlib
 import json
+import logging
+import os
 import shutil
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
-from brasyn_dist.common.files import write_json
+from brasyn_dist.common.files import canonical_json, write_json
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.workqueue.claims import Claims
-from brasyn_dist.workqueue.heartbeat import Clock, Crew, Heart, Worker, this_worker
-from brasyn_dist.workqueue.records import Reader, append
+from brasyn_dist.workqueue.heartbeat import Heartbeat, Workers, this_worker
 
-FINISHED = "finished.json"
-"""Left behind for late processes of the same job."""
-FOLDERS = ("workers", "claims", "finish", "journals")
+log = logging.getLogger(__name__)
+
+FOLDER = ".workqueue"
+"""Inside the folder of the results, while the work is not finished."""
+FINISHED_JOBS = "finished.json"
+"""Jobs of the last finished pass, for processes of these jobs that start later."""
+MERGE = ".merge"
+"""The claim of the process that merges the records."""
 LEASE = 60.0
-"""Seconds without a sign of life. Longer than any pause of a loaded node or file server that is not worth redoing a case."""
+"""Default lease in seconds: longer than the pauses of a loaded node or file server."""
 POLL = 1.0
-"""Seconds between looks at whether anything is to be taken over."""
+"""Seconds between two checks for items to take over."""
+MAXIMUM_DEATHS = 3
+"""Number of workers that may die while they process an item before the item is given up."""
 
-Say = Callable[[str], None]
-Sleep = Callable[[float], None]
 
+class WorkQueue:
+    """Items shared with all processes that use the same folder. A context manager: on exit, unfinished claims are released.
 
-class Round:
-    """This process' part in a round. A context manager: outside it, what it holds is anybody's.
-
-    Its methods are for one thread, except `record`.
+    `record` may be called in another thread than the one that iterates.
     """
 
     def __init__(
         self,
-        root: Path,
-        number: int,
-        worker: Worker,
+        folder: Path,
         items: Sequence[str],
-        lease: float = LEASE,
-        clock: Clock = time.monotonic,
-        sleep: Sleep = time.sleep,
-        say: Say = lambda text: None,
+        *,
+        basis: Any,
+        settings: Any = None,
+        job: str | None = None,
+        details: dict[str, Any] | None = None,
+        lease: float | None = None,
     ) -> None:
-        self._root, self._number, self._me, self._items = root, number, worker, list(items)
-        self._lease, self._clock, self._sleep, self._say = lease, clock, sleep, say
-        folder = self._folder = root / f"{number:06d}"
-        self.crew = Crew(folder / "workers", lease, clock)
-        self._claims = Claims(folder / "claims", worker.name)
-        self._finish = Claims(folder / "finish", worker.name)
-        self._reader, self._reading = Reader(folder / "journals"), Lock()
-        self.records: dict[str, list[Any]] = {}
-        """What has been recorded so far, by item; more than one where two did the same."""
-        self.notes: dict[str, Any] = {}
-        """What the workers said of themselves, by name."""
-        self._held: set[str] = set()
-        self._heart: Heart | None = None
+        """Describe the work. The queue joins the other processes when the context is entered.
+
+        Args:
+            folder: Folder of the results. The processes communicate through files in its subfolder `.workqueue`.
+            items: Names that are valid as file names; equal in all processes.
+            basis: (JSON) what a record depends on beside its item. Records of an interrupted pass with another basis
+                do not count.
+            settings: (JSON) everything else that must be equal in all processes.
+            job: Name of the job (`LaunchContext.job`).
+            details: (JSON) facts about this process, for `worker_details`.
+            lease: Heartbeat timeout in seconds, after which another worker takes over an item.
+
+        Raises:
+            ConfigError: The lease is shorter than 1 s.
+        """
+        self._lease = LEASE if lease is None else lease
+        if self._lease < 1:
+            raise ConfigError(f"a lease of {lease} s is too short for heartbeats to arrive; give at least 1")
+        self._root, self._items = folder / FOLDER, list(items)
+        hashes = [_hash(basis), _hash([basis, settings, self._items])]
+        self._worker = this_worker(job, hashes[0], hashes[1], details or {})
+        self.name = self._worker.name
+        """This process' name in the pass."""
         self.opened = False
-        """Whether this process was the first in this round."""
+        """Whether this process has started the pass."""
+        self.finished_before = False
+        """Whether other processes of this job had finished the work before this one joined."""
+        self.records: dict[str, list[Any]] = {}
+        """Recorded values by item; several where two processes did the same item."""
+        self._held: set[str] = set()
+        self._closed, self._changed, self._reading = Event(), Event(), Lock()
+        self._heartbeat: Heartbeat | None = None
+        self._use_pass(0)
 
-    @property
-    def name(self) -> str:
-        """This process' in the round."""
-        return self._me.name
+    def __enter__(self) -> "WorkQueue":
+        """Join the pass in progress, or start a new one.
 
-    # Coming and going
-
-    def enter(self) -> None:
-        """Be one of the crew. Raises FileNotFoundError if the round ends at this moment."""
-        try:
-            self._folder.mkdir(parents=True)
-            self.opened = True
-        except FileExistsError:
-            pass
-        for name in FOLDERS:
-            (self._folder / name).mkdir(exist_ok=True)
-        self.crew.enter(self._me)
-
-    def __enter__(self) -> "Round":
-        self._heart = Heart(lambda: self.crew.beat(self._me.name), self._lease)
+        Raises:
+            ConfigError: Processes with other options or items are working in the folder.
+        """
+        self._join()
+        if not self.finished_before:
+            self._heartbeat = Heartbeat(self._folder / "workers" / self.name, self._lease)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._heart is not None:
-            self._heart.stop()
-        self.leave()
-
-    def leave(self) -> None:
-        self.crew.leave(self._me.name)
-
-    def over(self) -> bool:
-        """Whether the round has been finished, or given up for a new one while this process was stopped."""
-        return not self.crew.present(self._me.name) or newest(self._root) != self._number
-
-    def others(self) -> list[Worker]:
-        """All who entered and are not known to have died, without this process."""
-        names = [n for n in self.crew.names() if n != self._me.name and not self.crew.gone(n)]
-        return [w for n in names if (w := self.crew.get(n)) is not None]
+        self._closed.set()
+        self._changed.set()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._workers.leave(self.name)
 
     # Work
 
-    def shifts(self) -> Iterator[Iterator[str]]:
-        """Batches of claimed items until everything is recorded, by whomever. Each batch ends when nothing is free.
-
-        Whoever draws the next batch has recorded all items of the last.
-        """
-        waiting_since: float | None = None
-        while not self.over():
-            item = self._next()
+    def __iter__(self) -> Iterator[str]:
+        """Claimed items, until every item has a record. Waits while all remaining items are claimed by live workers."""
+        waiting = False
+        while not self.ended():
+            self._read_records()
+            item = self._claim_next()
             if item is not None:
-                waiting_since = None
-                yield chain([item], self._draw())
-            elif self.complete():
+                waiting = False
+                yield item
+            elif not (unrecorded := self._unrecorded()):
                 return
             else:
-                waiting_since = self._wait(waiting_since)
-
-    def _draw(self) -> Iterator[str]:
-        while not self.over() and (item := self._next()) is not None:
-            yield item
-
-    def _wait(self, since: float | None) -> float:
-        if since is None:
-            names = sorted({self._owner(item) or "?" for item in self._open()})
-            self._say(f"nothing left to begin; {len(self._open())} unfinished at {', '.join(names)}")
-        self._sleep(min(POLL, self._lease / 4))
-        return self._clock() if since is None else since
-
-    def _next(self) -> str | None:
-        """An item for this process; None if there is none at the moment."""
-        self.read()
-        generations, unfinished = self._claims.generations(), self._open()
-        fresh = [item for item in unfinished if item not in generations]
-        # The last ones are not read ahead: they go to whoever is free first.
-        if self._held and len(fresh) < len(self.crew.names()) and len(fresh) <= len(self.others()):
-            return None
-        for item in fresh:
-            if self._claims.take(item, 1):
-                return self._hold(item)
-        # One at a time: should one of them be what kills its workers, the others are not held with it again.
-        for item in [] if self._held else unfinished:
-            generation = generations.get(item, 0)
-            deserted = generation > 0 and self._deserted(self._claims, item, generation)
-            if deserted and self._claims.take(item, generation + 1):
-                return self._hold(item)
-        return None
-
-    def _hold(self, item: str) -> str:
-        self._held.add(item)
-        return item
-
-    def _deserted(self, claims: Claims, item: str, generation: int) -> bool:
-        owner = claims.owner(item, generation)
-        if not owner:  # just being written, unless that takes for ever
-            return self.crew.silent(f"{item}.{generation}", 0)
-        return owner == self._me.name or self.crew.dead(owner)
-
-    def _owner(self, item: str) -> str:
-        return self._claims.owner(item, self._claims.generations().get(item, 1))
-
-    def _open(self) -> list[str]:
-        return [item for item in self._items if item not in self.records]
-
-    def deaths(self, item: str) -> int:
-        """Workers that had this item and went without a word."""
-        owners = [self._claims.owner(item, g) for g in range(1, self._claims.generations().get(item, 0) + 1)]
-        return sum(not self.crew.left(name) for name in owners if name and name != self._me.name)
+                if not (waiting or self._held):
+                    log.info("waiting for %d items of other workers", len(unrecorded))
+                    waiting = True
+                self._pause()
 
     def record(self, item: str, value: Any) -> int:
-        """Put down what came of an item, for good; how many items have a record now. Any thread may call this."""
-        self._append({"item": item, "value": value})
+        """Store the (JSON) result of an item permanently. Returns the number of items that have a record."""
+        try:
+            append_line(self._folder / "records" / f"{self.name}.jsonl", {"item": item, "value": value})
+        except OSError:
+            # If the pass has ended, this process was stopped and others have done the item meanwhile.
+            if not self.ended():
+                raise
         self._held.discard(item)
-        self.read()
+        self._read_records()
+        self._changed.set()
         return len(self.records)
 
-    def note(self, facts: Any) -> None:
-        """Put down (JSON) what somebody may want to know of this process, for `notes`."""
-        self._append({"note": facts})
+    def given_up(self, item: str) -> bool:
+        """Whether the item's previous workers died so often that it should not be processed again."""
+        claims = range(1, self._newest_claims().get(item, 0) + 1)
+        owners = {self._owner(item, number) for number in claims} - {"", self.name}
+        return sum(not self._workers.has_left(name) for name in owners) >= MAXIMUM_DEATHS
 
-    def _append(self, entry: dict[str, Any]) -> None:
-        try:
-            append(self._folder / "journals" / f"{self._me.name}.jsonl", entry)
-        except OSError:
-            if (
-                not self.over()
-            ):  # else this process was stopped, and others did it and ended the round meanwhile
-                raise
-
-    def read(self) -> None:
-        """Learn what others have recorded."""
-        with self._reading:
-            for name, entry in self._reader.new():
-                if "item" in entry and "value" in entry:
-                    self.records.setdefault(entry["item"], []).append(entry["value"])
-                elif "note" in entry:
-                    self.notes[name] = entry["note"]
-
-    def complete(self) -> bool:
-        return not self._open()
-
-    def earlier(self) -> dict[str, list[Any]]:
-        """Records of rounds that were given up, where they depend on the same `basis` as this one's."""
+    def interrupted_records(self) -> dict[str, list[Any]]:
+        """Values that interrupted passes with the same basis have recorded, by item."""
         found: dict[str, list[Any]] = {}
-        for number in (n for n in numbers(self._root) if n < self._number):
+        for number in (n for n in _passes(self._root) if n < self._number):
             folder = self._root / f"{number:06d}"
-            crew = Crew(folder / "workers", self._lease, self._clock)
-            for name, entry in Reader(folder / "journals").new():
-                worker = crew.get(name)
-                if worker is not None and worker.basis == self._me.basis and "item" in entry:
-                    found.setdefault(entry["item"], []).append(entry.get("value"))
+            workers, reader = Workers(folder / "workers", self._lease), RecordReader(folder / "records")
+            for name, entry in reader.new():
+                worker = workers.get(name)
+                if worker is not None and worker.basis == self._worker.basis:
+                    found.setdefault(entry["item"], []).append(entry["value"])
         return found
 
-    # The end
+    def worker_details(self) -> dict[str, dict[str, Any]]:
+        """`details` of the workers of this pass and of interrupted ones, by name."""
+        folders = (self._root / f"{number:06d}" / "workers" for number in _passes(self._root))
+        return {worker.name: worker.details for f in folders for worker in Workers(f, self._lease).all()}
 
-    def finish(self, action: Callable[[], None]) -> bool:
-        """Have one process, and another should it die, do what is to be done once when everything is recorded.
+    # End
 
-        Returns whether it was this one; the round's folder is removed then. False: another one did, or the round was
-        given up.
-        """
-        while not self.over():
-            generation = self._finish.generations().get("finish", 0)
-            free = generation == 0 or self._deserted(self._finish, "finish", generation)
-            if free and self._finish.take("finish", generation + 1):
-                action()
-                self._close()
+    def claim_merge(self) -> bool:
+        """Wait until this process may merge the records (true), or until another process has done so (false)."""
+        while not self.ended():
+            if self._take(MERGE, self._newest_claims()):
                 return True
-            self._sleep(min(POLL, self._lease / 4))
+            self._pause()
         return False
 
-    def _close(self) -> None:
-        crew = [w for n in self.crew.names() if (w := self.crew.get(n)) is not None]
-        done = [[w.job, w.work] for w in crew]
-        if len(crew) > 1 or not self._me.job.startswith(ALONE):
-            write_json(self._root / FINISHED, {"done": sorted(map(list, set(map(tuple, done))))})
-        for number in numbers(self._root):
-            if number <= self._number:
-                with suppress(OSError):
-                    # First out of the way as a whole: nobody may see a round that is half there.
-                    (self._root / f"{number:06d}").rename(self._root / f".over-{uuid.uuid4().hex[:8]}")
-        for rest in self._root.glob(".over-*"):
+    def finish(self) -> None:
+        """End the pass after merging: remove its files, and leave a note for processes of its jobs that start later."""
+        jobs = {(worker.job, worker.settings) for worker in self._workers.all() if worker.job is not None}
+        if jobs:
+            write_json(self._root / FINISHED_JOBS, sorted(map(list, jobs)))
+        for number in (n for n in _passes(self._root) if n <= self._number):
+            with suppress(OSError):
+                # Renamed first: no process may see a pass that is partly removed.
+                (self._root / f"{number:06d}").rename(self._root / f".finished-{uuid.uuid4().hex[:8]}")
+        for rest in self._root.glob(".finished-*"):
             shutil.rmtree(rest, ignore_errors=True)
         with suppress(OSError):
             self._root.rmdir()
 
+    def ended(self) -> bool:
+        """Whether the pass was finished, replaced by another one while this process was stopped, or left by this process."""
+        if self._closed.is_set() or self.finished_before:
+            return True
+        return not self._workers.present(self.name) or _newest(self._root) != self._number
 
-ALONE = "alone-"
+    # Joining
 
+    def _join(self) -> None:
+        while True:
+            if [self._worker.job, self._worker.settings] in _finished_jobs(self._root):
+                self.finished_before = True
+                return
+            number = _newest(self._root)
+            if self._enter(number if number and self._joinable(number) else number + 1):
+                return
 
-def join(
-    root: Path,
-    items: Sequence[str],
-    *,
-    job: str | None,
-    basis: str,
-    work: str,
-    lease: float = LEASE,
-    clock: Clock = time.monotonic,
-    sleep: Sleep = time.sleep,
-    say: Say = lambda text: None,
-) -> Round | None:
-    """Enter the round that is under way below `root`, or a new one. None if this job has done this work already.
+    def _use_pass(self, number: int) -> None:
+        self._number, self._folder = number, self._root / f"{number:06d}"
+        self._workers = Workers(self._folder / "workers", self._lease)
+        self._reader = RecordReader(self._folder / "records")
 
-    `basis`, `work`: see `Worker`. Raises ConfigError if processes are at work there that do something else.
-    """
-    me = this_worker(job or f"{ALONE}{uuid.uuid4().hex}", basis, work)
-    while True:
-        if [me.job, me.work] in finished(root):
-            return None
-        number = newest(root)
-        if number == 0 or not joinable(root / f"{number:06d}", me, lease, clock, sleep, say):
-            number += 1
-        entered = Round(root, number, me, items, lease, clock, sleep, say)
+    def _joinable(self, number: int) -> bool:
+        """Whether a pass is continued: it is this job's, or one of its workers is alive.
+
+        For a worker of another machine, this takes until its next heartbeat or the end of the lease.
+        """
+        self._use_pass(number)
+        workers, me = self._workers.all(), self._worker
+        if not workers or any(me.job and (w.job, w.settings) == (me.job, me.settings) for w in workers):
+            return True
+        candidates = [w for w in workers if not self._workers.has_ended(w.name)]
+        if candidates:
+            log.info("checking whether %s is alive", ", ".join(w.name for w in candidates))
+        while candidates:
+            if any(
+                (w.machine and w.machine == me.machine) or self._workers.has_changed(w.name)
+                for w in candidates
+            ):
+                return True
+            candidates = [w for w in candidates if not self._workers.is_dead(w.name)]
+            if candidates:
+                self._pause()
+        return False
+
+    def _enter(self, number: int) -> bool:
+        """Register as a worker of a pass. False if the pass has ended in the meantime."""
+        self._use_pass(number)
         try:
-            entered.enter()
+            try:
+                self._folder.mkdir(parents=True)
+                self.opened = True
+            except FileExistsError:
+                self.opened = False
+            for name in ("workers", "claims", "records"):
+                (self._folder / name).mkdir(exist_ok=True)
+            self._workers.register(self._worker)
         except FileNotFoundError:
-            continue  # it has just ended
-        if newest(root) != number:
-            entered.leave()
-            continue
-        strangers = [w.name for w in entered.others() if w.work != me.work]
+            return False
+        if _newest(self._root) != number:
+            self._workers.leave(self.name)
+            return False
+        strangers = [
+            n for n in self._others() if (w := self._workers.get(n)) and w.settings != self._worker.settings
+        ]
         if strangers:
-            entered.leave()
+            self._workers.leave(self.name)
             raise ConfigError(
-                f"{root.parent}: {', '.join(strangers)} is at work there with other options or cases; "
+                f"{self._root.parent}: {', '.join(strangers)} is at work there with other options or cases; "
                 "wait until it has ended, or give another folder"
             )
-        return entered
-
-
-def joinable(folder: Path, me: Worker, lease: float, clock: Clock, sleep: Sleep, say: Say) -> bool:
-    """Whether to go on with a round: it is this job's, or somebody is alive in it.
-
-    Of a process elsewhere that can take as long as the lease to tell; one that lives gives a sign much sooner.
-    """
-    crew = Crew(folder / "workers", lease, clock)
-    names = crew.names()
-    workers = [w for n in names if (w := crew.get(n)) is not None]
-    if not names or any((w.job, w.work) == (me.job, me.work) for w in workers):
         return True
-    unknown = [w for w in workers if not crew.gone(w.name)]
-    if unknown:
-        say(f"looking whether {', '.join(w.name for w in unknown)} is still at work")
-    while unknown:
-        if any((w.machine and w.machine == me.machine) or crew.moved(w.name) for w in unknown):
-            return True
-        unknown = [w for w in unknown if not crew.dead(w.name)]
-        if unknown:
-            sleep(min(POLL, lease / 4))
-    return False
+
+    # Claims and records
+
+    def _claim_next(self) -> str | None:
+        """Claim an item for this process; None if there is none at the moment."""
+        newest, unrecorded = self._newest_claims(), self._unrecorded()
+        unclaimed = [item for item in unrecorded if item not in newest]
+        if self._held:
+            # The last items are left to idle workers. Abandoned items are taken one at a time: if one of them kills its
+            # workers, no other item is held together with it again.
+            candidates = unclaimed if len(unclaimed) > len(self._others()) else []
+        else:
+            candidates = [*unclaimed, *(item for item in unrecorded if item in newest)]
+        for item in candidates:
+            if self._take(item, newest):
+                self._held.add(item)
+                return item
+        return None
+
+    def _take(self, item: str, newest: dict[str, int]) -> bool:
+        """Claim an item that is unclaimed, or whose worker is dead. False if that fails."""
+        number = newest.get(item, 0)
+        if number and not self._abandoned(item, number):
+            return False
+        try:
+            handle = os.open(self._claim_file(item, number + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        try:
+            os.write(handle, self.name.encode())
+        finally:
+            os.close(handle)
+        return True
+
+    def _abandoned(self, item: str, number: int) -> bool:
+        owner = self._owner(item, number)
+        if (
+            not owner
+        ):  # the worker has created the file and not yet written its name, or was killed in between
+            return self._workers.unchanged(f"{item}.{number}", 0)
+        return owner == self.name or self._workers.is_dead(owner)
+
+    def _newest_claims(self) -> dict[str, int]:
+        """Number of the newest claim of every claimed item. A network file system may return an outdated list."""
+        newest: dict[str, int] = {}
+        with suppress(FileNotFoundError):
+            for path in (self._folder / "claims").iterdir():
+                item, _, number = path.name.rpartition(".")
+                newest[item] = max(newest.get(item, 0), int(number))
+        return newest
+
+    def _claim_file(self, item: str, number: int) -> Path:
+        return self._folder / "claims" / f"{item}.{number}"
+
+    def _owner(self, item: str, number: int) -> str:
+        try:
+            return self._claim_file(item, number).read_text()
+        except OSError:
+            return ""
+
+    def _others(self) -> list[str]:
+        """Workers beside this one that are not known to have ended."""
+        return [n for n in self._workers.names() if n != self.name and not self._workers.has_ended(n)]
+
+    def _unrecorded(self) -> list[str]:
+        return [item for item in self._items if item not in self.records]
+
+    def _read_records(self) -> None:
+        with self._reading:
+            for _, entry in self._reader.new():
+                self.records.setdefault(entry["item"], []).append(entry["value"])
+
+    def _pause(self) -> None:
+        """Wait for the next check, or until this process has recorded an item."""
+        self._changed.wait(min(POLL, self._lease / 4))
+        self._changed.clear()
 
 
-def numbers(root: Path) -> list[int]:
-    """Rounds that there are."""
+class RecordReader:
+    """Reads new entries of all record files of a folder. An entry that a killed worker has left incomplete is skipped."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._offsets: dict[str, int] = {}
+
+    def new(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(worker, entry) of the lines that were completed since the last call."""
+        for path in sorted(self._folder.glob("*.jsonl")):
+            for line in self._lines(path):
+                with suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    yield path.stem, {"item": entry["item"], "value": entry["value"]}
+
+    def _lines(self, path: Path) -> list[bytes]:
+        offset = self._offsets.get(path.name, 0)
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []  # the pass has ended
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offsets[path.name] = offset + len(complete)
+        return complete.splitlines()
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Append a JSON line and flush it to disk.
+
+    The file is opened for every line, because other clients of NFS see new content only after it was closed. The line feed
+    in front separates the entry from an earlier one that was written only in part (disk full).
+    """
+    data = f"\n{json.dumps(entry)}\n".encode()
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        while data:
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _passes(root: Path) -> list[int]:
     with suppress(FileNotFoundError):
-        return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+        return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
     return []
 
 
-def newest(root: Path) -> int:
-    """The round that counts; 0 if there is none."""
-    return max(numbers(root), default=0)
+def _newest(root: Path) -> int:
+    """Number of the pass in progress; 0 if there is none."""
+    return max(_passes(root), default=0)
 
 
-def finished(root: Path) -> list[list[str]]:
-    """(job, work) of the processes that were in the last round when it was finished."""
+def _finished_jobs(root: Path) -> list[list[str]]:
+    """(job, settings) of the processes of the last finished pass."""
     try:
-        return json.loads((root / FINISHED).read_text())["done"]
-    except (OSError, ValueError, KeyError):
+        return json.loads((root / FINISHED_JOBS).read_text())
+    except (OSError, ValueError):
         return []

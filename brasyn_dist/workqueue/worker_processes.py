@@ -1,8 +1,9 @@
 """`--workers N`: one command, N processes of this node that share its work.
 
-Unlike a launcher's, they do not die with each other: when one is killed the others, this one among them, do its work.
+In contrast to the processes of a launcher, they do not end each other: if one is killed, the others do its work.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -12,35 +13,44 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
-from brasyn_dist.common.launch_environment import Place
+from brasyn_dist.common.launch_environment import LaunchContext
+from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.processes import ending_on_signals, signal_when_parent_dies
 from brasyn_dist.errors import BrasynError
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
-def helpers(
-    workers: int, place: Place, target: Callable[[Any, Place], object], options: Any
-) -> Iterator[Place]:
-    """This process' place among `workers` processes, the others of which run `target(options, place)` meanwhile.
+def worker_processes(
+    workers: int, context: LaunchContext, target: Callable[[Any, LaunchContext], object], options: Any
+) -> Iterator[LaunchContext]:
+    """Start `workers` - 1 more processes, which run `target(options, context)`; gives this process' own context.
 
-    `target` and `options` must be importable and picklable. Waits for the others at the end; stops them if an exception comes.
+    Waits for the processes at the end. Terminates them if an exception is raised.
+
+    Args:
+        workers: Number of processes, with this one.
+        context: The context that this process was launched with.
+        target: Importable function.
+        options: Picklable value.
     """
     if workers <= 1:
-        yield place
+        yield context
         return
-    job = place.job or f"command-{uuid.uuid4().hex}"
-    # `spawn`: a forked child would inherit the threads and locks of whoever called us.
-    context = get_context("spawn")
-    first, world = place.local_rank * workers, place.local_world * workers
-    places = [Place(first + number, world, job) for number in range(workers)]
+    job = context.job or f"command-{uuid.uuid4().hex}"
+    first, total = context.local_rank * workers, context.local_world_size * workers
+    contexts = [LaunchContext(first + number, total, job) for number in range(workers)]
+    # `spawn`: a forked child would inherit the threads and locks of the calling program.
+    spawn = get_context("spawn")
     others = [
-        context.Process(target=_run, args=(target, options, p, os.getpid()), name=f"worker-{p.local_rank}")
-        for p in places[1:]
+        spawn.Process(target=_run, args=(target, options, c, os.getpid()), name=f"worker-{c.local_rank}")
+        for c in contexts[1:]
     ]
     for process in others:
         process.start()
     try:
-        yield places[0]
+        yield contexts[0]
     except BaseException:
         for process in others:
             process.terminate()
@@ -50,14 +60,16 @@ def helpers(
             process.join()
 
 
-def _run(target: Callable[[Any, Place], object], options: Any, place: Place, parent: int) -> None:
-    """End with the parent, even if that has been killed while this process was starting."""
+def _run(
+    target: Callable[[Any, LaunchContext], object], options: Any, context: LaunchContext, parent: int
+) -> None:
     signal_when_parent_dies(signal.SIGTERM)
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # the parent was killed while this process was starting
         return
+    set_up_logging()
     with ending_on_signals(0):
         try:
-            target(options, place)
+            target(options, context)
         except BrasynError as error:
-            print(f"error: worker {place.local_rank}: {error}", file=sys.stderr, flush=True)
+            log.error("worker %d: %s", context.local_rank, error)
             sys.exit(1)

@@ -1,8 +1,10 @@
-"""Fusions: weights against numpy and scipy, the network on an example that no weights can solve, files that are whole."""
+"""Weighted fusion against numpy and scipy, its cross-validation, and files that are complete."""
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,34 +13,30 @@ from scipy.optimize import minimize
 
 from brasyn_dist.brats import MODALITIES
 from brasyn_dist.errors import CheckpointError, DataError
-from brasyn_dist.inference.fusion import (
-    LearnedFusion,
-    WeightedFusion,
-    build_network,
-    describe_members,
-    load_fusion,
-)
+from brasyn_dist.inference import fusion_fitting
+from brasyn_dist.inference.fusion import WeightedFusion, describe_members, load_fusion
 from brasyn_dist.inference.fusion_fitting import (
-    NetworkOptions,
     Sample,
-    compare,
+    cross_validate,
     draw,
     error_moments,
-    fit_network,
-    fit_weights,
     simplex_weights,
 )
-from brasyn_dist.inference.synthesis import Member, mean_of_members, synthesise_case
+from brasyn_dist.inference.synthesis import Member, synthesise_case
 from brasyn_dist.models.generator import Generator
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.inference.small import brain, four
 
-CPU = torch.device("cpu")
 THREE = ("t1c", "t1n", "t2w")
 
 
+fit_weights = partial(fusion_fitting.fit_weights, targets=MODALITIES)
+
+
 def members(*views: str, weights: str = "a" * 64) -> list[Member]:
-    return [Member(view, None, Path("x"), weights) for view in views]  # type: ignore[arg-type]
+    generator = SimpleNamespace(preprocessing=Preprocessing(PUBLISHED))
+    return [Member(view, generator, Path("x"), weights) for view in views]  # type: ignore[arg-type]
 
 
 def samples_of(cases: int, errors: Sequence[float], seed: int = 0, voxels: int = 500) -> list[Sample]:
@@ -47,25 +45,9 @@ def samples_of(cases: int, errors: Sequence[float], seed: int = 0, voxels: int =
     samples = []
     for case in range(cases):
         for number, target in enumerate(MODALITIES):
-            inputs = rng.integers(100, 2000, (voxels, 4))
+            real = rng.integers(100, 2000, (voxels, 4))[:, number : number + 1].astype(np.float32)
             noise = rng.normal(0, 1, (voxels, len(errors))) * np.array(errors)
-            views = (inputs[:, number : number + 1] + noise).astype(np.float32)
-            samples.append(Sample(f"case{case}", target, views, inputs))
-    return samples
-
-
-def switching(cases: int, seed: int) -> list[Sample]:
-    """View 0 is right where T1 native (T2 where that is asked for) is bright, view 1 where it is dark: no weights can tell."""
-    rng = np.random.default_rng(seed)
-    samples = []
-    for case in range(cases):
-        for number, target in enumerate(MODALITIES):
-            inputs = rng.integers(100, 2000, (2000, 4))
-            real = inputs[:, number].astype(np.float32)
-            bright = inputs[:, 3 if target == "t1n" else 1] > 1050
-            wrong = real + rng.normal(0, 300, len(real)).astype(np.float32)
-            views = np.stack([np.where(bright, real, wrong), np.where(bright, wrong, real)], 1)
-            samples.append(Sample(f"case{case}", target, views, inputs))
+            samples.append(Sample(f"case{case}", target, (real + noise).astype(np.float32), real[:, 0]))
     return samples
 
 
@@ -79,13 +61,13 @@ def test_weights_are_the_constrained_least_squares_solution(seed: int) -> None:
     count = 2 + seed % 3
     mixing = rng.normal(0, 1, (count, count))
     noise = rng.normal(0, 30, (400, count)) @ mixing + rng.normal(0, 20, count)
-    real = rng.integers(100, 2000, (400, 4))
-    views = (real[:, :1] + noise).astype(np.float32)
+    real = rng.integers(100, 2000, 400).astype(np.float32)
+    views = (real[:, None] + noise).astype(np.float32)
     sample = Sample("a", "t1c", views, real)
     found = simplex_weights(error_moments(sample))
 
     def mean_squared(w: np.ndarray) -> float:
-        return float(np.square(views.astype(float) @ w - real[:, 0]).mean())
+        return float(np.square(views.astype(float) @ w - real).mean())
 
     best = minimize(
         mean_squared,
@@ -109,11 +91,11 @@ def test_independent_noise_gives_inverse_variances() -> None:
 def test_equal_members_share_and_a_useless_one_gets_nothing() -> None:
     one = samples_of(1, (10,))[0]
     twins = np.repeat(one.views_NV, 2, 1)
-    assert simplex_weights(error_moments(Sample("a", "t1c", twins, one.inputs_NM))) == pytest.approx(
+    assert simplex_weights(error_moments(Sample("a", "t1c", twins, one.real_N))) == pytest.approx(
         [0.5, 0.5], abs=1e-4
     )
     worse = np.concatenate([one.views_NV, 3 * one.views_NV], 1)
-    assert simplex_weights(error_moments(Sample("a", "t1c", worse, one.inputs_NM)))[1] == 0
+    assert simplex_weights(error_moments(Sample("a", "t1c", worse, one.real_N)))[1] == 0
     perfect = np.zeros((2, 2))
     assert simplex_weights(perfect).sum() == pytest.approx(1)
 
@@ -131,73 +113,9 @@ def test_cases_count_alike_whatever_their_size() -> None:
 def test_weights_are_applied_to_their_target() -> None:
     rows = {"t1c": (0.25, 0.75), "t1n": (1.0, 0.0), "t2f": (0.5, 0.5), "t2w": (0.0, 1.0)}
     volumes = np.random.default_rng(0).random((2, 5, 4, 3)).astype(np.float32)
-    images = torch.zeros(4, 5, 4, 3)
     for target, (a, b) in rows.items():
-        fused = WeightedFusion(rows)(torch.from_numpy(volumes), images, THREE, target)
+        fused = WeightedFusion(rows)(torch.from_numpy(volumes), target)
         np.testing.assert_allclose(fused.numpy(), a * volumes[0] + b * volumes[1], rtol=1e-6)
-
-
-# ---- network
-
-
-def test_before_training_the_network_is_the_mean() -> None:
-    fusion = LearnedFusion(build_network(3, 16, 0).eval(), PUBLISHED)
-    volumes = torch.rand(3, 6, 5, 4) * 2000 + 1
-    images = torch.randint(1, 2000, (4, 6, 5, 4))
-    fused = fusion(volumes, images, THREE, "t2f")
-    torch.testing.assert_close(fused, mean_of_members(volumes, images, THREE, "t2f"), rtol=1e-4, atol=0.05)
-
-
-def test_the_network_beats_mean_and_weights_where_no_weights_can() -> None:
-    """Scored on cases that neither fit has seen; the mean is off by half of the noise's mean absolute value everywhere."""
-    train, unseen = switching(3, 0), switching(2, 9)
-    learned, weighted = fit_network(train, PUBLISHED), fit_weights(train)
-
-    def error(fusion: LearnedFusion | WeightedFusion) -> float:
-        made = [
-            fusion(
-                torch.from_numpy(s.views_NV.T[..., None, None].copy()),
-                torch.from_numpy(s.inputs_NM.T[..., None, None].copy()),
-                tuple(m for m in MODALITIES if m != s.target),
-                s.target,
-            ).flatten()
-            for s in unseen
-        ]
-        return float(np.mean([np.abs(m.numpy() - s.real_N).mean() for m, s in zip(made, unseen)]))
-
-    mean = float(np.mean([np.abs(s.views_NV.mean(1) - s.real_N).mean() for s in unseen]))
-    assert mean == pytest.approx(300 * np.sqrt(2 / np.pi) / 2, rel=0.05)
-    assert error(weighted) > 0.95 * mean
-    assert error(learned) < 0.6 * mean
-
-
-def test_fitting_a_network_is_a_function_of_the_seed() -> None:
-    train = switching(1, 0)
-    options = [NetworkOptions(steps=5, seed=seed) for seed in (0, 0, 1)]
-    torch.manual_seed(7)
-    states = [fit_network(train, PUBLISHED, o).network.state_dict() for o in options[:1]]
-    torch.manual_seed(8)
-    states += [fit_network(train, PUBLISHED, o).network.state_dict() for o in options[1:]]
-    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
-    assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
-
-
-def test_the_target_itself_is_hidden_from_the_network() -> None:
-    fusion = fit_network(switching(1, 0), PUBLISHED, NetworkOptions(steps=20))
-    sample = switching(1, 3)[2]
-    spoilt = sample.inputs_NM.copy()
-    spoilt[:, 2] = 1
-    made = [
-        fusion.fuse_rows(torch.from_numpy(sample.views_NV), torch.from_numpy(x), "t2f")
-        for x in (sample.inputs_NM, spoilt)
-    ]
-    assert torch.equal(*made)
-
-
-def test_a_network_refuses_cases_with_fewer_modalities() -> None:
-    fusion = LearnedFusion(build_network(2, 16, 0), PUBLISHED)
-    with pytest.raises(DataError, match=r"only t1c, t1n given.*--kind weights"):
-        fusion(torch.ones(2, 3, 3, 3), torch.ones(4, 3, 3, 3), ("t1c", "t1n"), "t2f")
 
 
 # ---- comparison and files
@@ -211,7 +129,7 @@ def test_the_comparison_scores_unseen_cases() -> None:
         seen.append({s.case for s in part})
         return WeightedFusion(dict.fromkeys(MODALITIES, (1.0, 0.0)))
 
-    errors = compare(samples, ["axial", "sagittal"], fit)
+    errors = cross_validate(samples, ["axial", "sagittal"], fit)
     assert errors is not None
     assert seen == [{"case1", "case2"}, {"case0", "case2"}, {"case0", "case1"}]
     for target in MODALITIES:
@@ -220,7 +138,7 @@ def test_the_comparison_scores_unseen_cases() -> None:
         assert errors[target]["sagittal"] == pytest.approx(expected, rel=1e-5)
         assert errors[target]["fused"] == pytest.approx(errors[target]["axial"], rel=1e-5)
         assert errors[target]["mean"] < errors[target]["sagittal"]
-    assert compare(samples_of(1, (1, 2)), ["a", "b"], fit) is None
+    assert cross_validate(samples_of(1, (1, 2)), ["a", "b"], fit) is None
 
 
 def test_draw_is_a_function_of_seed_and_name() -> None:
@@ -233,55 +151,37 @@ def test_draw_is_a_function_of_seed_and_name() -> None:
     assert len(draw(candidates[:0], 5, 0, "a")) == 0
 
 
-@pytest.mark.parametrize("kind", ["weights", "network"])
-def test_files_bring_back_the_same_fusion(kind: str, tmp_path: Path) -> None:
-    samples, path, two = switching(1, 0), tmp_path / "fusion.json", members("axial", "sagittal")
-    fusion = (
-        fit_weights(samples)
-        if kind == "weights"
-        else fit_network(samples, PUBLISHED, NetworkOptions(steps=10))
-    )
+def test_files_bring_back_the_same_fusion(tmp_path: Path) -> None:
+    path, two = tmp_path / "fusion.json", members("axial", "sagittal")
+    fusion = fit_weights(samples_of(1, (10, 20)))
     fusion.save(path, {"members": describe_members(two)})
-    loaded = load_fusion(path, two, CPU)
-    volumes = torch.rand(2, 6, 5, 4) * 2000
-    images = torch.randint(0, 2000, (4, 6, 5, 4))
-    assert torch.equal(loaded(volumes, images, THREE, "t2f"), fusion(volumes, images, THREE, "t2f"))
+    assert load_fusion(path, two) == fusion
     for others in (
         members("axial", "coronal"),
         members("axial"),
         members("axial", "sagittal", weights="b" * 64),
     ):
         with pytest.raises(CheckpointError, match="fitted for other members"):
-            load_fusion(path, others, CPU)
+            load_fusion(path, others)
 
 
-def test_files_that_are_not_whole(tmp_path: Path) -> None:
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path, two = tmp_path / "fusion.json", members("axial", "sagittal")
     with pytest.raises(CheckpointError, match="no fusion"):
-        load_fusion(path, two, CPU)
+        load_fusion(path, two)
     path.write_text("{")
     with pytest.raises(CheckpointError, match="fit_fusion"):
-        load_fusion(path, two, CPU)
+        load_fusion(path, two)
     WeightedFusion(dict.fromkeys(MODALITIES, (0.7, 0.7))).save(path, {"members": describe_members(two)})
     with pytest.raises(CheckpointError, match="adding up to 1"):
-        load_fusion(path, two, CPU)
-    fit_network(switching(1, 0), PUBLISHED, NetworkOptions(steps=1)).save(
-        path, {"members": describe_members(two)}
-    )
-    tensors = path.with_suffix(".safetensors")
-    other = build_network(2, 16, 5)
-    whole = tensors.read_bytes()
-    LearnedFusion(other, PUBLISHED).save(tmp_path / "b.json", {})
-    tensors.write_bytes((tmp_path / "b.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="is not the file that fusion.json describes"):
-        load_fusion(path, two, CPU)
-    tensors.write_bytes(whole[:100])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        load_fusion(path, two, CPU)
-    values = json.loads(path.read_text()) | {"format_version": 2}
-    path.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="format_version|format brasyn_dist.fusion 2"):
-        load_fusion(path, two, CPU)
+        load_fusion(path, two)
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"kind": "network"}))
+    with pytest.raises(CheckpointError, match="kind 'network' are no longer supported"):
+        load_fusion(path, two)
+    path.write_text(json.dumps(values | {"format_version": 2}))
+    with pytest.raises(CheckpointError, match="format brasyn_dist.fusion 2"):
+        load_fusion(path, two)
 
 
 # ---- in the volume pipeline

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 import brasyn_dist
-from brasyn_dist.brats import MODALITIES
+from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.infer import main
-from brasyn_dist.inference.members import load_members
+from brasyn_dist.inference.ensemble import load_members
 from brasyn_dist.inference.synthesis import synthesise_case
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.generator import build_generator
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
-from brasyn_dist.preprocessing.statistics import PUBLISHED
+from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from tests.inference.small import LPS_AFFINE, brain, export, four, write_subject
 
 CPU = torch.device("cpu")
@@ -152,6 +153,15 @@ def test_a_rerun_keeps_what_is_intact_and_mends_the_rest(
         e["case"]: e["sha256"] for e in manifest(tmp_path)["cases"]
     }
     assert entries(tmp_path)["a"]["seconds"]["network"] > 0
+    kept = manifest(tmp_path)
+    for _ in range(2):  # the workers stay as long as a case refers to them
+        assert infer(axial_weights, tmp_path) == 0
+        again = manifest(tmp_path)
+        assert [e["status"] for e in again["cases"]] == ["kept"] * 3
+        assert [(e["worker"], e["reason"]) for e in again["cases"]] == [
+            (e["worker"], "") for e in kept["cases"]
+        ]
+        assert again["workers"] == kept["workers"] and len(kept["workers"]) == 2
     assert infer(axial_weights, tmp_path, "--overwrite") == 0
     assert [entries(tmp_path)[n]["status"] for n in "abc"] == ["done"] * 3
     assert outputs["a"].stat().st_mtime_ns != before["a"].st_mtime_ns
@@ -185,7 +195,7 @@ def test_a_killed_run_leaves_its_identity(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("brasyn_dist.inference.api.process", killed)
+        patch.setattr("brasyn_dist.inference.api.run_jobs", killed)
         infer(axial_weights, tmp_path)
     assert manifest(tmp_path)["finished"] is False
     assert infer(other, tmp_path) == 1
@@ -203,6 +213,23 @@ def test_nothing_to_do_at_all(
         infer(axial_weights, tmp_path, "--batch-size", "0")
 
 
+def test_an_output_folder_inside_the_input_is_not_a_case(axial_weights: Path, tmp_path: Path) -> None:
+    folder = write_subject(tmp_path / "in", "a", THREE)
+    words = [
+        "--weights",
+        axial_weights,
+        "--input",
+        tmp_path / "in",
+        "--output",
+        tmp_path / "in" / "completed",
+    ]
+    for number in range(3):
+        assert main([*map(str, words), "--device", "cpu"]) == 0
+        made = {p.name for p in (tmp_path / "in" / "completed").iterdir()}
+        assert made == {"manifest.json", "a-t2f.nii.gz"}, number
+    assert [c.name for c in find_cases(tmp_path / "in")] == [folder.name]
+
+
 def test_infer_single(axial_weights: Path, tmp_path: Path) -> None:
     folder = write_subject(tmp_path / "in", "a", MODALITIES)
     given = {m: folder / f"a-{m}.nii.gz" for m in MODALITIES}
@@ -218,12 +245,35 @@ def test_infer_single(axial_weights: Path, tmp_path: Path) -> None:
     )
     assert both == {"t1n": tmp_path / "two" / "a-t1n.nii.gz", "t2f": tmp_path / "two" / "a-t2f.nii.gz"}
     assert all(nibabel.load(path).shape == (48, 40, 31) for path in both.values())
-    with pytest.raises(ConfigError, match="give one to three"):
+    upper = brasyn_dist.infer_single(**(given | {"t2f": None}), output=tmp_path / "X.NII.GZ", **options)
+    assert upper == {"t2f": tmp_path / "X.NII.GZ"}
+    assert upper["t2f"].read_bytes() == made["t2f"].read_bytes()
+    with pytest.raises(ConfigError, match="give one to 3"):
         brasyn_dist.infer_single(**given, output=tmp_path / "x.nii.gz", **options)
     with pytest.raises(ConfigError, match="must be a folder"):
         brasyn_dist.infer_single(t1c=given["t1c"], output=tmp_path / "x.nii.gz", **options)
     with pytest.raises(DataError, match=r"absent\.nii\.gz"):
         brasyn_dist.infer_single(t1c=tmp_path / "absent.nii.gz", output=tmp_path / "two", **options)
+
+
+def test_a_model_of_two_modalities_called_otherwise(tmp_path: Path) -> None:
+    modality_set = ModalitySet("diffusion", ("dwi", "adc"))
+    t1c = PUBLISHED.modalities["t1c"]
+    preprocessing = Preprocessing(Statistics({"dwi": t1c, "adc": t1c}), ("axial",), modality_set=modality_set)
+    config = GeneratorConfig(image_size=48, base_channels=8)
+    generator = build_generator(config, 0, modality_set=modality_set)
+    generator.save_pretrained(tmp_path / "weights", preprocessing)
+    volumes = {"dwi": brain(0)["t1c"], "adc": brain(0)["t1n"]}
+    write_subject(tmp_path / "in", "a", ["dwi"], volumes=volumes)
+    write_subject(tmp_path / "in", "b", ["dwi", "adc"], volumes=volumes)
+    assert infer(tmp_path / "weights", tmp_path) == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"manifest.json", "a-adc.nii.gz"}
+    made = np.asanyarray(nibabel.load(tmp_path / "out" / "a-adc.nii.gz").dataobj)
+    assert made.any() and not made[volumes["dwi"] == 0].any()
+    with pytest.raises(ConfigError, match="choose from dwi, adc"):
+        brasyn_dist.infer_batch(
+            tmp_path / "in", tmp_path / "out", weights=tmp_path / "weights", modalities=["t1c"], device="cpu"
+        )
 
 
 def test_infer_batch_from_python(axial_weights: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from brasyn_dist.common.files import sha256_of
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.fit_fusion import main as fit_main
 from brasyn_dist.infer import main
-from brasyn_dist.inference.members import load_members
+from brasyn_dist.inference.ensemble import load_members
 from tests.inference.small import export, write_subject
 
 THREE = ["t1c", "t1n", "t2w"]
@@ -84,19 +84,18 @@ def fit(models: Path, cases: Path, out: Path, *options: str) -> int:
     return fit_main([*words, "--device", "cpu", "--voxels", "300", "--batch-size", "8", *options])
 
 
-@pytest.mark.parametrize("kind", ["weights", "network"])
 def test_fitted_and_used(
-    kind: str, models: Path, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_subject(tmp_path / "in", "x", THREE)
     file, again = tmp_path / "fusion.json", tmp_path / "again.json"
-    assert fit(models, cases, file, "--kind", kind, "--steps", "30") == 0
+    assert fit(models, cases, file) == 0
     shown = capsys.readouterr()
     assert "has no t2f" in shown.err and "axial" in shown.out and "fused" in shown.out
     values = json.loads(file.read_text())
     assert values["fit"]["cases"] == ["case0", "case1"]
     assert set(values["fit"]["unseen_mae"]["t1c"]) == {"axial", "sagittal", "mean", "fused"}
-    assert fit(models, cases, again, "--kind", kind, "--steps", "30") == 0
+    assert fit(models, cases, again) == 0
     assert again.read_bytes() == file.read_bytes()
 
     plain, out = tmp_path / "plain", tmp_path / "out"
@@ -106,13 +105,12 @@ def test_fitted_and_used(
     assert np.abs(made.astype(int) - mean).max() > 1
     identity = json.loads((out / "manifest.json").read_text())["identity"]
     assert identity["fusion_sha256"] == sha256_of(file)
-    if kind == "weights":
-        one, two = (tmp_path / n for n in "ab")
-        assert infer(tmp_path / "in", one, models / "a") == 0
-        assert infer(tmp_path / "in", two, models / "b") == 0
-        a, b = values["weights"]["t2f"]
-        expected = a * voxels(one / "x-t2f.nii.gz") + b * voxels(two / "x-t2f.nii.gz")
-        np.testing.assert_allclose(made, expected, atol=1)
+    one, two = (tmp_path / n for n in "ab")
+    assert infer(tmp_path / "in", one, models / "a") == 0
+    assert infer(tmp_path / "in", two, models / "b") == 0
+    a, b = values["weights"]["t2f"]
+    expected = a * voxels(one / "x-t2f.nii.gz") + b * voxels(two / "x-t2f.nii.gz")
+    np.testing.assert_allclose(made, expected, atol=1)
 
 
 def test_another_fusion_is_another_identity(

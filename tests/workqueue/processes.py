@@ -1,6 +1,12 @@
-"""Real processes that share work, for the tests: start, watch, kill, stop."""
+"""Real processes that share work, for the tests: start, observe, kill, stop.
 
+`Started` runs a command. `Forked` runs the same `main` in a process of a fork server that has imported everything before: it
+starts within tenths of a second.
+"""
+
+import importlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from brasyn_dist.common.processes import descendants
+from brasyn_dist.workqueue.queue import FOLDER
 from tests.conftest import REPOSITORY
 
 PLAIN = (sys.executable, "-m")
@@ -21,6 +28,7 @@ ACCELERATE = (
 )  # fmt: skip
 TIMEOUT = 600.0
 LEASE = ("--lease", "4")
+_server = multiprocessing.get_context("forkserver")
 
 
 def array_task(number: int, job: int = 77) -> dict[str, str]:
@@ -54,6 +62,9 @@ class Started:
     def pid(self) -> int:
         return self.process.pid
 
+    def poll(self) -> int | None:
+        return self.process.poll()
+
     @property
     def text(self) -> str:
         return self.log.read_text(errors="replace")
@@ -72,6 +83,50 @@ class Started:
         self.process.wait()
 
 
+class Forked(Started):
+    """`main` of a module with arguments and environment variables, in a forked process."""
+
+    def __init__(
+        self, module: str, arguments: Sequence[object], log: Path, environment: dict[str, str] | None = None
+    ) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"  # read when the fork server starts
+        _server.set_forkserver_preload(["brasyn_dist.inference.api", "brasyn_dist.evaluate", __name__])
+        self.log = log
+        log.touch()
+        words = list(map(str, arguments))
+        self._child = _server.Process(target=_main, args=(module, words, str(log), environment or {}))
+        self._child.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._child.pid is not None
+        return self._child.pid
+
+    def poll(self) -> int | None:
+        return self._child.exitcode
+
+    def wait(self) -> int:
+        self._child.join(TIMEOUT)
+        if self._child.exitcode is None:
+            self.kill()
+            raise AssertionError(f"still running after {TIMEOUT} s:\n{self.text[-4000:]}")
+        return self._child.exitcode
+
+    def kill(self) -> None:
+        self._child.kill()
+        self._child.join()
+
+
+def _main(module: str, arguments: list[str], log: str, environment: dict[str, str]) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    for name in [n for n in os.environ if n.startswith("SLURM_")]:
+        del os.environ[name]
+    os.environ.update(environment)
+    sys.exit(importlib.import_module(module).main(arguments))
+
+
 def signal_to(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -84,10 +139,10 @@ def read(path: Path) -> str:
     return ""
 
 
-def crew(folder: Path) -> dict[int, str]:
-    """Workers at the folder: name by process number."""
+def workers_at(folder: Path) -> dict[int, str]:
+    """Workers that joined: name by process number."""
     found = {}
-    for path in (folder / ".fanout").glob("0*/workers/*"):
+    for path in (folder / FOLDER).glob("0*/workers/*"):
         text = read(path)
         if text and not path.name.startswith("."):
             values = json.loads(text)
@@ -96,9 +151,9 @@ def crew(folder: Path) -> dict[int, str]:
 
 
 def recorded(folder: Path) -> dict[str, list[str]]:
-    """Items in the journals so far, by worker."""
-    journals = (folder / ".fanout").glob("0*/journals/*.jsonl")
-    lines = {path.stem: read(path).split("\n")[:-1] for path in journals}
+    """Items in the record files so far, by worker."""
+    records = (folder / FOLDER).glob("0*/records/*.jsonl")
+    lines = {path.stem: read(path).split("\n")[:-1] for path in records}
     return {
         name: [e["item"] for e in map(json.loads, filter(None, text)) if "item" in e]
         for name, text in lines.items()
@@ -107,13 +162,13 @@ def recorded(folder: Path) -> dict[str, list[str]]:
 
 def claimed(folder: Path, name: str) -> list[str]:
     """Items that a worker has claimed."""
-    claims = (folder / ".fanout").glob("0*/claims/*")
+    claims = (folder / FOLDER).glob("0*/claims/*")
     return [path.name.rpartition(".")[0] for path in claims if read(path) == name]
 
 
 def busy(folder: Path, pid: int, at_least: int) -> bool:
     """Whether that process has recorded some items and is in the midst of another."""
-    name = crew(folder).get(pid, "")
+    name = workers_at(folder).get(pid, "")
     done = recorded(folder).get(name, [])
     return len(done) >= at_least and bool(set(claimed(folder, name)) - set(done))
 
@@ -122,7 +177,7 @@ def wait_until(condition: Callable[[], bool], *started: Started) -> None:
     """Poll until it holds. Fails if a process ends before, or nothing happens."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
-        ended = [s for s in started if s.process.poll() is not None]
+        ended = [s for s in started if s.poll() is not None]
         late = time.monotonic() > deadline
         if ended or late:
             for s in started:

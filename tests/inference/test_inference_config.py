@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.inference.weights_config import InferenceConfig, MemberConfig, load_inference
+from brasyn_dist.inference.ensemble import InferenceConfig, MemberConfig, load_inference
 
 
 def test_one_folder_and_several_with_views() -> None:

@@ -16,13 +16,14 @@ from tests.workqueue.processes import (
     LEASE,
     PLAIN,
     TORCHRUN,
+    Forked,
     Started,
     array_task,
     busy,
-    crew,
     recorded,
     signal_to,
     wait_until,
+    workers_at,
 )
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,7 @@ def expected(cohort: Path, axial_weights: Path, tmp_path_factory: pytest.TempPat
     log = tmp_path_factory.mktemp("alone-log") / "log"
     assert start(PLAIN, arguments(cohort, axial_weights, out), log).wait() == 1
     volumes = outputs(out)
-    assert len(volumes) == CASES - 1 and not (out / ".fanout").exists()
+    assert len(volumes) == CASES - 1 and not (out / ".workqueue").exists()
     return volumes
 
 
@@ -60,6 +61,8 @@ def arguments(cohort: Path, weights: Path, out: Path) -> list[object]:
 def start(
     launcher: tuple[str, ...], given: list[object], log: Path, environment=None, *more: object
 ) -> Started:
+    if launcher == PLAIN and not more:
+        return Forked("brasyn_dist.infer", given, log, environment)
     return Started(launcher, ["brasyn_dist.infer", *given, *more], log, environment)
 
 
@@ -82,7 +85,9 @@ def check(out: Path, expected: dict[str, bytes]) -> dict[str, dict]:
     assert len(cases) == CASES and [n for n, c in cases.items() if c["status"] == "failed"] == [TORN]
     assert f"{TORN}-t1n.nii.gz" in cases[TORN]["reason"]
     assert (
-        not list(out.glob(".tmp*")) and not list(out.glob(".fanout/0*")) and not list(out.glob(".fanout/.*"))
+        not list(out.glob(".tmp*"))
+        and not list(out.glob(".workqueue/0*"))
+        and not list(out.glob(".workqueue/.*"))
     )
     return cases
 
@@ -131,7 +136,7 @@ def test_killed_and_stopped_tasks_of_a_job_array(
     wait_until(lambda: busy(out, killed.pid, 1), killed)
     signal_to(killed.pid, signal.SIGKILL)
     others = [begin(), begin()]
-    killed.process.wait()
+    killed.wait()
     try:
         assert [task.wait() for task in others] == [1, 1]
     finally:
@@ -182,15 +187,15 @@ def test_workers_of_one_command_survive_each_other(
     first = start(PLAIN, given, tmp_path / "first", None, "--workers", 2)
 
     def helpers() -> list[int]:
-        return [pid for pid in crew(out) if pid != first.pid]
+        return [pid for pid in workers_at(out) if pid != first.pid]
 
-    wait_until(lambda: first.pid in crew(out), first)  # it has started its helper before
+    wait_until(lambda: first.pid in workers_at(out), first)  # it has started its helper before
     signal_to(first.pid, signal.SIGSTOP)
     try:
         wait_until(lambda: bool(helpers()) and busy(out, helpers()[0], 1), first)
         signal_to(helpers()[0], signal.SIGKILL)
         second = start(PLAIN, given, tmp_path / "second")
-        wait_until(lambda: second.pid in crew(out), second)
+        wait_until(lambda: second.pid in workers_at(out), second)
     finally:
         signal_to(first.pid, signal.SIGCONT)
     assert [first.wait(), second.wait()] == [1, 1]

@@ -4,19 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from brasyn_dist.brats import MODALITIES, VIEWS, ImageSize, image_shape
+from brasyn_dist.brats import BRATS, MODALITIES, VIEWS, ImageSize, image_shape
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.inference import synthesis as volume
 from brasyn_dist.inference.synthesis import (
     Member,
     brain_mask,
-    four_planes,
     full_batches,
+    stack_modalities,
     synthesise_case,
     synthesise_volume,
     to_integers,
 )
+from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.generator import Generator, build_generator
 from brasyn_dist.preprocessing import slicing
 from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
@@ -178,7 +179,7 @@ def test_brain_mask_counts_votes() -> None:
         (["t1c"], [1, 1, 0, 0, 0, 0]),
         (["t2w"], [0, 0, 0, 0, 0, 1]),
     ):
-        assert brain_mask(images, names).flatten().int().tolist() == expected, names
+        assert brain_mask(images, BRATS.indices(names)).flatten().int().tolist() == expected, names
 
 
 def test_a_slice_does_not_depend_on_its_batch(generator: Generator) -> None:
@@ -265,7 +266,7 @@ def test_a_scanners_scale_passes_through_the_network() -> None:
     with torch.no_grad():
         image, _ = generator(torch.from_numpy(x[None]).float(), mask, torch.tensor([2]), torch.tensor([0]))
     inner = image[0, 0].numpy()[before[0] :, before[1] :][: SHAPE[0], : SHAPE[1]]
-    brain_XY = brain_mask(torch.from_numpy(images), available)[:, :, k].numpy()
+    brain_XY = brain_mask(torch.from_numpy(images), present)[:, :, k].numpy()
     expected = np.where(brain_XY, np.maximum(inner + 1, 0), 0)
     np.testing.assert_allclose(volumes[0][:, :, k].numpy(), expected, rtol=1e-4, atol=1e-5)
     generator.preprocessing = Preprocessing(PUBLISHED, VIEWS, "case")
@@ -294,5 +295,7 @@ def test_errors_say_what_is_wrong(generator: Generator) -> None:
 
 def test_integers_and_planes() -> None:
     assert to_integers(torch.tensor([0.4, 0.6, 70000.2]), "t1c").tolist() == [0, 1, 70000]
-    planes = four_planes(("t1n", "t2w"), np.array([[[[7]]], [[[9]]]], np.int16))
+    planes = stack_modalities(("t1n", "t2w"), np.array([[[[7]]], [[[9]]]], np.int16))
     assert planes.dtype == np.int16 and planes[:, 0, 0, 0].tolist() == [0, 7, 0, 9]
+    other = stack_modalities(["adc"], np.array([[[[7]]]], np.int16), ModalitySet("m", ("dwi", "adc")))
+    assert other[:, 0, 0, 0].tolist() == [0, 7]

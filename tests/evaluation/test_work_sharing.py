@@ -14,13 +14,14 @@ from tests.workqueue.processes import (
     ACCELERATE,
     LEASE,
     PLAIN,
+    Forked,
     Started,
     array_task,
     busy,
-    crew,
     recorded,
     signal_to,
     wait_until,
+    workers_at,
 )
 
 pytestmark = pytest.mark.slow
@@ -60,7 +61,7 @@ def arguments(predictions: Path, references: Path, out: Path) -> list[str]:
 
 def tables(out: Path) -> dict[str, bytes]:
     assert (out / "report.html").stat().st_size > 10_000
-    assert not list(out.glob(".fanout/0*")) and not list(out.glob(".tmp*"))
+    assert not list(out.glob(".workqueue/0*")) and not list(out.glob(".tmp*"))
     return {name: (out / name).read_bytes() for name in TABLES}
 
 
@@ -68,6 +69,8 @@ def start(
     launcher, predictions: Path, references: Path, out: Path, log: Path, environment=None, *more: object
 ):
     given = arguments(predictions, references, out)
+    if launcher == PLAIN and not more:
+        return Forked("brasyn_dist.evaluate", given, log, environment)
     return Started(launcher, ["brasyn_dist.evaluate", *given, *more], log, environment)
 
 
@@ -88,7 +91,7 @@ def test_a_killed_task_of_a_job_array_and_a_killed_helper(
     other = start(PLAIN, predictions, references, out, tmp_path / "other", array_task(1), "--workers", 2)
     wait_until(lambda: busy(out, killed.pid, 1), killed)
     killed.kill()
-    helpers = [pid for pid in crew(out) if pid not in (killed.pid, other.pid)]
+    helpers = [pid for pid in workers_at(out) if pid not in (killed.pid, other.pid)]
     for pid in helpers[:1]:
         signal_to(pid, signal.SIGKILL)
     assert other.wait() == 1
@@ -104,7 +107,7 @@ def test_scores_of_an_interrupted_evaluation_count(
     first = start(PLAIN, copy, references, out, tmp_path / "log")
     wait_until(lambda: busy(out, first.pid, 4), first)
     first.kill()
-    (journal,) = (out / ".fanout").glob("0*/journals/*.jsonl")
+    (journal,) = (out / ".workqueue").glob("0*/records/*.jsonl")
     entries = [json.loads(line) for line in journal.read_text().splitlines() if line]
     good = [entry for entry in entries if entry["value"]["result"]["problem"] is None]
     for entry in good:

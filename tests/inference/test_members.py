@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from brasyn_dist.errors import CheckpointError, ConfigError
-from brasyn_dist.inference.members import choose_device, choose_views, load_members
+from brasyn_dist.inference.ensemble import choose_device, choose_views, load_members
 
 HERE = Path("weights")
 

@@ -1,0 +1,141 @@
+"""One case on its way through the stages read, synthesise and write, and the loop over cases.
+
+    requests --read (one case ahead, in a thread)--> volumes --synthesise--> synthetic volumes --write (in a thread)--> files,
+                                                                                                               CaseRecord
+An error in any stage is stored in the case's record. The other cases are not affected.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from brasyn_dist.common.files import sha256_of
+from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
+from brasyn_dist.errors import BrasynError
+from brasyn_dist.inference.background import BackgroundWriter, Prefetcher
+from brasyn_dist.inference.cases import CaseRecord, CaseRequest, failed_record, kept_record
+from brasyn_dist.inference.synthesis import StageTimer
+
+log = logging.getLogger(__name__)
+
+Synthesise = Callable[[CaseVolumes, tuple[str, ...], StageTimer], dict[str, np.ndarray]]
+"""(volumes of the available modalities, targets, timer) -> integer volume (x, y, z) for each target."""
+NOTHING: Mapping[str, CaseRecord] = {}
+
+
+@dataclass
+class CaseJob:
+    """A request in progress. The stages do nothing once the job has a `record`."""
+
+    request: CaseRequest
+    timer: StageTimer = field(default_factory=StageTimer)
+    record: CaseRecord | None = None
+    volumes: CaseVolumes | None = None
+    synthetic: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def read(self, earlier: Mapping[str, CaseRecord] = NOTHING, round_values: bool = False) -> "CaseJob":
+        """Stage 1: read the available modalities, unless `earlier` records show that the outputs are finished."""
+        return self._run("read", self._read, earlier, round_values)
+
+    def synthesise(self, synthesise: Synthesise) -> "CaseJob":
+        """Stage 2: make the target volumes."""
+        return self._run("synthesis", self._synthesise, synthesise)
+
+    def write(self) -> "CaseJob":
+        """Stage 3: write the target volumes in the form of the first available modality."""
+        return self._run("write", self._write)
+
+    def _read(self, earlier: Mapping[str, CaseRecord], round_values: bool) -> None:
+        self.record = kept_record(self.request, earlier)
+        if self.record is not None:
+            return
+        with self.timer("read"):
+            self.volumes = read_case(self.request.case, self.request.available, False, round_values)
+
+    def _synthesise(self, synthesise: Synthesise) -> None:
+        assert self.volumes is not None
+        self.synthetic = synthesise(self.volumes, self.request.targets, self.timer)
+
+    def _write(self) -> None:
+        assert self.volumes is not None
+        with self.timer("write"):
+            for target, path in self.request.outputs.items():
+                array = self.synthetic[target]
+                write_like(path, array, self.volumes.reference, stored_type(self.volumes.stored_types, array))
+            hashes = {target: sha256_of(path) for target, path in self.request.outputs.items()}
+        seconds = {stage: round(value, 4) for stage, value in self.timer.seconds.items()}
+        request = self.request
+        self.record = CaseRecord(
+            request.case.name, "done", request.available, request.targets, hashes, seconds
+        )
+
+    def _run(self, stage: str, method: Callable[..., None], *arguments: Any) -> "CaseJob":
+        if self.record is None:
+            try:
+                method(*arguments)
+            except Exception as error:
+                self.record = failed_record(
+                    self.request, reason_of(error, f"{self.request.case.name}: {stage}")
+                )
+        if self.record is not None:
+            self.volumes, self.synthetic = None, {}
+        return self
+
+
+def run_jobs(
+    jobs: Iterable[CaseJob],
+    synthesise: Synthesise,
+    store: Callable[[CaseRecord], None],
+    earlier: Mapping[str, CaseRecord] = NOTHING,
+    round_values: bool = False,
+) -> None:
+    """The loop over cases. A job is taken from its iterator only when it is the next one to be read.
+
+    Args:
+        jobs: The cases. A job that already has a record is only stored.
+        synthesise: The second stage.
+        store: Takes the record of each case directly after its files were written, in the order of the jobs.
+        earlier: Records of earlier runs, by case name.
+        round_values: Round intensities that are not whole numbers.
+    """
+
+    def write_and_store(job: CaseJob) -> None:
+        job.write()
+        assert job.record is not None
+        store(job.record)
+
+    with (
+        Prefetcher(job.read(earlier, round_values) for job in jobs) as read_jobs,
+        BackgroundWriter() as writer,
+    ):
+        for job in read_jobs:
+            job.synthesise(synthesise)
+            writer.submit(write_and_store, job)
+
+
+def stored_type(inputs: Iterable[np.dtype], array: np.ndarray) -> np.dtype:
+    """Type of a written volume: the widest type of the input files, at least int16, and wide enough for `array`."""
+    kind = np.result_type(*inputs)
+    if kind.kind not in "iu":
+        return kind
+    if kind.itemsize < 2:
+        kind = np.dtype(np.int16)
+    for value in (array.min(initial=0), array.max(initial=0)):
+        if not np.iinfo(kind).min <= value <= np.iinfo(kind).max:
+            kind = np.promote_types(kind, np.min_scalar_type(value))
+    return kind
+
+
+def reason_of(error: Exception, where: str = "") -> str:
+    """The error as a message for the user. The traceback of an unexpected error is logged."""
+    if isinstance(error, BrasynError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return f"out of memory; use a smaller --batch-size ({str(error).splitlines()[0]})"
+    if not isinstance(error, OSError):
+        log.error("%s", where, exc_info=error)
+    return f"{type(error).__name__}: {error}"
