@@ -1,0 +1,71 @@
+"""Check a data set before training: histograms, masks, truncation, quality, outliers, duplicates: `brasyn inspect COHORT_DIR --out DIR`.
+
+Writes OUT/inspection.html (one file, no network), inspection.json and cases.csv. Findings are
+hints for a visual check and exclude no case (limits: brasyn_dist/data/qc/anomalies.py).
+Exit status 0 even with findings, 1 if no case can be read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from brasyn_dist.cli.command import Command
+from brasyn_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from brasyn_dist.data.qc.anomalies import Finding
+    from brasyn_dist.data.qc.measurements import CaseFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Options of `brasyn inspect`."""
+
+    cohorts: Annotated[list[Path], Argument(metavar="COHORT_DIR", help="Folders of case folders.")]
+    out: Annotated[Path, Option("--out", metavar="DIR", help="Folder for the results.")]
+    workers: Annotated[int, Option("--workers", min=1, help="Processes.")] = 1
+
+
+def run(options: InspectOptions) -> None:
+    """Measure all cases, report what is unusual."""
+    from brasyn_dist.common.files import atomic_write_text, write_json
+    from brasyn_dist.common.process_pool import worker_pool
+    from brasyn_dist.data.case_folders import find_cohorts
+    from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, to_json
+    from brasyn_dist.data.qc.measurements import inspect_case
+    from brasyn_dist.report.dataset_report import case_table_csv, write_dataset_report
+
+    cases, unrecognised = find_cohorts(options.cohorts)
+    with worker_pool(min(options.workers, len(cases))) as pool:
+        found = list(pool.run("inspect", inspect_case, cases))
+    facts = sorted(found, key=lambda f: (f.case.cohort, f.case.name))
+    findings = find_anomalies(facts)
+    findings += [Finding(p.folder.name, "unreadable", "", p.reason) for p in unrecognised]
+    readable = [f for f in facts if f.modalities]
+    if not readable:
+        raise DataError("no case can be read:\n  " + "\n  ".join(f.detail for f in findings))
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / "inspection.json", to_json(facts, findings))
+    atomic_write_text(options.out / "cases.csv", case_table_csv(readable))
+    write_dataset_report(options.out / "inspection.html", facts, findings)
+    print(text_summary(facts, findings))
+    print(f"look at {options.out / 'inspection.html'}")
+
+
+def text_summary(facts: "Sequence[CaseFacts]", findings: "Sequence[Finding]") -> str:
+    """Counts of findings by kind, and one line for each finding."""
+    from brasyn_dist.data.qc.anomalies import summary_counts
+
+    readable = sum(bool(f.modalities) for f in facts)
+    lines = [
+        f"{len(facts)} cases, {readable} readable; findings by kind (cases): "
+        + (", ".join(f"{k} {n}" for k, n in summary_counts(findings).items()) or "none")
+    ]
+    lines += [f"{f.kind:<13} {f.case:<24} {f.modality:<4} {f.detail}" for f in findings]
+    return "\n".join(lines)
+
+
+main = Command("inspect", InspectOptions, run)
