@@ -6,6 +6,8 @@ Exit status: 0 finished, 75 stopped on request (the same command continues), 1 f
 """
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.processes import run_and_leave, starting_up
 from brasyn_dist.config import Config, RunConfig, SegmenterRunConfig, load_config
 from brasyn_dist.errors import BrasynError
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,9 +63,23 @@ def train(config: RunConfig) -> int:
         from brasyn_dist.training.segmenter_task import SegmenterTask
 
     if isinstance(config, SegmenterRunConfig):
-        return run(SegmenterTask(config))
-    assert isinstance(config, Config)
-    return run(GanTask(config))
+        status = run(SegmenterTask(config))
+    else:
+        assert isinstance(config, Config)
+        status = run(GanTask(config))
+    if status == 0 and config.telemetry.report and os.environ.get("RANK", "0") == "0":
+        write_report(config.run_dir)
+    return status
+
+
+def write_report(run_dir: Path) -> None:
+    """Write report.html. The run is finished, so errors are only reported."""
+    try:
+        from brasyn_dist.report.training_report import write_run_report
+
+        log.info("report: %s", write_run_report(run_dir))
+    except Exception as error:  # a full disk, a missing font
+        log.warning("report.html could not be drawn (%s: %s)", type(error).__name__, error)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from brasyn_dist.common.processes import starting_up
-from brasyn_dist.common.typed_yaml import to_dict
-from brasyn_dist.config import RunConfig
+from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.distributed.process_group import Distributed, is_lost_peer, resolve_runtime, zero_of_launch
 from brasyn_dist.errors import BrasynError, CheckpointError, ConfigError
 from brasyn_dist.training import run_dir as run_folder
@@ -123,9 +122,7 @@ def build_trainer(task: Task, group: Distributed) -> Trainer:
         data.record()
         run_folder.write_status(config.run_dir, "running", state.step, steps)
     resumed_step = state.step if checkpoint else (0 if config.checkpoint.resume == "auto" else None)
-    logger = RunLogger(
-        config.telemetry, config.run_dir, group.is_main, steps, resumed_step, to_dict(config)
-    )
+    logger = RunLogger(config.telemetry, config.run_dir, group.is_main, steps, resumed_step, to_dict(config))
     for name, value in start_table(task, group, data, state, steps, checkpoint).items():
         logger.info(f"{name:<14}{value}")
     if checkpoint is not None:

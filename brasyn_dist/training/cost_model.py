@@ -113,8 +113,11 @@ def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) 
         step = GanStep(
             config, distributed, generator, discriminator, Normaliser(PUBLISHED), segmenter, modality_set
         )
-        masks = [targets_and_masks(0, 0, u, batch, config.order.availability) for u in range(step.variants)]
-        memory_of_slices = BatchMemory(config.generator.image_size, "int16")
+        count = len(modality_set)
+        masks = [
+            targets_and_masks(0, 0, u, batch, config.order.availability, count) for u in range(step.variants)
+        ]
+        memory_of_slices = BatchMemory(config.generator.image_size, "int16", count)
         slices = DeviceBatch.load(memory_of_slices.batch(0, slice(0, batch)), step.normaliser)
         with FlopCounterMode(display=False) as operations:
             step(slices, masks, rate=0.0)

@@ -110,7 +110,10 @@ class GanStep:
         for number, (real_B1HW, synthetic_B1HW, target_B) in enumerate(judged):
             with self._discriminator.accumulate(last=number == len(judged) - 1):
                 patch, classes = self._discriminator.wrapped(torch.cat([real_B1HW, synthetic_B1HW]))
-                (real_patch, synthetic_patch), (real_class, synthetic_class) = patch.chunk(2), classes.chunk(2)
+                (real_patch, synthetic_patch), (real_class, synthetic_class) = (
+                    patch.chunk(2),
+                    classes.chunk(2),
+                )
                 terms = discriminator_terms(
                     real_patch, real_class, synthetic_patch, synthetic_class, target_B
                 )
@@ -163,7 +166,9 @@ class GanStep:
         """Targets and availability of this rank's rows, for each variant that enters the loss."""
         order, size = self._config.order, self._config.training.global_batch_size
         return [
-            targets_and_masks(order.seed, batch.index, number + v, size, order.availability)[batch.rows]
+            targets_and_masks(
+                order.seed, batch.index, number + v, size, order.availability, batch.planes.shape[1]
+            )[batch.rows]
             for v in range(self.variants)
         ]
 

@@ -9,8 +9,7 @@ from torch import nn
 
 from brasyn_dist.brats import BRATS, image_shape
 from brasyn_dist.common.files import sha256_of
-from brasyn_dist.common.typed_yaml import to_dict
-from brasyn_dist.config import Config, RuntimeConfig
+from brasyn_dist.config import Config, RuntimeConfig, to_dict
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.modality_set import ModalitySet

@@ -1,6 +1,6 @@
 """How networks are executed: device, memory format, torch.compile, optimiser.
 
-Options that the configuration leaves open are chosen by device, as measured (docs/performance.md).
+Options that the configuration leaves open are chosen by device, as measured (docs/explanation/performance.md).
 """
 
 from typing import Any

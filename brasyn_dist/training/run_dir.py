@@ -17,8 +17,7 @@ from typing import Any, TextIO
 
 from brasyn_dist.common.files import atomic_write_text, write_json
 from brasyn_dist.common.provenance import environment, slurm_job, slurm_restarts
-from brasyn_dist.common.typed_yaml import to_dict, to_yaml
-from brasyn_dist.config import RunConfig
+from brasyn_dist.config import RunConfig, to_dict, to_yaml
 from brasyn_dist.errors import BrasynError, CheckpointError
 
 log = logging.getLogger(__name__)

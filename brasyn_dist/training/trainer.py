@@ -14,8 +14,7 @@ from torch import nn
 
 from brasyn_dist.common.panels import save_png
 from brasyn_dist.common.processes import STOPPED
-from brasyn_dist.common.typed_yaml import to_dict
-from brasyn_dist.config import RunConfig
+from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.errors import BrasynError

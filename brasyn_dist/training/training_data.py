@@ -14,7 +14,7 @@ from brasyn_dist.common.files import write_json
 from brasyn_dist.config import DataConfig, RunConfig
 from brasyn_dist.data.format.contents import table_rows
 from brasyn_dist.data.format.index import Selection, ShardIndex
-from brasyn_dist.data.loading.augmentation import Augmentation, draw, mirrored
+from brasyn_dist.data.loading.augmentation import Augmentation, mirrored, sample_augmentation
 from brasyn_dist.data.loading.loader import SliceBatch, SliceStream
 from brasyn_dist.data.loading.sampler import SampleOrder, rank_rows
 from brasyn_dist.distributed.process_group import ProcessGroup
@@ -203,9 +203,13 @@ class BatchLoader:
     def __call__(self, batch: SliceBatch) -> DeviceBatch:
         if self._newest is None or self._newest[0] is not batch:
             config = self._config
-            drawn = draw(
-                config.augmentation, config.order.seed, batch.index, config.training.global_batch_size
+            sampled = sample_augmentation(
+                config.augmentation,
+                config.order.seed,
+                batch.index,
+                config.training.global_batch_size,
+                batch.planes.shape[1],
             )
-            augmentation = None if drawn is None else drawn[batch.rows]
+            augmentation = None if sampled is None else sampled[batch.rows]
             self._newest = (batch, DeviceBatch.load(batch, self.normaliser, augmentation))
         return self._newest[1]

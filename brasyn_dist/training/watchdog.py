@@ -133,7 +133,7 @@ class Watchdog:
         # The last beats of different ranks are up to a step apart.
         if self._ended.wait(self._seconds / 4) or self._beat != beat:
             return
-        waiting = {p.rank: doing for p in self._peers if (doing := self._activity(p)) is not None}
+        waiting = {p.rank: last for p in self._peers if (last := self._activity(p)) is not None}
         if waiting and min(waiting) == self._me.rank:
             verdict = hang_verdict(self._peers, waiting)
             self._say(verdict)
