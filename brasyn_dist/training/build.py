@@ -69,7 +69,7 @@ def run(task: Task) -> int:
 
 @contextmanager
 def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
-    """Context that turns errors of the communication between ranks and of the run folder into MachineError."""
+    """Context that turns errors of communication and of the run folder into MachineError."""
     intact = "Complete checkpoints are untouched: when that is mended, the same command continues"
     try:
         yield
@@ -82,8 +82,10 @@ def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
             raise
         minutes = group.runtime.collective_timeout_minutes
         raise MachineError(
-            f"rank {group.rank}: no answer from another rank; it has failed, or did not answer for {minutes:g} minutes "
-            f"(runtime.collective_timeout_minutes). Its own message, above or in {run_dir}/logs/rank-*.log, says why. "
+            f"rank {group.rank}: no answer from another rank; it has failed, or did not answer for "
+            f"{minutes:g} minutes "
+            f"(runtime.collective_timeout_minutes). Its own message, above or in "
+            f"{run_dir}/logs/rank-*.log, says why. "
             f"{intact}. [{str(error).splitlines()[0]}]"
         ) from error
 
@@ -143,7 +145,10 @@ def validates(config: RunConfig, data: TrainingData) -> bool:
 
 
 def choose_checkpoint(task: Task, identity: dict[str, Any], group: Distributed) -> Checkpoint | None:
-    """The checkpoint to continue from. Rank 0 verifies and chooses it; its CheckpointError is raised on every rank."""
+    """The checkpoint to continue from.
+
+    Rank 0 verifies and chooses it; its CheckpointError is raised on every rank.
+    """
     found: Checkpoint | None = None
     error: Exception | None = None
     if group.is_main:
@@ -160,7 +165,8 @@ def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
     if resume == "never":
         if step_folders(root):
             raise CheckpointError(
-                f"{root} has checkpoints and checkpoint.resume=never: choose another name=, or remove the folder"
+                f"{root} has checkpoints and checkpoint.resume=never: choose another name=, or remove the "
+                f"folder"
             )
         return None
     if resume == "auto":
@@ -169,7 +175,8 @@ def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
             log.warning("passed over a damaged checkpoint: %s", problem)
         if found is None and problems:
             raise CheckpointError(
-                f"{root}: none of {len(problems)} checkpoints is intact; to start again from step 0, remove the folder"
+                f"{root}: none of {len(problems)} checkpoints is intact; to start again from step 0, "
+                f"remove the folder"
             )
     else:
         found = open_checkpoint(Path(resume))
@@ -213,7 +220,8 @@ def start_table(
         "run": f"{config.run_dir}, {start}",
         "processes": f"{group.world} x {device_name(group)}, {group.strategy}",
         "data": f"{data.samples} slices for training, {held_out} held out ({', '.join(config.data.views)})",
-        "length": f"{steps} steps, {training.updates_per_batch} per global batch of {training.global_batch_size} slices",
+        "length": f"{steps} steps, {training.updates_per_batch} per global batch of "
+        f"{training.global_batch_size} slices",
         **task.describe(state, group),
         "execution": f"precision {runtime.precision}, compile {compile_mode(config, device)}, "
         f"{str(memory_format(config, device)).removeprefix('torch.')}, "

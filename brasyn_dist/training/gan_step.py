@@ -1,10 +1,10 @@
 """One optimiser update of a GAN, in two phases.
 
-    generator phase       trains: generator (both passes in one call)   frozen: discriminator, segmenter (if there is one)
+    generator phase       trains: generator (both passes in one call)   frozen: discriminator, segmenter
     discriminator phase   trains: discriminator on real and detached synthetic slices
 
-A rank's slices can be cut into micro-batches. All terms are per sample and divided by the global batch size, so the
-update does not depend on how the global batch is cut into ranks and micro-batches.
+A rank's slices can be cut into micro-batches. All terms are per sample and divided by the global batch size,
+so the update does not depend on how the global batch is cut into ranks and micro-batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -174,7 +174,10 @@ class GanStep:
 
 
 def variants(config: Config, modality_set: ModalitySet = BRATS) -> int:
-    """Target variants of each slice in one update: 1 with an update for each modality, else one for each modality."""
+    """Target variants of each slice in one update:
+
+    1 with an update for each modality, else one for each modality.
+    """
     return len(modality_set) if config.training.updates_per_batch == 1 else 1
 
 

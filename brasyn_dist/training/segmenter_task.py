@@ -1,5 +1,6 @@
-"""Training of a segmenter (docs/explanation/method.md, section 4): one network, one update per batch, focal Tversky loss.
+"""Training of a segmenter: one network, one update per batch, focal Tversky loss.
 
+See docs/explanation/method.md, section 4.
 Loop, data stream, checkpoints, resume, stop and loggers are those of the generator.
 """
 
@@ -72,7 +73,7 @@ class SegmenterStep:
 
 
 class SegmenterValidator(SliceValidator):
-    """Dice of each label and region over the pixels of all held-out slices, and the mean loss of the labelled ones.
+    """Dice of each label and region over the pixels of all held-out slices, and the mean loss.
 
     These numbers select the best network. They are no result, since slices of one case are not independent.
     """
@@ -92,7 +93,8 @@ class SegmenterValidator(SliceValidator):
 
     @torch.no_grad()
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """`dice` (mean over labels), `dice/NETC`, ..., `dice/WT`, `tversky` (if there are labels); panels of label maps."""
+        """`dice` (mean over labels), `dice/NETC`, ..., `dice/WT`, `tversky` (over labelled slices); "
+        "panels."""
         classes = 1 + max(self._modality_set.labels)
         confusion = torch.zeros(classes, classes, dtype=torch.int64)
         losses: list[tuple[int, float]] = []
@@ -130,7 +132,10 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int = 4) -> Ten
 
 
 def dice_scores(confusion: Tensor, modality_set: ModalitySet = BRATS) -> dict[str, float]:
-    """Dice of each label and region, and `dice`, the mean over labels. Dice is 1 if neither side has a pixel."""
+    """Dice of each label and region, and `dice`, the mean over labels.
+
+    Dice is 1 if neither side has a pixel.
+    """
     labels: dict[str, tuple[int, ...]] = {
         SHORT_NAMES.get(name, name): (label,) for label, name in modality_set.labels.items()
     }
