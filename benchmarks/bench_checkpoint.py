@@ -27,8 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from brasyn_dist.common.provenance import environment
 from brasyn_dist.config import load_config
 from brasyn_dist.distributed.process_group import Distributed
-from brasyn_dist.training.background_save import BackgroundSaver
-from brasyn_dist.training.checkpoint import folder_name, newest_intact
+from brasyn_dist.training.checkpoint import CheckpointSaver, folder_name, newest_intact
 from brasyn_dist.training.gan_task import build_state
 from brasyn_dist.training.state import TrainState
 
@@ -74,7 +73,7 @@ def take_a_step(state: TrainState) -> None:
 
 def measure(state: TrainState, step: int, root: Path, repeats: int) -> dict[str, Any]:
     """Medians at one position. The checkpoints must load, or this raises."""
-    saver = BackgroundSaver(root, lambda: None)
+    saver = CheckpointSaver(root, lambda: None)
     stall: list[tuple[float, float]] = []
     write: list[tuple[float, float]] = []
     resume: list[tuple[float, float]] = []

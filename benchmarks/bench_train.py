@@ -267,8 +267,8 @@ def prepare_update(config: Any) -> tuple[Callable[[int], None], Any]:
     from brasyn_dist.distributed.process_group import Distributed
     from brasyn_dist.preprocessing.normalisation import Normaliser
     from brasyn_dist.preprocessing.statistics import PUBLISHED
-    from brasyn_dist.training.gan_step import DeviceBatch, Rates
     from brasyn_dist.training.gan_task import GanTask
+    from brasyn_dist.training.training_data import DeviceBatch
 
     distributed, task = Distributed(config.runtime), GanTask(config)
     state = task.build_state(distributed)
@@ -280,7 +280,7 @@ def prepare_update(config: Any) -> tuple[Callable[[int], None], Any]:
     masks = [targets_and_masks(0, 0, u, size, "three") for u in range(variants)]
 
     def update(rows: int) -> None:
-        step(batch.rows(0, rows), [m[:rows] for m in masks], Rates(1e-5, 1e-6))
+        step(batch.rows(0, rows), [m[:rows] for m in masks], 1e-5)
 
     return update, distributed.device
 

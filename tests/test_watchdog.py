@@ -32,10 +32,10 @@ def test_silent_rank_is_reported_once_with_stacks_and_again_only_after_progress(
         wait_for(lambda: "all ranks answer" in log.read_text())
         assert (tmp_path / "hang-rank-0.json").exists()
         time.sleep(0.8)
-        assert log.read_text().count("got nowhere") == 1
+        assert log.read_text().count("made no progress") == 1
         watchdog.beat("step 8")
         wait_for(lambda: not (tmp_path / "hang-rank-0.json").exists())
-        wait_for(lambda: log.read_text().count("got nowhere") == 2)
+        wait_for(lambda: log.read_text().count("made no progress") == 2)
     text = log.read_text()
     assert "last: step 7. Stacks follow." in text and "last: step 8. Stacks follow." in text
     assert "test_watchdog.py" in text and "the run hangs: rank 0 since step 7" in capfd.readouterr().err

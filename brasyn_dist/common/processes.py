@@ -1,6 +1,7 @@
 """Processes on Linux: process trees, signals, and the end of a process.
 
-Launchers start workers in separate sessions. A signal to a process group does not reach these, so trees are walked.
+Launchers start workers in separate sessions. A signal to a process group does not reach these, so trees are
+walked.
 """
 
 import atexit
@@ -20,7 +21,8 @@ from typing import NoReturn
 import psutil
 
 STOPPED = 75
-"""Exit status of work that stopped on request; the same command continues it (EX_TEMPFAIL). Launchers report it as 1."""
+"""Exit status of work that stopped on request; the same command continues it (EX_TEMPFAIL). Launchers report
+it as 1."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -33,7 +35,10 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL a process and all its descendants. The root is stopped first, so that it starts no further process."""
+    """SIGKILL a process and all its descendants.
+
+    The root is stopped first, so that it starts no further process.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
     for process in [*descendants(pid), pid]:
@@ -42,7 +47,10 @@ def kill_tree(pid: int) -> None:
 
 
 def signal_when_parent_dies(number: signal.Signals) -> None:
-    """Let the kernel send `number` to this process when its parent ends for any reason. Does nothing outside Linux."""
+    """Let the kernel send `number` to this process when its parent ends for any reason.
+
+    Does nothing outside Linux.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
@@ -51,8 +59,8 @@ def signal_when_parent_dies(number: signal.Signals) -> None:
 def starting_up() -> Iterator[None]:
     """Context without garbage collection. Objects that exist at its end are excluded from later collections.
 
-    The import of torch creates hundreds of thousands of objects that stay. Repeated scans of these took a quarter of the start
-    of a process (2.7 s instead of 2.0 s of CPU time).
+    The import of torch creates hundreds of thousands of objects that stay. Repeated scans of these took a
+    quarter of the start of a process (2.7 s instead of 2.0 s of CPU time).
     """
     gc.disable()
     try:
@@ -64,7 +72,7 @@ def starting_up() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_on_signals(status: int) -> Iterator[None]:
-    """Context in which SIGTERM and SIGUSR1 raise SystemExit(`status`) in the main thread, so that resources are released.
+    """Context in which SIGTERM and SIGUSR1 raise SystemExit(`status`) in the main thread.
 
     A worker of a launcher also ends when the launcher is killed. In other threads the context has no effect.
     """
@@ -89,12 +97,13 @@ def ending_on_signals(status: int) -> Iterator[None]:
 def run_and_leave(main: Callable[[], int]) -> NoReturn:
     """End this process with the status of `main()`, without the destruction of objects at interpreter exit.
 
-    gloo's C++ threads can hold the last reference to a tensor while the interpreter is finalised. They then request the
-    interpreter lock, which ends their thread and aborts the process (SIGABRT, "terminate called without an active exception").
-    Before this function existed, 2 of 14 runs of 3 processes failed in this way after all work was done.
+    gloo's C++ threads can hold the last reference to a tensor while the interpreter is finalised. They then
+    request the interpreter lock, which ends their thread and aborts the process (SIGABRT, "terminate called
+    without an active exception"). Before this function existed, 2 of 14 runs of 3 processes failed in this
+    way after all work was done.
 
-    The other steps of an interpreter exit are done: thread pools shut down, non-daemon threads are joined (a checkpoint that is
-    being written), exit handlers run, and output is flushed.
+    The other steps of an interpreter exit are done: thread pools shut down, non-daemon threads are joined (a
+    checkpoint that is being written), exit handlers run, and output is flushed.
     """
     try:
         code = main()
@@ -105,8 +114,8 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
-    # The interpreter itself calls this. It runs the exit functions of concurrent.futures before it joins threads:
-    # the threads of an open pool (torch.compile keeps one) wait for these functions.
+    # The interpreter itself calls this. It runs the exit functions of concurrent.futures before it joins
+    # threads: the threads of an open pool (torch.compile keeps one) wait for these functions.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -127,7 +136,8 @@ def machine() -> str:
 def started(pid: int) -> str | None:
     """Start of a process in ticks since boot; None if it has ended."""
     try:
-        # The name is in brackets and can contain any character. State is the first field after it, start the twentieth.
+        # The name is in brackets and can contain any character. State is the first field after it, start the
+        # twentieth.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None

@@ -67,8 +67,9 @@ class LengthConfig:
 class TrainingConfig(LengthConfig):
     """Length of the training, sizes of batches and variant of the GAN update."""
 
-    updates_per_batch: Literal[4, 1] = 4
-    """4: one update for each target modality. 1: all targets in one loss and one update."""
+    updates_per_batch: Count = 4
+    """Number of modalities: one update for each target modality. 1: all targets in one loss and one
+    update."""
     fast_passes: bool = True
     """Encode each real slice once for both passes of an update (exact); false: each pass encodes its
     slices."""
@@ -78,8 +79,8 @@ class TrainingConfig(LengthConfig):
 class CheckpointConfig:
     """Saving of checkpoints, and where a run starts from."""
 
-    every_steps: Count = 1000
-    """Optimiser steps between checkpoints."""
+    every_steps: Index = 1000
+    """Optimiser steps between checkpoints; 0: never by steps."""
     every_minutes: Weight = 15.0
     """Minutes after which a checkpoint is saved in any case; 0: never by time."""
     keep: Annotated[int, Field(ge=2)] = 2
@@ -110,8 +111,9 @@ class ValidationConfig:
 class TelemetryConfig:
     """Reports beside the console and metrics.jsonl."""
 
-    log_every: Count = 10
-    """Optimiser steps between two lines of metrics.jsonl and of the trackers."""
+    log_every: Index = 10
+    """Optimiser steps after which metrics are written to metrics.jsonl and the trackers; 0: only at
+    validations, checkpoints and the end."""
     wandb: Annotated[Literal["off", "offline", "online"], FALSE_IS_OFF] = "off"
     """Weights & Biases; needs the extra `wandb`."""
     wandb_project: str = "brasyn_dist"

@@ -1,4 +1,4 @@
-"""DistributedDataParallel through Accelerate; with one process the bare network with Accelerate's mixed precision."""
+"""DistributedDataParallel through Accelerate; with one process the bare network."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

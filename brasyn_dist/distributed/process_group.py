@@ -1,12 +1,10 @@
-"""Processes, devices, mixed precision: with ddp.py and zero.py the only modules that import accelerate or deepspeed.
+"""Processes, devices and mixed precision. Only this package imports accelerate and deepspeed.
 
-    ProcessGroup                    rank, world, device, phase timing, small agreements between ranks (gloo, on the host)
-      Distributed(runtime)          one per process; works under `accelerate launch`, `torchrun` and plain `python -m`
-      SingleProcess(runtime)        without Accelerate (single_process.py)
-      .prepare(network, optimiser)  a Trainable (trainable.py): DistributedDataParallel, or a ZeRO engine where the launch
-                                    configuration asks for DeepSpeed (zero.py)
-
-The trainer decides what is computed. This package has no knowledge of generators.
+ProcessGroup                    rank, world, device, phase timing, agreements between ranks (on the host)
+  Distributed(runtime)          one per process; for `accelerate launch`, `torchrun` and plain `python -m`
+  SingleProcess(runtime)        without Accelerate (single_process.py)
+  .prepare(network, optimiser)  a Trainable (trainable.py): DistributedDataParallel (ddp.py), or ZeRO if the
+                                launch configuration selects DeepSpeed (zero.py)
 """
 
 import os
@@ -28,11 +26,11 @@ if TYPE_CHECKING:
     from brasyn_dist.distributed.zero import Zero
 
 COMMUNICATION = {"NCCL_DEBUG": "WARN", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
-"""Environment of communication on GPUs where it is not set: report problems, and end a rank whose peers have ended."""
+"""Defaults of environment variables for GPUs: report problems, and end a rank whose peers have ended."""
 
 
 class ProcessGroup:
-    """This process and the others of its run. On its own it is a group of one process."""
+    """This process and the others of its run. The base class is a group of one process."""
 
     def __init__(self, runtime: RuntimeConfig, device: torch.device, clock: PhaseClock) -> None:
         self.runtime = runtime
@@ -49,7 +47,10 @@ class ProcessGroup:
     # ---- networks
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module) -> Trainable:
-        """Make `module`, which is on the device, trainable on all ranks. `state` becomes `Trainable.module`."""
+        """Make `module`, which is on the device, trainable on all ranks.
+
+        `state` becomes `Trainable.module`.
+        """
         raise NotImplementedError
 
     def autocast(self) -> AbstractContextManager:
@@ -65,7 +66,7 @@ class ProcessGroup:
         return [bool(v) for v in values]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks of a host tensor (float64 for metrics), in an order that depends on the world size only."""
+        """Sum of a host tensor over the ranks. The order of summation depends on the world size only."""
         if self.world > 1:
             values = values.clone()
             dist.all_reduce(values, group=self._control)
@@ -86,7 +87,10 @@ class ProcessGroup:
         return values[0]
 
     def main_first(self, result: Any = None, error: BaseException | None = None) -> Any:
-        """Rank 0's result on every rank. Its error is raised on every rank: a rank that fails alone would hang the others."""
+        """Rank 0's result on every rank.
+
+        Its error is raised on every rank, since the others would wait for a failed rank.
+        """
         result, message = self.broadcast((result, error))
         if message is not None:
             raise message
@@ -96,19 +100,22 @@ class ProcessGroup:
         self.any(False)
 
     def close(self) -> None:
-        """End of use."""
+        """End the use of the group."""
 
 
 class Distributed(ProcessGroup):
     """The process group that the launcher started, through Accelerate.
 
+    Args:
+        runtime: Options, resolved for `zero` (`resolve_runtime`).
+        zero: See `zero_of_launch`.
+
     Raises:
-        ConfigError: The machine cannot do what `runtime` asks.
+        ConfigError: The machine does not support `runtime`.
     """
 
     def __init__(self, runtime: RuntimeConfig, zero: "Zero | None" = None) -> None:
-        """`zero`: see `zero_of_launch`; `runtime` must already be resolved for it (`resolve_runtime`)."""
-        # accelerate takes seconds to import. Checks of the configuration and `--help` do not need it.
+        # The import of accelerate takes seconds. Checks of the configuration and `--help` do not need it.
         from accelerate import Accelerator
         from accelerate.utils import (
             DDPCommunicationHookType,
@@ -134,7 +141,8 @@ class Distributed(ProcessGroup):
             cpu=not cuda,
             mixed_precision=runtime.precision,
             step_scheduler_with_optimizer=False,
-            # Modules are compiled by the trainer. The launcher's default must not wrap them a second time.
+            # Modules are compiled by the trainer. The default of the launcher must not wrap them a second
+            # time.
             dynamo_plugin=TorchDynamoPlugin(backend="no"),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(minutes=runtime.collective_timeout_minutes)),
@@ -152,7 +160,8 @@ class Distributed(ProcessGroup):
         if self.world != expected:
             raise ConfigError(
                 f"the launcher started {expected} processes but this one sees {self.world}; on CPU use "
-                "`accelerate launch --multi_gpu --num_processes N` with ACCELERATE_USE_CPU=true, or `torchrun`"
+                "`accelerate launch --multi_gpu --num_processes N` with ACCELERATE_USE_CPU=true, or "
+                "`torchrun`"
             )
         self._control = self._host_group()
         self._set_device_options()
@@ -173,7 +182,7 @@ class Distributed(ProcessGroup):
         return ", ".join([dist.get_backend(), f"timeout {minutes:g} min", *settings])
 
     def _host_group(self) -> Any:
-        """A gloo group: agreements on the host must neither wait for work on the GPU nor be ordered with it."""
+        """A gloo group: agreements on the host neither wait for the GPU nor are ordered with its work."""
         if self.world == 1:
             return None
         if dist.get_backend() == "gloo":
@@ -191,7 +200,7 @@ class Distributed(ProcessGroup):
             torch.set_num_threads(self.runtime.threads or max(1, available_cpus() // local_world))
 
     def check(self, global_batch_size: int, micro_batch_size: int | None, averaged: bool) -> None:
-        """Raise ConfigError where the networks cannot be distributed over the ranks with these options."""
+        """Raise ConfigError if the networks cannot be distributed over the ranks with these options."""
         if self._zero is not None:
             self._zero.check(self.world, global_batch_size, micro_batch_size, averaged)
 
@@ -201,7 +210,7 @@ class Distributed(ProcessGroup):
         from brasyn_dist.distributed.ddp import DdpTrainable
 
         wrapped = self.accelerator.prepare_model(module)
-        # A network can have one communication hook. With bf16 exchange it is accelerate's.
+        # A network can have one communication hook. With bf16 exchange it is that of accelerate.
         timed = self.runtime.time_communication and self.runtime.gradient_exchange == "fp32"
         if timed and isinstance(wrapped, nn.parallel.DistributedDataParallel):
             wrapped.register_comm_hook(self.clock, timed_all_reduce)
@@ -225,12 +234,12 @@ class Distributed(ProcessGroup):
 
 
 def available_cpus() -> int:
-    """Processors that this process may use: a batch job often has a part of its node."""
+    """Processors that this process may use. A batch job often has a part of its node."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def zero_of_launch(runtime: RuntimeConfig) -> "Zero | None":
-    """What the launch configuration asks of DeepSpeed; None if it does not. deepspeed is imported only then."""
+    """DeepSpeed options of the launch configuration, or None. deepspeed is imported only if needed."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return None
     from brasyn_dist.distributed.zero import Zero
@@ -239,15 +248,18 @@ def zero_of_launch(runtime: RuntimeConfig) -> "Zero | None":
 
 
 def resolve_runtime(runtime: RuntimeConfig, zero: "Zero | None") -> RuntimeConfig:
-    """The options in force: ZeRO 3 cannot be compiled, so compilation is off where it was left open."""
+    """The options in effect.
+
+    Networks under ZeRO 3 cannot be compiled, so compilation is off if it was not set.
+    """
     return replace(runtime, compile="off") if zero is not None and zero.stage == 3 else runtime
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether an error of a collective says that another process has ended, hangs or cannot be reached."""
+    """Whether an error of a collective means that another process has ended, hangs or cannot be reached."""
     # gloo raises plain RuntimeErrors that begin with a location in its source.
     signs = (
-        "gloo/transport", "caused pair closure", "Connection closed by peer", "Connection reset by peer", "Broken pipe",
-        "ProcessGroup",
+        "gloo/transport", "caused pair closure", "Connection closed by peer", "Connection reset by peer",
+        "Broken pipe", "ProcessGroup",
     )  # fmt: skip
     return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)

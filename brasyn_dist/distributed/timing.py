@@ -1,11 +1,12 @@
-"""Where the time of a step goes, measured without waiting for the device.
+"""Time of the parts of a step, measured without waiting for the device.
 
-    with clock.phase("generator"): ...     CUDA: an event before and after, on the stream; CPU: the host's clock
-    clock.ready() ... clock.exchanged()    the last gradients are handed over ... backward returns: "communication"
+    with clock.phase("generator"): ...     CUDA: events on the stream; CPU: the clock of the host
+    clock.ready() ... clock.exchanged()    last gradients complete ... backward returns: "communication"
     clock.take()                           seconds by name since the last call
 
-"communication" is what gradient exchange costs: the time in which this rank has no gradients left to compute and waits for
-the exchange, and for slower ranks. What overlaps with backward is not in it. It lies within the phase whose backward it ends.
+"communication" is the time in which this rank has no gradients to compute and waits for the exchange, or for
+slower ranks. Exchange that overlaps with backward is not included. The time is part of the phase of that
+backward.
 """
 
 import time
@@ -21,7 +22,7 @@ COMMUNICATION = "communication"
 
 
 class PhaseClock:
-    """Times of one process; names of phases are the caller's."""
+    """Times of one process by phase."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -42,21 +43,21 @@ class PhaseClock:
         self._spans.append((name, begun, self._mark()))
 
     def ready(self) -> None:
-        """A bucket of gradients is about to be exchanged; the last call of a backward counts."""
+        """Called before a bucket of gradients is exchanged. The last call in a backward counts."""
         self._ready = self._mark()
 
     def exchanged(self) -> None:
-        """Backward has returned."""
+        """Called when backward has returned."""
         if self._ready is not None:
             self._spans.append((COMMUNICATION, self._ready, self._mark()))
             self._ready = None
 
     def take(self) -> dict[str, float]:
-        """Seconds by phase since the last call. On CUDA, call it when the device's results have been waited for anyway."""
+        """Seconds by phase since the last call. On CUDA this waits for the end of the phases."""
         seconds: dict[str, float] = {}
         for name, begun, ended in self._spans:
             if self._cuda:
-                ended.synchronize()  # returns at once: see above
+                ended.synchronize()
                 elapsed = begun.elapsed_time(ended) / 1000
             else:
                 elapsed = ended - begun
@@ -66,10 +67,10 @@ class PhaseClock:
 
 
 def timed_all_reduce(clock: PhaseClock, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """DistributedDataParallel's own exchange as a communication hook that notes when it starts; same arithmetic, bit for bit.
+    """Communication hook: the exchange of DistributedDataParallel, bit-identical, with a mark at its start.
 
-    (C++ multiplies by the reciprocal of the world size; `default_hooks.allreduce_hook` divides, which rounds differently
-    where the world size is no power of two.)
+    DistributedDataParallel multiplies by the reciprocal of the world size. `default_hooks.allreduce_hook`
+    divides, which rounds differently if the world size is not a power of two.
     """
     clock.ready()
     gradients = bucket.buffer()

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 
 class Trainable(Protocol):
-    """A network with its optimiser. The methods that read or load whole state are called by all ranks together."""
+    """A network with its optimiser.
+
+    The methods that read or load whole state are called by all ranks together.
+    """
 
     module: nn.Module
     """The bare network, for state and for use while frozen."""
@@ -25,11 +28,17 @@ class Trainable(Protocol):
     optimizer: torch.optim.Optimizer
 
     def frozen(self) -> AbstractContextManager[nn.Module]:
-        """The bare module with `requires_grad` off. Gradients still pass through it; none are exchanged for it."""
+        """The bare module with `requires_grad` off.
+
+        Gradients still pass through it; none are exchanged for it.
+        """
         ...
 
     def accumulate(self, last: bool) -> AbstractContextManager:
-        """Context of forward and backward of one micro-batch. Ranks exchange gradients in the `last` one only."""
+        """Context of forward and backward of one micro-batch.
+
+        Ranks exchange gradients in the `last` one only.
+        """
         ...
 
     def backward(self, loss: Tensor) -> None: ...

@@ -1,15 +1,16 @@
 """DeepSpeed's ZeRO for several networks in one process.
 
     accelerate launch --config_file launch/deepspeed_zero2.yaml ...
-      --> Zero: the stage, what cannot work refused         one engine for each network
-            .prepare(network) --> ZeroTrainable             stage 1: Adam's moments shared out among the ranks
+      --> Zero: stage and checks of the options             one engine for each network
+            .prepare(network) --> ZeroTrainable             stage 1: Adam's moments are sharded over the ranks
                                                                   2: and the gradients   3: and the weights
 
-accelerate starts the processes, reads the launch configuration and sets up the process group. The engines are DeepSpeed's
-own: accelerate binds one to an Accelerator, steps inside `backward`, and asks for transformers to be installed.
+accelerate starts the processes, reads the launch configuration and sets up the process group. The engines are
+created by DeepSpeed itself, since accelerate supports one engine per Accelerator, steps inside `backward` and
+needs transformers.
 
-Everything stays in float32 (bf16 is autocast, as without DeepSpeed), so that a run may change between
-DistributedDataParallel, stages and numbers of processes: `state_dict` and `adam_state` are whole whatever the stage.
+All state is float32 (bf16 is autocast, as without DeepSpeed), and `state_dict` and `adam_state` are complete
+at every stage. A run can therefore change between DistributedDataParallel, stages and numbers of processes.
 """
 
 import logging
@@ -30,18 +31,23 @@ from brasyn_dist.errors import ConfigError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET_ELEMENTS = 25_000_000
-"""100 MB buckets of gradients and weights; DeepSpeed's default of 2 GB is more than all that is to be saved here."""
+"""Buckets of 100 MB for gradients and weights. The default of DeepSpeed (2 GB) exceeds the memory that ZeRO
+saves here."""
 WITHOUT = "launch/one_node.yaml (DistributedDataParallel)"
 
 
 class Zero:
-    """What the launch configuration asks of DeepSpeed. Raises ConfigError, before anything is set up, where it cannot work."""
+    """DeepSpeed options of the launch configuration.
+
+    Raises:
+        ConfigError: They cannot be used. Nothing has been set up at that point.
+    """
 
     def __init__(self, runtime: RuntimeConfig) -> None:
         if find_spec("deepspeed") is None:
             raise ConfigError(
-                "the launch configuration asks for DeepSpeed, which is not installed: pip install deepspeed, or use "
-                + WITHOUT
+                "the launch configuration asks for DeepSpeed, which is not installed: pip install "
+                "deepspeed, or use " + WITHOUT
             )
         if "LOCAL_RANK" not in os.environ:
             raise ConfigError(
@@ -55,57 +61,62 @@ class Zero:
             plugin = DeepSpeedPlugin()
         except ValueError as error:
             raise ConfigError(f"launch configuration: {error}") from None
-        # From here on accelerate need not know: it would make one engine its own.
+        # Otherwise accelerate would take control of one engine.
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
         self.stage = int(plugin.zero_stage)
         self._given: dict[str, Any] = plugin.deepspeed_config
         self._runtime = runtime
         self._refuse_options()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # DeepSpeed calls collectives by names that torch 2.13 has replaced: a warning a call, thousands of lines.
+        # DeepSpeed uses deprecated names of torch 2.13, with one warning per call.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
     def _refuse_options(self) -> None:
         runtime, given = self._runtime, self._given
         zero = given.get("zero_optimization", {})
         if self.stage not in (1, 2, 3):
-            raise ConfigError(f"zero_stage: {self.stage} shares nothing out: use 1, 2 or 3, or {WITHOUT}")
+            raise ConfigError(f"zero_stage: {self.stage} shards nothing: use 1, 2 or 3, or {WITHOUT}")
         if runtime.precision == "fp16":
             raise ConfigError(
-                "runtime.precision=fp16 under DeepSpeed would need a loss scale for each engine: use bf16, or fp16 with "
-                + WITHOUT
+                "runtime.precision=fp16 under DeepSpeed would need a loss scale for each engine: use bf16, "
+                "or fp16 with " + WITHOUT
             )
         if self.stage == 3 and runtime.compile not in (None, "off"):
             raise ConfigError(
-                f"runtime.compile={runtime.compile} with ZeRO 3: its gathering of weights inside the networks cannot be "
+                f"runtime.compile={runtime.compile} with ZeRO 3: its gathering of weights inside the "
+                f"networks cannot be "
                 "compiled; use runtime.compile=off, or launch/deepspeed_zero2.yaml"
             )
         for section in ("offload_optimizer", "offload_param"):
             if ((zero.get(section) or {}).get("device") or "none") != "none":
                 raise ConfigError(
-                    f"{section} in the launch configuration: checkpoints are read from the device, where these networks fit "
-                    "many times over; set its device to none"
+                    f"{section} in the launch configuration: checkpoints are read from the device, where "
+                    f"these networks "
+                    "need little memory; set its device to none"
                 )
         decided = {
-            "optimizer": "optimizer.*", "scheduler": "optimizer.warmup_steps", "gradient_clipping": "optimizer.clip_norm",
+            "optimizer": "optimizer.*", "scheduler": "optimizer.warmup_steps",
+            "gradient_clipping": "optimizer.clip_norm",
             "train_batch_size": "training.global_batch_size",
             "train_micro_batch_size_per_gpu": "training.micro_batch_size",
             "gradient_accumulation_steps": "training.micro_batch_size",
             "torch_autocast": "runtime.precision", "fp16": "runtime.precision", "bf16": "runtime.precision",
         }  # fmt: skip
         for key, option in decided.items():
-            # accelerate itself fills in 1 for the steps to accumulate.
+            # accelerate sets gradient_accumulation_steps to 1 itself.
             if not left_open(given.get(key)) and (key, given[key]) != ("gradient_accumulation_steps", 1):
                 raise ConfigError(
-                    f"{key} in the launch configuration: {option} decides that; remove it there, or set it to auto"
+                    f"{key} in the launch configuration: {option} sets it; remove it there, or set it to auto"
                 )
 
     def check(self, world: int, global_batch_size: int, micro_batch_size: int | None, averaged: bool) -> None:
-        """Raise ConfigError where ranks would wait for each other for ever, or whole weights are needed that nobody has."""
+        """Raise ConfigError if ranks would wait for each other without end or no rank has complete "
+        "weights."""
         if self.stage == 3 and not averaged:
             raise ConfigError(
-                "training.ema_decay=0 with ZeRO 3: no rank holds the whole network to validate and export, but for its "
-                "average; keep the average, or use launch/deepspeed_zero2.yaml"
+                "training.ema_decay=0 with ZeRO 3: validation and export need complete weights, and only "
+                "the average is complete "
+                "on a rank; use training.ema_decay above 0, or launch/deepspeed_zero2.yaml"
             )
         if self.stage == 1 or micro_batch_size is None:
             return
@@ -114,21 +125,25 @@ class Zero:
         fewest, most = min(counts), max(counts)
         if fewest != most:
             raise ConfigError(
-                f"training.global_batch_size={global_batch_size} and micro_batch_size={micro_batch_size} give {world} "
-                f"processes {fewest} or {most} micro-batches, but ZeRO {self.stage} exchanges gradients after each: choose "
-                f"a multiple of {world} for the global batch (and equal runtime.rank_shares), another micro-batch, or "
+                f"training.global_batch_size={global_batch_size} and micro_batch_size={micro_batch_size} "
+                f"give {world} "
+                f"processes {fewest} or {most} micro-batches, but ZeRO {self.stage} exchanges gradients "
+                f"after each: choose "
+                f"a multiple of {world} for the global batch (and equal runtime.rank_shares), another "
+                f"micro-batch, or "
                 "launch/deepspeed_zero1.yaml"
             )
 
     def engine_options(self) -> dict[str, Any]:
-        """The launch configuration's, with what the run's own options decide."""
+        """Configuration of an engine: the launch configuration with the options of the run."""
         given = {k: v for k, v in self._given.items() if not left_open(v)}
         zero = {k: v for k, v in given.pop("zero_optimization").items() if v != "auto"}
         buckets = {"reduce_bucket_size": BUCKET_ELEMENTS, "allgather_bucket_size": BUCKET_ELEMENTS}
         return {
             **given,
             "zero_optimization": {**buckets, **zero},
-            # Micro-batches are ours: boundaries are set at each (accumulate), and losses are divided by the global batch.
+            # The training step cuts micro-batches, sets their boundaries (accumulate) and divides by the
+            # global batch.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "zero_allow_untested_optimizer": True,
@@ -138,7 +153,10 @@ class Zero:
     def prepare(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module, device: torch.device
     ) -> Trainable:
-        """An engine around `module`, which is on `device` already and keeps its parameters' names and order."""
+        """An engine around `module`, which is on `device`.
+
+        Names and order of the parameters do not change.
+        """
         import deepspeed
 
         size = sum(p.numel() for p in state.parameters())
@@ -151,7 +169,7 @@ class Zero:
 class ZeroTrainable:
     """A network in a DeepSpeed engine (`wrapped`). See `Trainable`.
 
-    `module` called while frozen is correct at every stage: at stage 3 its layers gather their weights themselves.
+    `module` can be called while frozen at every stage: at stage 3 its layers gather their weights.
     """
 
     def __init__(
@@ -187,7 +205,10 @@ class ZeroTrainable:
     # ---- whole state
 
     def gathered(self, changed_by: int | None = None) -> AbstractContextManager:
-        """Within it the parameters of `module` are whole; to be read, or changed by rank `changed_by` for all."""
+        """Context in which the parameters of `module` are complete.
+
+        Rank `changed_by` may change them for all ranks.
+        """
         if self._stage < 3:
             return nullcontext()
         from deepspeed.runtime.zero import GatheredParameters
@@ -197,13 +218,13 @@ class ZeroTrainable:
     def state_dict(self) -> dict[str, Tensor]:
         with self.gathered():
             weights = self.module.state_dict()
-            # What was gathered is gone when this ends.
+            # The gathered weights are released at the end of the context.
             return weights if self._stage < 3 else {k: v.cpu().clone() for k, v in weights.items()}
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         with self.gathered(changed_by=0):
             self.module.load_state_dict(weights)
-        # ZeRO steps a copy of its own.
+        # ZeRO updates a separate float32 copy.
         self._zero_optimizer.refresh_fp32_params()
 
     def adam_state(self) -> dict[str, dict[str, Any]]:
@@ -232,27 +253,29 @@ class ZeroTrainable:
                 **{moment: torch.zeros_like(partition) for moment in MOMENTS},
             }
         if self._stage < 3:
-            # Ties each parameter to its place in the moments; ZeRO does it in its first step, which is behind us.
+            # Maps each parameter to its part of the moments. ZeRO does this in its first step, which is over
+            # after a resume.
             self._zero_optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in parameters.items():
             for moment in MOMENTS:
                 set_moment(parameter, state[name][moment], moment, self._stage)
 
     def _partitions(self) -> list[Tensor]:
-        """This rank's part of the weights, flat: what Adam steps."""
+        """This rank's part of the weights, flat, as Adam updates it."""
         if self._stage == 3:
             return list(self._zero_optimizer.fp32_partitioned_groups_flat)
         return list(self._zero_optimizer.single_partition_of_fp32_groups)
 
 
 def set_moment(parameter: nn.Parameter, value: Tensor, moment: str, stage: int) -> None:
-    """Put this rank's part of the whole `value` into the optimiser."""
+    """Write this rank's part of the complete `value` into the optimiser."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     if stage < 3:
         safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
         return
-    # Stage 3's own setter of whole values fails where ranks do not divide the parameter.
+    # The setter of stage 3 for complete values fails if the parameter's size is no multiple of the number of
+    # ranks.
     part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     rank, size = torch.distributed.get_rank(), part.numel()
     mine = value.flatten()[rank * size : (rank + 1) * size].to(part.device)
@@ -260,16 +283,17 @@ def set_moment(parameter: nn.Parameter, value: Tensor, moment: str, stage: int) 
 
 
 def left_open(value: Any) -> bool:
-    """Whether a value of DeepSpeed's configuration leaves the choice to the program."""
+    """Whether a value of the DeepSpeed configuration is not set."""
     return value in (None, "auto", {}) or (
         isinstance(value, dict) and value.get("enabled") in (False, "auto")
     )
 
 
 def prepare_for_cpu() -> None:
-    """Before DeepSpeed is imported: its CPU backend, without its shared-memory operator.
+    """Select the CPU backend of DeepSpeed without its shared-memory operator, before the import of DeepSpeed.
 
-    Building that takes two minutes of silence, and a build that was killed leaves a lock on which later runs wait for ever.
+    The build of that operator takes two minutes without output, and a killed build leaves a lock that blocks
+    later runs.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed.ops
@@ -278,9 +302,9 @@ def prepare_for_cpu() -> None:
 
 
 def run_in_autocast(module: nn.Module, device: torch.device) -> None:
-    """bf16 autocast within `module.forward`, outputs in float32: what accelerate does to a network without DeepSpeed.
+    """Run `module.forward` in bf16 autocast with float32 outputs, as accelerate does without DeepSpeed.
 
-    Inside, because an engine switches off the autocast that it is called in.
+    The autocast is inside `forward`, because an engine switches off the autocast around its call.
     """
     from accelerate.utils import convert_outputs_to_fp32
 

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from brasyn_dist.common.processes import starting_up
-from brasyn_dist.common.typed_yaml import to_dict
-from brasyn_dist.config import RunConfig
+from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.distributed.process_group import Distributed, is_lost_peer, resolve_runtime, zero_of_launch
 from brasyn_dist.errors import BrasynError, CheckpointError, ConfigError
 from brasyn_dist.training import run_dir as run_folder
@@ -70,7 +69,7 @@ def run(task: Task) -> int:
 
 @contextmanager
 def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
-    """Context that turns errors of the communication between ranks and of the run folder into MachineError."""
+    """Context that turns errors of communication and of the run folder into MachineError."""
     intact = "Complete checkpoints are untouched: when that is mended, the same command continues"
     try:
         yield
@@ -83,8 +82,10 @@ def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
             raise
         minutes = group.runtime.collective_timeout_minutes
         raise MachineError(
-            f"rank {group.rank}: no answer from another rank; it has failed, or did not answer for {minutes:g} minutes "
-            f"(runtime.collective_timeout_minutes). Its own message, above or in {run_dir}/logs/rank-*.log, says why. "
+            f"rank {group.rank}: no answer from another rank; it has failed, or did not answer for "
+            f"{minutes:g} minutes "
+            f"(runtime.collective_timeout_minutes). Its own message, above or in "
+            f"{run_dir}/logs/rank-*.log, says why. "
             f"{intact}. [{str(error).splitlines()[0]}]"
         ) from error
 
@@ -123,9 +124,7 @@ def build_trainer(task: Task, group: Distributed) -> Trainer:
         data.record()
         run_folder.write_status(config.run_dir, "running", state.step, steps)
     resumed_step = state.step if checkpoint else (0 if config.checkpoint.resume == "auto" else None)
-    logger = RunLogger(
-        config.telemetry, config.run_dir, group.is_main, steps, resumed_step, to_dict(config)
-    )
+    logger = RunLogger(config.telemetry, config.run_dir, group.is_main, steps, resumed_step, to_dict(config))
     for name, value in start_table(task, group, data, state, steps, checkpoint).items():
         logger.info(f"{name:<14}{value}")
     if checkpoint is not None:
@@ -146,7 +145,10 @@ def validates(config: RunConfig, data: TrainingData) -> bool:
 
 
 def choose_checkpoint(task: Task, identity: dict[str, Any], group: Distributed) -> Checkpoint | None:
-    """The checkpoint to continue from. Rank 0 verifies and chooses it; its CheckpointError is raised on every rank."""
+    """The checkpoint to continue from.
+
+    Rank 0 verifies and chooses it; its CheckpointError is raised on every rank.
+    """
     found: Checkpoint | None = None
     error: Exception | None = None
     if group.is_main:
@@ -163,7 +165,8 @@ def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
     if resume == "never":
         if step_folders(root):
             raise CheckpointError(
-                f"{root} has checkpoints and checkpoint.resume=never: choose another name=, or remove the folder"
+                f"{root} has checkpoints and checkpoint.resume=never: choose another name=, or remove the "
+                f"folder"
             )
         return None
     if resume == "auto":
@@ -172,7 +175,8 @@ def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
             log.warning("passed over a damaged checkpoint: %s", problem)
         if found is None and problems:
             raise CheckpointError(
-                f"{root}: none of {len(problems)} checkpoints is intact; to start again from step 0, remove the folder"
+                f"{root}: none of {len(problems)} checkpoints is intact; to start again from step 0, "
+                f"remove the folder"
             )
     else:
         found = open_checkpoint(Path(resume))
@@ -216,7 +220,8 @@ def start_table(
         "run": f"{config.run_dir}, {start}",
         "processes": f"{group.world} x {device_name(group)}, {group.strategy}",
         "data": f"{data.samples} slices for training, {held_out} held out ({', '.join(config.data.views)})",
-        "length": f"{steps} steps, {training.updates_per_batch} per global batch of {training.global_batch_size} slices",
+        "length": f"{steps} steps, {training.updates_per_batch} per global batch of "
+        f"{training.global_batch_size} slices",
         **task.describe(state, group),
         "execution": f"precision {runtime.precision}, compile {compile_mode(config, device)}, "
         f"{str(memory_format(config, device)).removeprefix('torch.')}, "

@@ -4,10 +4,11 @@
     checkpoints/step-00001000/              renamed when all files are written
     checkpoints/step-00001000/manifest.json written last: sizes and SHA-256 of the other files
 
-A folder without manifest, or with other content than the manifest describes, is skipped with a warning; the one before it is
-used. Tensors are safetensors and everything else is JSON: nothing is unpickled.
+A folder without manifest, or with other content than the manifest describes, is skipped with a warning; the
+one before it is used. Tensors are safetensors and everything else is JSON: nothing is unpickled.
 
-`CheckpointSaver` writes beside training: save() copies the tensors to host memory, and a thread calls `save_checkpoint`.
+`CheckpointSaver` writes beside training: save() copies the tensors to host memory, and a thread calls
+`save_checkpoint`.
 """
 
 from __future__ import (
@@ -98,7 +99,8 @@ def save_checkpoint(root: Path, step: int, tensors: TensorGroups, state: dict[st
     except (OSError, SafetensorError) as error:  # SafetensorError: the disk is full
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"{final}: could not be written: {error}; earlier checkpoints are untouched. Free space or mend the "
+            f"{final}: could not be written: {error}; earlier checkpoints are untouched. Free space or "
+            f"mend the "
             "file system, then run the same command again"
         ) from error
     return final
@@ -156,7 +158,10 @@ def remove_old(root: Path, keep: int, best_step: int | None) -> None:
 
 
 class CheckpointSaver:
-    """Writes checkpoints below `root` in a thread, one at a time. The thread calls `after()` when one is complete."""
+    """Writes checkpoints below `root` in a thread, one at a time.
+
+    The thread calls `after()` when one is complete.
+    """
 
     def __init__(self, root: Path, after: Callable[[], None]) -> None:
         self._root, self._after = root, after
@@ -166,7 +171,10 @@ class CheckpointSaver:
         """Duration of the last write."""
 
     def save(self, step: int, tensors: TensorGroups, state: dict[str, Any]) -> None:
-        """Wait for the write before, copy the tensors to host memory and start the write. The tensors may change then."""
+        """Wait for the write before, copy the tensors to host memory and start the write.
+
+        The tensors may change then.
+        """
         self.wait()
         copies = copy_to_host(tensors)
         self._thread = threading.Thread(

@@ -1,10 +1,10 @@
 """Cost of a run without running it: `--dry-run`.
 
-    configuration --> real networks and the real GanStep on fake tensors (shapes, no numbers) --> operations, peak memory
-                  --> index of the shard set                                                  --> steps
+    configuration --> networks and GanStep on fake tensors (shapes, no numbers) --> operations, peak memory
+                  --> index of the shard set                                --> steps
 
-Memory is counted: the storage of every tensor from its creation to the removal of its last reference, through both phases of
-an update. Counts for two batch sizes give the fixed part and the part of each slice.
+Memory is counted: the storage of every tensor from its creation to the removal of its last reference, through
+both phases of an update. Counts for two batch sizes give the fixed part and the part of each slice.
 """
 
 import dataclasses
@@ -39,7 +39,8 @@ from brasyn_dist.training.training_data import DeviceBatch, choose_training
 
 GIB = 2**30
 CARDS = {24: 23.6, 48: 44.5, 80: 79.1, 141: 139.8}
-"""GB in the name of a card -> GiB that programs can use (24,564, 46,068, 81,559 and 143,771 MiB, less 0.5 GiB)."""
+"""GB in the name of a card -> GiB that programs can use (24,564, 46,068, 81,559 and 143,771 MiB, less 0.5
+GiB)."""
 RESERVE = 0.08
 """Fraction of a card for memory that is not counted: workspaces of convolutions and fragmentation."""
 
@@ -51,10 +52,10 @@ class Cost:
     generator_parameters: int
     discriminator_parameters: int
     operations_per_slice: float
-    """Floating-point operations of convolutions and matrix products (a multiply-add counts two), both phases."""
+    """Floating-point operations of convolutions and matrix products, both phases; a multiply-add counts "
+    "two."""
     fixed_bytes: int
-    """Weights, gradients, Adam's moments, moving average, gradient buckets, and the part of the update that is independent of
-    the batch."""
+    """Weights, gradients, Adam's moments, average, gradient buckets, and the fixed part of an update."""
     bytes_per_slice: float
     """Addition of each slice of the micro-batch to the peak."""
 
@@ -68,7 +69,10 @@ class Cost:
 
 
 def measure(config: Config, batch: int = 4, modality_set: ModalitySet = BRATS) -> Cost:
-    """Count with `batch` and 2 x `batch` slices. A multiple of the number of modalities has the balanced targets of training."""
+    """Count with `batch` and 2 x `batch` slices.
+
+    A multiple of the number of modalities has the balanced targets of training.
+    """
     small, large = (count_update(config, n, modality_set) for n in (batch, 2 * batch))
     per_slice = (large.peak - small.peak) / batch
     generator, discriminator = small.generator_parameters, small.discriminator_parameters
@@ -113,8 +117,11 @@ def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) 
         step = GanStep(
             config, distributed, generator, discriminator, Normaliser(PUBLISHED), segmenter, modality_set
         )
-        masks = [targets_and_masks(0, 0, u, batch, config.order.availability) for u in range(step.variants)]
-        memory_of_slices = BatchMemory(config.generator.image_size, "int16")
+        count = len(modality_set)
+        masks = [
+            targets_and_masks(0, 0, u, batch, config.order.availability, count) for u in range(step.variants)
+        ]
+        memory_of_slices = BatchMemory(config.generator.image_size, "int16", count)
         slices = DeviceBatch.load(memory_of_slices.batch(0, slice(0, batch)), step.normaliser)
         with FlopCounterMode(display=False) as operations:
             step(slices, masks, rate=0.0)
@@ -200,9 +207,11 @@ def report(config: Config) -> str:
         f"{steps / per_batch * batch / len(training):.2f} epochs",
         "generator": f"{cost.generator_parameters:,} parameters",
         "discriminator": f"{cost.discriminator_parameters:,} parameters",
-        "operations": f"{cost.operations_per_slice / 1e9:.0f} GFLOP per slice and update, {operations / 1e18:.3f} EFLOP in all",
+        "operations": f"{cost.operations_per_slice / 1e9:.0f} GFLOP per slice and update, "
+        f"{operations / 1e18:.3f} EFLOP in all",
         "at 100 TFLOP/s": f"{operations / 1e14 / 3600:.1f} GPU hours",
-        "memory, fixed": f"{cost.fixed_bytes / GIB:.2f} GiB a process (weights, gradients, Adam, average, buckets)",
+        "memory, fixed": f"{cost.fixed_bytes / GIB:.2f} GiB a process "
+        "(weights, gradients, Adam, average, buckets)",
         "memory, slices": f"{cost.bytes_per_slice / GIB:.3f} GiB a slice of the micro-batch, "
         f"recompute {config.runtime.recompute}",
     }

@@ -1,10 +1,10 @@
 """One optimiser update of a GAN, in two phases.
 
-    generator phase       trains: generator (both passes in one call)   frozen: discriminator, segmenter (if there is one)
+    generator phase       trains: generator (both passes in one call)   frozen: discriminator, segmenter
     discriminator phase   trains: discriminator on real and detached synthetic slices
 
-A rank's slices can be cut into micro-batches. All terms are per sample and divided by the global batch size, so the
-update does not depend on how the global batch is cut into ranks and micro-batches.
+A rank's slices can be cut into micro-batches. All terms are per sample and divided by the global batch size,
+so the update does not depend on how the global batch is cut into ranks and micro-batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -110,7 +110,10 @@ class GanStep:
         for number, (real_B1HW, synthetic_B1HW, target_B) in enumerate(judged):
             with self._discriminator.accumulate(last=number == len(judged) - 1):
                 patch, classes = self._discriminator.wrapped(torch.cat([real_B1HW, synthetic_B1HW]))
-                (real_patch, synthetic_patch), (real_class, synthetic_class) = patch.chunk(2), classes.chunk(2)
+                (real_patch, synthetic_patch), (real_class, synthetic_class) = (
+                    patch.chunk(2),
+                    classes.chunk(2),
+                )
                 terms = discriminator_terms(
                     real_patch, real_class, synthetic_patch, synthetic_class, target_B
                 )
@@ -163,13 +166,18 @@ class GanStep:
         """Targets and availability of this rank's rows, for each variant that enters the loss."""
         order, size = self._config.order, self._config.training.global_batch_size
         return [
-            targets_and_masks(order.seed, batch.index, number + v, size, order.availability)[batch.rows]
+            targets_and_masks(
+                order.seed, batch.index, number + v, size, order.availability, batch.planes.shape[1]
+            )[batch.rows]
             for v in range(self.variants)
         ]
 
 
 def variants(config: Config, modality_set: ModalitySet = BRATS) -> int:
-    """Target variants of each slice in one update: 1 with an update for each modality, else one for each modality."""
+    """Target variants of each slice in one update:
+
+    1 with an update for each modality, else one for each modality.
+    """
     return len(modality_set) if config.training.updates_per_batch == 1 else 1
 
 

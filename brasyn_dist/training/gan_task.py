@@ -1,4 +1,4 @@
-"""Training of a generator with its discriminator, and with a frozen segmenter if the objective has the Tversky term."""
+"""Training of a generator and its discriminator; with the Tversky term also with a frozen segmenter."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,8 +9,7 @@ from torch import nn
 
 from brasyn_dist.brats import BRATS, image_shape
 from brasyn_dist.common.files import sha256_of
-from brasyn_dist.common.typed_yaml import to_dict
-from brasyn_dist.config import Config, RuntimeConfig
+from brasyn_dist.config import Config, RuntimeConfig, to_dict
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.modality_set import ModalitySet
@@ -67,8 +66,10 @@ class GanTask:
         config, count = self.config, len(data.modality_set)
         if config.training.updates_per_batch not in (1, count):
             raise ConfigError(
-                f"training.updates_per_batch={config.training.updates_per_batch}: {config.data.shards} has {count} "
-                f"modalities; use {count} (one update for each target modality) or 1 (all targets in one update)"
+                f"training.updates_per_batch={config.training.updates_per_batch}: {config.data.shards} has "
+                f"{count} "
+                f"modalities; use {count} (one update for each target modality) or 1 (all targets in one "
+                f"update)"
             )
         if self.segmenter is None:
             return
@@ -77,7 +78,8 @@ class GanTask:
         assert trained is not None
         if image_shape(self.segmenter.config.image_size) != config.image_shape:
             raise ConfigError(
-                f"{name} was trained on slices of {self.segmenter.config.image_size} pixels, the generator has "
+                f"{name} was trained on slices of {self.segmenter.config.image_size} pixels, the generator "
+                f"has "
                 f"{config.generator.image_size}; train a segmenter of this size"
             )
         if trained.normalisation != config.data.normalisation:
@@ -87,7 +89,8 @@ class GanTask:
             )
         if trained.statistics != data.preprocessing.statistics:
             raise ConfigError(
-                f"{name} was trained with other statistics than those of {config.data.shards}, so its inputs would be "
+                f"{name} was trained with other statistics than those of {config.data.shards}, so its "
+                f"inputs would be "
                 "normalised differently; train it on the same shard set"
             )
         unknown = [view for view in config.data.views if view not in trained.views]

@@ -1,12 +1,12 @@
 """Logs of a run: console, metrics.jsonl, performance.jsonl, W&B and TensorBoard behind one interface.
 
-    metrics.jsonl      one line per optimiser step and per validation; a pure function of the run. A run that was killed and
-                       resumed ends with the same bytes as an undisturbed one
+    metrics.jsonl      one line per optimiser step and per validation; a pure function of the run: a run that
+                       was killed and resumed ends with the same bytes as an undisturbed one
     performance.jsonl  timings and memory of the executions
     trackers           the same numbers over the optimiser step; a step is never sent twice
 
-Rank 0 writes. The other ranks have a `RunLogger` without outputs. A tracker that fails is switched off with a warning, and
-training continues.
+Rank 0 writes. The other ranks have a `RunLogger` without outputs. A tracker that fails is switched off with a
+warning, and training continues.
 """
 
 import json
@@ -105,7 +105,10 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """Weights & Biases. All executions of a run log to one W&B run; `<run>/wandb.json` holds its id and the last step sent."""
+    """Weights & Biases.
+
+    All executions of a run log to one W&B run; `<run>/wandb.json` holds its id and the last step sent.
+    """
 
     def __init__(self, config: TelemetryConfig, run_dir: Path, options: dict[str, Any]) -> None:
         import wandb
@@ -149,7 +152,10 @@ class WandbTracker:
 
 
 def wandb_mode(config: TelemetryConfig) -> str:
-    """`off`, or the mode for wandb.init. The variable WANDB_MODE has priority over telemetry.wandb unless that is `off`."""
+    """`off`, or the mode for wandb.init.
+
+    The variable WANDB_MODE has priority over telemetry.wandb unless that is `off`.
+    """
     return "off" if config.wandb == "off" else os.environ.get("WANDB_MODE") or config.wandb
 
 
@@ -168,7 +174,8 @@ def check_trackers(config: TelemetryConfig) -> None:
             raise ConfigError(f"{option} needs a package that is not installed: pip install '.[{package}]'")
     if mode == "online" and not has_wandb_key():
         raise ConfigError(
-            "telemetry.wandb=online: no API key of Weights & Biases was found; set WANDB_API_KEY, run `wandb login`, "
+            "telemetry.wandb=online: no API key of Weights & Biases was found; set WANDB_API_KEY, run "
+            "`wandb login`, "
             "or use telemetry.wandb=offline"
         )
 

@@ -1,7 +1,7 @@
-"""Metrics without waiting for the device: sums of terms stay there until the next flush, which adds them up over the ranks.
+"""Metrics without waiting for the device: sums of terms stay there until the next flush.
 
-A value that is not finite ends the run at the next flush, with the first bad step and its terms. A flush precedes every save,
-so no checkpoint contains such a state.
+A value that is not finite ends the run at the next flush, with the first bad step and its terms. A flush
+precedes every save, so no checkpoint contains such a state.
 """
 
 import math
@@ -43,7 +43,10 @@ class MetricBuffer:
         self._pending: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
 
     def add(self, facts: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
-        """Add one update: `facts` (with `step`) are copied into its line, `sums` are this rank's device values."""
+        """Add one update:
+
+        `facts` (with `step`) are copied into its line, `sums` are this rank's device values.
+        """
         self._pending.append((dict(facts), dict(sums)))
 
     def flush(self) -> list[dict[str, Any]]:
@@ -79,6 +82,8 @@ class MetricBuffer:
         keys = [k for part in self._group.gather(mine) for k in part]
         raise NonFiniteError(
             f"step {step}: {', '.join(terms)} is not finite. Slices in that update on the ranks concerned: "
-            f"{', '.join(keys)}. Checkpoints before this step are intact: the same command continues from the newest. "
-            "Look at these slices, or lower optimizer.base_rate, or use runtime.precision=bf16 instead of fp16"
+            f"{', '.join(keys)}. Checkpoints before this step are intact: the same command continues from "
+            f"the newest. "
+            "Look at these slices, or lower optimizer.base_rate, or use runtime.precision=bf16 instead of "
+            "fp16"
         )

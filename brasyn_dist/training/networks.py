@@ -1,6 +1,7 @@
 """How networks are executed: device, memory format, torch.compile, optimiser.
 
-Options that the configuration leaves open are chosen by device, as measured (docs/performance.md).
+Options that the configuration leaves open are chosen by device, as measured
+(docs/explanation/performance.md).
 """
 
 from typing import Any
@@ -30,7 +31,10 @@ def move_to_device(config: RunConfig, device: torch.device, network: nn.Module) 
 
 
 def compile_in_place(config: RunConfig, device: torch.device, *networks: nn.Module) -> None:
-    """Compile each network as one graph. `Module.compile` keeps parameter names and so checkpoints. A graph break is an error."""
+    """Compile each network as one graph.
+
+    `Module.compile` keeps parameter names and so checkpoints. A graph break is an error.
+    """
     mode = compile_mode(config, device)
     options: dict[str, Any] = {"mode": mode} if mode == "max-autotune" else {}
     if mode == "aot_eager":

@@ -15,9 +15,10 @@ def plan_passes(masks: Sequence[BatchMasks], equal_rows: bool = False) -> PassTe
 
     Args:
         masks: Masks of the same K samples, one entry for each target variant that enters the loss.
-        equal_rows: Pad the numbers of encoded rows to one count for all modalities, in steps of B / M rows. Without padding,
-            counts differ between modalities and batches unless targets and availability are balanced. Few distinct shapes
-            avoid recompilation by torch.compile.
+        equal_rows: Pad the numbers of encoded rows to one count for all modalities, in steps of B / M rows.
+            Without padding,
+            counts differ between modalities and batches unless targets and availability are balanced. Few
+            distinct shapes avoid recompilation by torch.compile.
     """
     variants, samples = len(masks), len(masks[0].target)
     row_B = np.tile(np.arange(samples), variants)

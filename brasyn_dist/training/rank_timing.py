@@ -2,11 +2,12 @@
 
     phases of the step (distributed/timing.py),
     waits of the loop (HostTimer)              --one row per rank--> performance.jsonl   means, slowest rank
-                                                                 --> logs/summary.json   all ranks, whole execution
+                                                                 --> logs/summary.json   whole execution
     notes, stacks of a hang or crash, traceback of a failure ------> logs/rank-N.log
 
-All ranks take equally long for a step, since they wait for each other. The own time of a rank (computation and waiting for
-data, without waiting for others) shows which rank is slow. Ranks communicate when metrics are logged, never in an update.
+All ranks take equally long for a step, since they wait for each other. The own time of a rank (computation
+and waiting for data, without waiting for others) shows which rank is slow. Ranks communicate when metrics are
+logged, never in an update.
 """
 
 import contextlib
@@ -73,9 +74,7 @@ class RankMonitor:
         self._log = open_log(self._folder, group.rank)
         runtime = config.runtime
         minutes = runtime.hang_minutes or runtime.collective_timeout_minutes / 2
-        self._watchdog = Watchdog(
-            self._log, self._folder, self._peers[group.rank], self._peers, 60 * minutes
-        )
+        self._watchdog = Watchdog(self._log, self._folder, self._peers[group.rank], self._peers, 60 * minutes)
         self._totals: list[Timings] = [{} for _ in self._peers]
         self._steps = 0
 
@@ -105,8 +104,9 @@ class RankMonitor:
         self._watchdog.beat(doing)
 
     def interval(self, step: int, timer: HostTimer) -> dict[str, Any]:
-        """Close the interval up to `step`: fields for performance.jsonl, equal on all ranks, which call this together.
+        """Close the interval up to `step`. All ranks call this together.
 
+        Returns fields for performance.jsonl, equal on all ranks.
         It waits until the device has finished the phases of the interval.
         """
         phases = self._group.clock.take()
@@ -151,7 +151,8 @@ def computation(phases: Mapping[str, float]) -> float:
 
 
 def interval_fields(table: Sequence[Timings], steps: int, hosts: Sequence[str]) -> dict[str, Any]:
-    """Means over ranks in seconds per step, the largest value of each gauge, and the slowest rank by its own time."""
+    """Means over ranks in seconds per step, the maximum of each gauge, and the slowest rank by its own "
+    "time."""
     fields: dict[str, Any] = {}
     for name in table[0]:
         values = [row[name] for row in table]
@@ -170,7 +171,7 @@ def interval_fields(table: Sequence[Timings], steps: int, hosts: Sequence[str]) 
 
 
 def summary(rows: Sequence[Timings], steps: int, peers: Sequence[Peer]) -> dict[str, Any]:
-    """Timings of a whole execution: every rank, the slowest rank, and the slowest node by the mean of its ranks."""
+    """Timings of an execution: every rank, the slowest rank, the slowest node by the mean of its ranks."""
     ranks, nodes = [], {}  # type: ignore[var-annotated]
     for row, peer in zip(rows, peers):
         per_step = {k: round(v / steps, 5) for k, v in row.items() if not is_gauge(k)}
@@ -194,7 +195,7 @@ def is_gauge(name: str) -> bool:
 
 
 def peak_memory_gib() -> float:
-    """Largest memory of this process so far: of the device's allocator on CUDA, resident memory on other devices."""
+    """Largest memory of this process so far: of the allocator on CUDA, resident memory on other devices."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

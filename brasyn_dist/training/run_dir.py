@@ -1,7 +1,7 @@
 """The folder of a run: configuration, environment, status, and the lock against a second job.
 
-runs/<name>/{config.yaml, environment.json, data.json, status.json, attempts.jsonl, metrics.jsonl, performance.jsonl,
-logs/, checkpoints/, panels/, export/, report.html}
+runs/<name>/{config.yaml, environment.json, data.json, status.json, attempts.jsonl, metrics.jsonl,
+performance.jsonl, logs/, checkpoints/, panels/, export/, report.html}
 """
 
 import fcntl
@@ -17,8 +17,7 @@ from typing import Any, TextIO
 
 from brasyn_dist.common.files import atomic_write_text, write_json
 from brasyn_dist.common.provenance import environment, slurm_job, slurm_restarts
-from brasyn_dist.common.typed_yaml import to_dict, to_yaml
-from brasyn_dist.config import RunConfig
+from brasyn_dist.config import RunConfig, to_dict, to_yaml
 from brasyn_dist.errors import BrasynError, CheckpointError
 
 log = logging.getLogger(__name__)
@@ -31,9 +30,9 @@ STATUS = "status.json"
 class RunLock:
     """Exclusive use of a run folder until this process ends for any reason.
 
-    On NFS, Linux keeps the lock across nodes (not on Lustre mounted with `localflock`). A requeued job can meet its predecessor:
-    a node without connection to Slurm trains on until its peers have ended, and a file server releases the lock of a dead node
-    only after one or two minutes. Such a job therefore waits longer.
+    On NFS, Linux keeps the lock across nodes (not on Lustre mounted with `localflock`). A requeued job can
+    meet its predecessor: a node without connection to Slurm trains on until its peers have ended, and a file
+    server releases the lock of a dead node only after one or two minutes. Such a job therefore waits longer.
 
     Raises:
         BrasynError: Another process has the lock.
@@ -52,7 +51,8 @@ class RunLock:
                 if time.monotonic() > deadline:
                     self._file.seek(0)
                     raise BrasynError(
-                        f"{run_dir} is in use by {self._file.read().strip() or 'another process'}; wait for that run "
+                        f"{run_dir} is in use by {self._file.read().strip() or 'another process'}; wait "
+                        f"for that run "
                         "to end (or stop it with a STOP file there), or choose another name="
                     ) from None
                 time.sleep(0.2)
@@ -69,7 +69,10 @@ class RunLock:
 
 
 def write_status(run_dir: Path, status: str, step: int, total_steps: int, reason: str = "") -> None:
-    """Write status.json: `running`, `stopped` (the same command continues), `finished` or `failed`; `job`: see `slurm_job`."""
+    """Write status.json:
+
+    `running`, `stopped` (the same command continues), `finished` or `failed`; `job`: see `slurm_job`.
+    """
     values = {
         "status": status,
         "step": step,
@@ -82,7 +85,10 @@ def write_status(run_dir: Path, status: str, step: int, total_steps: int, reason
 
 @contextmanager
 def noting_failure(run_dir: Path, is_main: bool) -> Iterator[None]:
-    """Context that writes the reason of an exception to status.json, on rank 0. The caller must hold the lock."""
+    """Context that writes the reason of an exception to status.json, on rank 0.
+
+    The caller must hold the lock.
+    """
     try:
         yield
     except Exception as error:
@@ -144,7 +150,8 @@ def check_identity(
     if differing:
         raise CheckpointError(
             f"{folder} belongs to another run; it differs in\n  " + "\n  ".join(differing) + "\n"
-            "Restore these options, or start a new run with another name= (checkpoint.init_from takes the weights along)"
+            "Restore these options, or start a new run with another name= (checkpoint.init_from takes the "
+            "weights along)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Learning rate and moving-average decay as functions of the optimiser step: nothing to store, nothing to resume."""
+"""Learning rate and moving-average decay as functions of the optimiser step. They have no state."""
 
 import math
 
@@ -6,7 +6,10 @@ from brasyn_dist.config import AdamConfig, LengthConfig
 
 
 def scaled_rate(optimizer: AdamConfig, global_batch_size: int) -> float:
-    """Peak rate of the main network: the base rate, scaled linearly with the global batch (method, section 6)."""
+    """Peak rate of the main network: the base rate, scaled linearly with the global batch.
+
+    See docs/explanation/method.md, section 6.
+    """
     return optimizer.base_rate * global_batch_size / optimizer.reference_batch
 
 
@@ -23,7 +26,7 @@ def rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:
 
 
 def ema_decay(step: int, decay: float) -> float:
-    """Decay of the moving average after `step` completed updates; lower at first, so that the start is forgotten."""
+    """Decay of the moving average after `step` completed updates. It is lower at the start of a run."""
     return min(decay, (1 + step) / (10 + step))
 
 

@@ -1,5 +1,6 @@
-"""Training of a segmenter (docs/explanation/method.md, section 4): one network, one update per batch, focal Tversky loss.
+"""Training of a segmenter: one network, one update per batch, focal Tversky loss.
 
+See docs/explanation/method.md, section 4.
 Loop, data stream, checkpoints, resume, stop and loggers are those of the generator.
 """
 
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 
 from brasyn_dist.brats import BRATS, ED, ET, LABEL_NAMES, NETC, VIEWS
 from brasyn_dist.common.panels import grid, label_panel
-from brasyn_dist.common.typed_yaml import to_dict
-from brasyn_dist.config import RuntimeConfig, SegmenterRunConfig
+from brasyn_dist.config import RuntimeConfig, SegmenterRunConfig, to_dict
 from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.trainable import Trainable
@@ -73,7 +73,7 @@ class SegmenterStep:
 
 
 class SegmenterValidator(SliceValidator):
-    """Dice of each label and region over the pixels of all held-out slices, and the mean loss of the labelled ones.
+    """Dice of each label and region over the pixels of all held-out slices, and the mean loss.
 
     These numbers select the best network. They are no result, since slices of one case are not independent.
     """
@@ -93,7 +93,8 @@ class SegmenterValidator(SliceValidator):
 
     @torch.no_grad()
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """`dice` (mean over labels), `dice/NETC`, ..., `dice/WT`, `tversky` (if there are labels); panels of label maps."""
+        """`dice` (mean over labels), `dice/NETC`, ..., `dice/WT`, `tversky` (over labelled slices); "
+        "panels."""
         classes = 1 + max(self._modality_set.labels)
         confusion = torch.zeros(classes, classes, dtype=torch.int64)
         losses: list[tuple[int, float]] = []
@@ -131,10 +132,15 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int = 4) -> Ten
 
 
 def dice_scores(confusion: Tensor, modality_set: ModalitySet = BRATS) -> dict[str, float]:
-    """Dice of each label and region, and `dice`, the mean over labels. Dice is 1 if neither side has a pixel."""
-    labels = {SHORT_NAMES.get(name, name): (label,) for label, name in modality_set.labels.items()}
+    """Dice of each label and region, and `dice`, the mean over labels.
+
+    Dice is 1 if neither side has a pixel.
+    """
+    labels: dict[str, tuple[int, ...]] = {
+        SHORT_NAMES.get(name, name): (label,) for label, name in modality_set.labels.items()
+    }
     scores = {}
-    for name, united in (labels | modality_set.regions).items():
+    for name, united in {**labels, **modality_set.regions}.items():
         members = list(united)
         both = int(confusion[members][:, members].sum())
         total = int(confusion[members].sum() + confusion[:, members].sum())
@@ -202,7 +208,9 @@ def cost(config: SegmenterRunConfig) -> str:
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         segmenter = Segmenter(config.segmenter, index.header.modality_set)
         number_B = torch.zeros(1, dtype=torch.int64)
-        segmenter(torch.empty(1, len(index.header.modality_set), *config.image_shape), number_B, number_B).sum().backward()
+        segmenter(
+            torch.empty(1, len(index.header.modality_set), *config.image_shape), number_B, number_B
+        ).sum().backward()
     batch, steps = config.training.global_batch_size, total_steps(config.training, len(training))
     lines = {
         "run": str(config.run_dir),

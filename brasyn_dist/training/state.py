@@ -4,9 +4,9 @@
     <network>_adam.safetensors                     <parameter>.<exp_avg|exp_avg_sq|step>
     state.json                                     step, identity, options, best, loss scale
 
-Networks are `generator` and `discriminator`, or `segmenter`. A network that is used but not trained is not part of the state.
-There is no random state, since everything random is a function of (seed, step), and no scheduler, since the learning rate is
-a function of the step.
+Networks are `generator` and `discriminator`, or `segmenter`. A network that is used but not trained is not
+part of the state. There is no random state, since everything random is a function of (seed, step), and no
+scheduler, since the learning rate is a function of the step.
 """
 
 import copy
@@ -56,8 +56,9 @@ class TrainState:
         """average <- decay * average + (1 - decay) * network, for all parameters."""
         if self.average is not None:
             with self.main.gathered():
-                current = list(self.main.module.parameters())
-                torch._foreach_lerp_(list(self.average.parameters()), current, 1.0 - decay)
+                average: list[Tensor] = list(self.average.parameters())
+                current: list[Tensor] = list(self.main.module.parameters())
+                torch._foreach_lerp_(average, current, 1.0 - decay)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """Named tensors by file name, complete on rank 0. All ranks call this together."""

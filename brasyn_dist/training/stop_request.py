@@ -1,7 +1,7 @@
 """Stop requests: SIGTERM, SIGUSR1 or a STOP file. The trainer then saves a checkpoint and exits.
 
-A signal can reach some processes only (launchers forward SIGTERM but end on SIGUSR1), so every rank reads its own flag and the
-ranks agree after each step (`ProcessGroup.any`).
+A signal can reach some processes only (launchers forward SIGTERM but end on SIGUSR1), so every rank reads its
+own flag and the ranks agree after each step (`ProcessGroup.any`).
 """
 
 import os
@@ -22,7 +22,7 @@ BATCH_JOB = "Slurm job"
 
 
 def remove_stale_request(run_dir: Path) -> None:
-    """Remove a STOP file that a batch script wrote after its run had ended: it is not meant for the next run."""
+    """Remove a STOP file that a batch script wrote after its run had ended."""
     path = run_dir / STOP_FILE
     if path.exists() and read_request(path).startswith(BATCH_JOB):
         path.unlink(missing_ok=True)

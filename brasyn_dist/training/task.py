@@ -38,8 +38,8 @@ class Step(Protocol):
             rate: Learning rate of the main network.
 
         Returns:
-            Sums over this rank's samples, and gradient norms (names end in `_norm`), as 0-dim tensors on the device. The
-            call does not wait for the device.
+            Sums over this rank's samples, and gradient norms (names end in `_norm`), as 0-dim tensors on the
+            device. The call does not wait for the device.
         """
 
     def trace(self, batch: SliceBatch, number: int) -> list[list[object]]:
@@ -65,7 +65,10 @@ class Task(Protocol):
         """Raise ConfigError or DataError if the data does not fit the networks."""
 
     def build_state(self, group: ProcessGroup, modality_set: ModalitySet) -> TrainState:
-        """Networks and optimisers at step 0. Weights are a function of the seed, or come from `checkpoint.init_from`."""
+        """Networks and optimisers at step 0.
+
+        Weights are a function of the seed, or come from `checkpoint.init_from`.
+        """
 
     def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> Step: ...
 

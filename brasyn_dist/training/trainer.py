@@ -14,8 +14,7 @@ from torch import nn
 
 from brasyn_dist.common.panels import save_png
 from brasyn_dist.common.processes import STOPPED
-from brasyn_dist.common.typed_yaml import to_dict
-from brasyn_dist.config import RunConfig
+from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.errors import BrasynError
@@ -107,7 +106,8 @@ class Trainer:
             return self._finish("finished", "", FINISHED)
 
     def _batches(self) -> Iterator[tuple[SliceBatch, int]]:
-        """(batch, number of the update within it) from the current step on, also from the middle of a batch."""
+        """(batch, number of the update within it) from the current step on, possibly in the middle of a "
+        "batch."""
         per_batch = self.config.training.updates_per_batch
         first, skip = divmod(self.state.step, per_batch)
         with self.data.stream(first, -(-self.total_steps // per_batch)) as stream:
@@ -140,9 +140,10 @@ class Trainer:
         self.metrics.add({"step": state.step, "epoch": epoch, "rate": rate}, sums)
 
     def _agree(self) -> tuple[str | None, bool]:
-        """(reason if any rank was asked to stop, whether the time for a checkpoint has come), equal on all ranks.
+        """(reason if any rank was asked to stop, whether a checkpoint is due by time), equal on all ranks.
 
-        One agreement per step is necessary: a signal can reach one rank only, clocks differ, and only rank 0 saves.
+        One agreement per step is necessary: a signal can reach one rank only, clocks differ, only rank 0
+        saves.
         """
         every_minutes, reason = self.config.checkpoint.every_minutes, self.stop_request.reason
         minutes = (time.monotonic() - self.last_save) / 60
@@ -257,8 +258,8 @@ class Trainer:
         self.logger.close(status)
         if self.trace is not None:
             self.trace.close()
-        # A launcher ends all ranks, after half a minute by SIGKILL, when one rank has left with STOPPED: no rank may leave
-        # while rank 0 writes.
+        # A launcher ends all ranks, after half a minute by SIGKILL, when one rank has left with STOPPED: no
+        # rank may leave while rank 0 writes.
         self.group.barrier()
         return code
 

@@ -1,6 +1,6 @@
 """The data of a run: which slices are trained on and held out, in which order, and batches on the device.
 
-shard set --open_data--> TrainingData --stream--> SliceBatch (host, integers) --BatchLoader--> DeviceBatch (normalised)
+shard set --open_data--> TrainingData --stream--> SliceBatch (host) --BatchLoader--> DeviceBatch
 """
 
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ from brasyn_dist.common.files import write_json
 from brasyn_dist.config import DataConfig, RunConfig
 from brasyn_dist.data.format.contents import table_rows
 from brasyn_dist.data.format.index import Selection, ShardIndex
-from brasyn_dist.data.loading.augmentation import Augmentation, draw, mirrored
+from brasyn_dist.data.loading.augmentation import Augmentation, mirrored, sample_augmentation
 from brasyn_dist.data.loading.loader import SliceBatch, SliceStream
 from brasyn_dist.data.loading.sampler import SampleOrder, rank_rows
 from brasyn_dist.distributed.process_group import ProcessGroup
@@ -112,12 +112,13 @@ def open_data(config: RunConfig, group: ProcessGroup) -> TrainingData:
 
 
 def fit_intensity_scale(training: Selection, config: RunConfig) -> IntensityScaleModel | None:
-    """Distribution of the intensity scales of the training cases, for normalisation `case`; None for other modes."""
+    """Distribution of the training cases' intensity scales for normalisation `case`; None for other modes."""
     if config.data.normalisation != "case":
         return None
     if training.medians is None:
         raise DataError(
-            f"{config.data.shards}: these shards do not contain the medians that data.normalisation=case needs; "
+            f"{config.data.shards}: these shards do not contain the medians that data.normalisation=case "
+            f"needs; "
             "shard the cases again with this version, into another folder"
         )
     return IntensityScaleModel.fit(training.medians[np.unique(training.column("case"))])
@@ -129,7 +130,7 @@ def choose_training(index: ShardIndex, data: DataConfig) -> Selection:
 
 
 def held_out(index: ShardIndex, config: RunConfig) -> Selection | None:
-    """Validation slices of the views and cohorts of the run; of its views alone if held-out patients are another cohort."""
+    """Validation slices of the run's views and cohorts; of all cohorts if none is held out in those."""
     if not index.header.shard_counts.get("val"):
         return None
     for cohorts in (config.data.cohorts, ()):
@@ -149,7 +150,8 @@ def check_tumour_types(selection: Selection) -> None:
         case = selection.index.header.cases[unknown[0]]
         raise DataError(
             f"{len(unknown)} cases, such as {case.name} of cohort {case.cohort}, have no known tumour type "
-            f"({' or '.join(TUMOUR_TYPES)}); shard them from a folder with the type in its name (such as train_gli), "
+            f"({' or '.join(TUMOUR_TYPES)}); shard them from a folder with the type in its name (such as "
+            f"train_gli), "
             "or choose data.cohorts"
         )
 
@@ -194,7 +196,10 @@ class DeviceBatch:
 
 
 class BatchLoader:
-    """Batches on the device, augmented. The newest batch is kept, since it can be used for several updates."""
+    """Batches on the device, augmented.
+
+    The newest batch is kept, since it can be used for several updates.
+    """
 
     def __init__(self, config: RunConfig, normaliser: Normaliser) -> None:
         self._config, self.normaliser = config, normaliser
@@ -203,9 +208,13 @@ class BatchLoader:
     def __call__(self, batch: SliceBatch) -> DeviceBatch:
         if self._newest is None or self._newest[0] is not batch:
             config = self._config
-            drawn = draw(
-                config.augmentation, config.order.seed, batch.index, config.training.global_batch_size
+            sampled = sample_augmentation(
+                config.augmentation,
+                config.order.seed,
+                batch.index,
+                config.training.global_batch_size,
+                batch.planes.shape[1],
             )
-            augmentation = None if drawn is None else drawn[batch.rows]
+            augmentation = None if sampled is None else sampled[batch.rows]
             self._newest = (batch, DeviceBatch.load(batch, self.normaliser, augmentation))
         return self._newest[1]

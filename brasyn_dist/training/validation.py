@@ -1,8 +1,9 @@
 """Validation on fixed held-out slices, with the averaged network.
 
-    the same slices every time --> one synthesis for each target modality --> MAE, PSNR, SSIM per slice --> means
+    the same slices every time --> one synthesis per target modality --> MAE, PSNR, SSIM per slice --> means
 
-The slices are divided among the ranks. Means are taken over all slices in slice order, so they do not depend on the division.
+The slices are divided among the ranks. Means are taken over all slices in slice order, so they do not depend
+on the division.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,7 +109,8 @@ class GeneratorValidator(SliceValidator):
         scores += [
             SliceScores(row, target, {k: v[i] for k, v in values.items()}) for i, row in enumerate(rows)
         ]
-        # As in the volume pipeline, pixels that are background in two of the available slices become background.
+        # As in the volume pipeline, pixels that are background in two of the available slices become
+        # background.
         votes_B1HW = (~foreground(inputs_BMHW) & available_BM[:, :, None, None]).sum(1, keepdim=True)
         shown_B1HW = torch.where(votes_B1HW >= 2, BACKGROUND_VALUE, image_B1HW.float())
         for i, row in enumerate(rows):
@@ -134,9 +136,10 @@ def slice_scores(
     has_labels_B: Tensor,
     data_range: float,
 ) -> dict[str, list[float | None]]:
-    """MAE and PSNR over the brain, mean SSIM over healthy tissue and over tumour, per slice, in normalised units.
+    """MAE and PSNR over the brain, mean SSIM over healthy tissue and over tumour, for each slice.
 
-    `data_range` is the range of PSNR and SSIM (Normaliser.range_M). SSIM is None for slices without labels and without region.
+    `data_range` is the range of PSNR and SSIM (Normaliser.range_M). SSIM is None for slices without labels or
+    without region.
     """
     tumour_B1HW = (labels_BHW > 0)[:, None] & brain_B1HW
     error_B1HW = (image_B1HW - truth_B1HW) * brain_B1HW
@@ -157,7 +160,10 @@ def slice_scores(
 
 
 def mean_scores(scores: Sequence[SliceScores], modalities: Sequence[str]) -> dict[str, float]:
-    """Means over slices, over all target modalities (`mae`) and for each one (`t1c/mae`). Absent regions do not count."""
+    """Means over slices, over all target modalities (`mae`) and for each one (`t1c/mae`).
+
+    Absent regions do not count.
+    """
     ordered = sorted(scores, key=lambda s: (s.slice, s.target))
     groups = {"": ordered} | {
         f"{name}/": [s for s in ordered if s.target == m] for m, name in enumerate(modalities)

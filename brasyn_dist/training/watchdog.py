@@ -1,12 +1,14 @@
 """Detection of hanging processes, with their stacks, before the collective timeout ends the job.
 
     beat("step 12")  -- no other beat for `seconds` -->  stacks of all threads to this rank's log
-                                                         hang-rank-N.json beside it: this rank waits, with its last activity
-                     -- a little later --------------->  the first waiting rank lists the waiting and the silent ranks
+                                                         hang-rank-N.json beside it: this rank waits, with its
+                                                         last activity
+                     -- a little later --------------->  the first waiting rank lists waiting and silent ranks
 
-A rank that waits for another one can report where it waits. The cause often cannot (it is stopped, or has ended). For silent
-processes on the same host the report therefore contains their state in the kernel. If no Python code can run (the interpreter
-lock is held), the thread of faulthandler writes the stacks, somewhat later.
+A rank that waits for another one can report where it waits. The cause often cannot (it is stopped, or has
+ended). For silent processes on the same host the report therefore contains their state in the kernel. If no
+Python code can run (the interpreter lock is held), the thread of faulthandler writes the stacks, somewhat
+later.
 """
 
 import contextlib
@@ -133,7 +135,7 @@ class Watchdog:
         # The last beats of different ranks are up to a step apart.
         if self._ended.wait(self._seconds / 4) or self._beat != beat:
             return
-        waiting = {p.rank: doing for p in self._peers if (doing := self._activity(p)) is not None}
+        waiting = {p.rank: last for p in self._peers if (last := self._activity(p)) is not None}
         if waiting and min(waiting) == self._me.rank:
             verdict = hang_verdict(self._peers, waiting)
             self._say(verdict)

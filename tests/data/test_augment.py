@@ -12,7 +12,7 @@ from brasyn_dist.errors import ConfigError
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.slicing import extract_slices
 from brasyn_dist.preprocessing.statistics import PUBLISHED
-from brasyn_dist.training.gan_step import DeviceBatch
+from brasyn_dist.training.training_data import DeviceBatch
 
 ALL = AugmentationConfig(mirror=0.5, intensity=0.7, contrast=0.1)
 

@@ -21,8 +21,9 @@ from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.segmenter import build_segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
-from brasyn_dist.training.gan_step import DeviceBatch, GanStep, Rates
+from brasyn_dist.training.gan_step import GanStep
 from brasyn_dist.training.segmenter_task import SegmenterStep
+from brasyn_dist.training.training_data import DeviceBatch
 
 SIZE, BATCH = 32, 8
 
@@ -64,7 +65,7 @@ def main() -> int:
             f"generator.image_size={SIZE}", f"discriminator.image_size={SIZE}", "generator.base_channels=8",
             "generator.heads=2", "generator.transformer_layers=1", "discriminator.base_channels=8",
             f"training.global_batch_size={BATCH}", f"training.micro_batch_size={micro}",
-            f"training.updates_per_batch={updates}", "optimizer.clip_norm=0", "runtime.threads=1",
+            f"training.updates_per_batch={updates}", "optimizer.clip_norm=0", "optimizer.discriminator_ratio=1", "runtime.threads=1",
             "objective.tversky=5", "objective.segmenter=built-below",
         ],
     )  # fmt: skip
@@ -86,7 +87,7 @@ def main() -> int:
     whole = DeviceBatch.load(global_batch(), normaliser)
     rows = rank_rows(BATCH, distributed.rank, distributed.world, shares)
     masks = [targets_and_masks(5, 0, u, BATCH, "any")[rows] for u in range(4 // updates)]
-    step(whole.rows(rows.start, rows.stop), masks, Rates(1.0, 1.0))
+    step(whole.rows(rows.start, rows.stop), masks, 1.0)
     segmenter = build_segmenter(segmenter_config.segmenter, 0).double()
     trainable = distributed.prepare(segmenter, torch.optim.SGD(segmenter.parameters(), lr=1.0), segmenter)
     SegmenterStep(segmenter_config, distributed, trainable, normaliser).update(part_of(rows), 0, 1.0)

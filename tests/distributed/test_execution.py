@@ -101,7 +101,7 @@ def test_dry_run_and_help_say_what_there_is(work: Path, options: tuple[str, ...]
     log = work / "dry.log"
     assert run([*command((*options, "name=dry"), 1, "python"), "--dry-run"], log) == 0, log.read_text()
     text = log.read_text()
-    assert "GFLOP a slice" in text and "GiB a slice" in text and not (work / "runs/dry").exists()
+    assert "GFLOP per slice" in text and "GiB a slice" in text and not (work / "runs/dry").exists()
 
 
 def test_wrong_options_end_with_one_line(work: Path, options: tuple[str, ...]):

@@ -10,9 +10,10 @@ from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
 from brasyn_dist.distributed.single_process import SingleProcess
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
-from brasyn_dist.training.gan_step import DeviceBatch, GanStep, Rates
+from brasyn_dist.training.gan_step import GanStep
 from brasyn_dist.training.gan_task import build_state
 from brasyn_dist.training.state import TrainState
+from brasyn_dist.training.training_data import DeviceBatch
 
 SIZE, BATCH = 32, 8
 OPTIONS = (
@@ -70,16 +71,21 @@ class Update:
         ]
 
     def __call__(self, k: int = 0, masks: list[BatchMasks] | None = None) -> dict[str, torch.Tensor]:
-        return self.step(self.batch, masks or self.masks(k), Rates(1e-3, 1e-4))
+        return self.step(self.batch, masks or self.masks(k), 1e-3)
 
     def gradients(self, masks: list[BatchMasks] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """(terms, gradients by parameter) of one update that changes no weight."""
         kept: dict[str, Any] = {}
 
-        def note(network: Any, max_norm: float, rate: float) -> torch.Tensor:
-            name = "generator" if network is self.state.generator else "discriminator"
-            kept.update({f"{name}.{n}": p.grad for n, p in network.module.named_parameters()})
-            return torch.zeros(())
+        def keep(name: str, network: Any) -> Any:
+            def clip_and_step(max_norm: float, rate: float) -> torch.Tensor:
+                kept.update({f"{name}.{n}": p.grad for n, p in network.module.named_parameters()})
+                return torch.zeros(())
 
-        self.distributed.clip_and_step = note  # type: ignore[method-assign]
-        return self(masks=masks), kept
+            return clip_and_step
+
+        for name, network in self.state.networks.items():
+            network.clip_and_step = keep(name, network)  # type: ignore[method-assign]
+        terms = self(masks=masks)
+        assert kept
+        return terms, kept

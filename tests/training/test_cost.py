@@ -91,4 +91,4 @@ def test_report_says_what_fits(tmp_path):
     from tests.small import small_shard_set
 
     text = report(small_config(f"data.shards={small_shard_set(tmp_path / 'shards')}"))
-    assert "fits 48 GB" in text and "slices at a time on each GPU" in text and "GFLOP a slice" in text
+    assert "fits 48 GB" in text and "slices at a time on each GPU" in text and "GFLOP per slice" in text

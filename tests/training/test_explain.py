@@ -1,4 +1,4 @@
-"""Failures of the machine are told as such; programming errors keep their traceback."""
+"""Failures of the machine become MachineError; programming errors stay as they are."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import pytest
 from torch import distributed as dist
 
 from brasyn_dist.distributed.process_group import Distributed
-from brasyn_dist.training.failure_messages import MachineError, explaining
+from brasyn_dist.training.build import MachineError, machine_errors
 
 RANK_2 = cast(Distributed, SimpleNamespace(rank=2, runtime=SimpleNamespace(collective_timeout_minutes=30.0)))
 
@@ -28,7 +28,7 @@ def test_lost_rank(error: RuntimeError):
         pytest.raises(
             MachineError, match=r"rank 2: no answer.*30 minutes.*runs/x/logs/rank-\*.log.*same command"
         ),
-        explaining(Path("runs/x"), RANK_2),
+        machine_errors(Path("runs/x"), RANK_2),
     ):
         raise error
 
@@ -36,7 +36,7 @@ def test_lost_rank(error: RuntimeError):
 def test_file_system():
     with (
         pytest.raises(MachineError, match=r"rank 2: runs/x: .*No space left.*Free space.*untouched"),
-        explaining(Path("runs/x"), RANK_2),
+        machine_errors(Path("runs/x"), RANK_2),
     ):
         raise OSError(28, "No space left on device")
 
@@ -45,6 +45,6 @@ def test_file_system():
     "error", [RuntimeError("CUDA error: the launch timed out"), RuntimeError("shape mismatch"), KeyError("x")]
 )
 def test_other_errors_pass_as_they_are(error: Exception):
-    with pytest.raises(type(error)) as caught, explaining(Path("runs/x"), RANK_2):
+    with pytest.raises(type(error)) as caught, machine_errors(Path("runs/x"), RANK_2):
         raise error
     assert caught.value is error

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from brasyn_dist.distributed.timing import COMMUNICATION, PhaseClock
-from brasyn_dist.training.rank_timing import OWN, Row, computed, gpu_statistics, interval_fields, summary
+from brasyn_dist.training.rank_timing import (
+    OWN,
+    Timings,
+    computation,
+    gpu_statistics,
+    interval_fields,
+    summary,
+)
 from brasyn_dist.training.watchdog import Peer
 
 
@@ -24,7 +31,7 @@ def test_phases_on_the_host(monkeypatch: pytest.MonkeyPatch):
         pass
     seconds = clock.take()
     assert seconds == {"generator": 4.0, COMMUNICATION: 0.25}
-    assert computed(seconds) == 3.75
+    assert computation(seconds) == 3.75
     assert clock.take() == {}
 
 
@@ -57,7 +64,7 @@ def test_phases_on_a_gpu_wait_for_nothing_before_they_are_asked_for(monkeypatch:
     assert clock.take() == {"generator": 3.0, COMMUNICATION: 1.0}
 
 
-def rows() -> list[Row]:
+def rows() -> list[Timings]:
     """Two steps on two nodes: rank 2 computes longest, so the others wait for it; all take 1.0 s a step."""
     own = [1.2, 1.0, 1.9, 1.1]
     return [

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from brasyn_dist.data.loading.sampler import BatchMasks
-from brasyn_dist.training.gan_step import DeviceBatch
 from brasyn_dist.training.pass_plan import plan_passes
+from brasyn_dist.training.training_data import DeviceBatch
 from tests.models.test_passes import every_pattern, masks_of
 from tests.training.small import Update, made_up_slices, small_config
 
@@ -25,10 +25,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-# ---- a discriminator that nobody listens to
+# ---- an update without discriminator terms
 
 
-def test_without_its_terms_the_discriminator_is_neither_asked_nor_trained() -> None:
+def test_without_its_terms_the_discriminator_is_neither_evaluated_nor_updated() -> None:
     silent = ("objective.adversarial=0", "objective.classification=0")
     update = Update(small_config(*silent))
     before = {k: v.clone() for k, v in update.state.discriminator.module.state_dict().items()}
