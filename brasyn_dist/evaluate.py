@@ -154,7 +154,11 @@ def score(evaluation: Evaluation, context: LaunchContext) -> None:
         evaluation.scoring,
         partial(write_results, evaluation),
         out=evaluation.options.out,
-        settings={"brasyn_dist": brasyn_dist.__version__, **settings, "basis": evaluation.scoring.fingerprint},
+        settings={
+            "brasyn_dist": brasyn_dist.__version__,
+            **settings,
+            "basis": evaluation.scoring.fingerprint,
+        },
         context=context,
         lease=evaluation.options.lease,
     )

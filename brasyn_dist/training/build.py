@@ -123,9 +123,7 @@ def build_trainer(task: Task, group: Distributed) -> Trainer:
         data.record()
         run_folder.write_status(config.run_dir, "running", state.step, steps)
     resumed_step = state.step if checkpoint else (0 if config.checkpoint.resume == "auto" else None)
-    logger = RunLogger(
-        config.telemetry, config.run_dir, group.is_main, steps, resumed_step, to_dict(config)
-    )
+    logger = RunLogger(config.telemetry, config.run_dir, group.is_main, steps, resumed_step, to_dict(config))
     for name, value in start_table(task, group, data, state, steps, checkpoint).items():
         logger.info(f"{name:<14}{value}")
     if checkpoint is not None:
