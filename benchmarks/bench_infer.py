@@ -40,7 +40,7 @@ from brasyn_dist.inference.synthesis import (
 from brasyn_dist.models.generator import Generator, build_generator, default_execution
 from brasyn_dist.preprocessing.normalisation import mask_missing
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
-from brasyn_dist.preprocessing.slicing import centred, extract_slices, stack_slices
+from brasyn_dist.preprocessing.slicing import extract_slices, pad_or_crop, stack_slices
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 
 
@@ -211,17 +211,15 @@ def run_every_slice(
     for first in range(0, count, batch_size):
         rows = np.minimum(np.arange(first, first + batch_size), count - 1)
         with timer("prepare"):
-            padded = centred(slices_KMHW[rows], image_shape(generator.config.image_size))
+            padded = pad_or_crop(slices_KMHW[rows], image_shape(generator.config.image_size))
             x_BMHW = mask_missing(normaliser(torch.from_numpy(padded).to(device)), available_BM)
         with timer("network"), autocast(device, precision):
             image_B1HW, _ = generator(x_BMHW, available_BM, target_B, view_B)
         with timer("finish"):
             intensities = normaliser.denormalise(image_B1HW[:, 0].float(), wanted).cpu().numpy()
-            result_KHW[rows] = centred(intensities, shape)
+            result_KHW[rows] = pad_or_crop(intensities, shape)
     with timer("finish"):
-        brain_XYZ = brain_mask(
-            torch.from_numpy(images_MXYZ), BRATS.indices(available)
-        ).numpy()
+        brain_XYZ = brain_mask(torch.from_numpy(images_MXYZ), BRATS.indices(available)).numpy()
         return np.rint(stack_slices(result_KHW, view) * brain_XYZ).astype(np.int32)
 
 

@@ -211,10 +211,10 @@ def io_of(data: bytes) -> Any:
 
 def split_planes(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(4, S, S) images and (S, S) labels of a slice, padded; what a stock loader's user has to write."""
-    from brasyn_dist.preprocessing.slicing import centred
+    from brasyn_dist.preprocessing.slicing import pad_or_crop
 
     if array.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
-        array = centred(array, (IMAGE_SIZE, IMAGE_SIZE))
+        array = pad_or_crop(array, (IMAGE_SIZE, IMAGE_SIZE))
     labels = array[4] if len(array) == 5 else np.zeros(array.shape[1:])
     return array[:4], labels.astype(np.uint8)
 

@@ -51,7 +51,7 @@ class Findings:
     """Of the foreground of each modality, by name of each case that can be used."""
 
     def __iadd__(self, other: "Findings") -> "Findings":
-        self.histogram += other.histogram
+        self.histogram.add(other.histogram.counts)
         self.problems |= other.problems
         self.medians |= other.medians
         self.dtype = max(self.dtype, other.dtype, key=DTYPES.index)
@@ -119,7 +119,7 @@ def examine(
         findings.dtype = max(findings.dtype, volumes.images.dtype.name, key=DTYPES.index)
         findings.medians[case.name] = tuple(map(median_of_counts, counts))
         if case.name in training:
-            findings.histogram.add_counts(counts)
+            findings.histogram.add(counts)
         use(volumes)
     return findings
 

@@ -6,8 +6,8 @@
     index = (TP + s) / (TP + a FN + b FP + s)        loss = mean over classes of (1 - index)^exponent
 
 See docs/explanation/method.md, section 5. The published implementation also sums over the batch. Here each
-sample has its own loss, so that the gradient of a global batch does not depend on how it is split. `smoothing`
-s then determines the loss of a class that is absent (TverskyConfig).
+sample has its own loss, so the gradient of a global batch does not depend on how it is split. `smoothing` s
+then determines the loss of a class that is absent (TverskyConfig).
 """
 
 import torch

@@ -49,7 +49,7 @@ def margins(length: int, size: int) -> tuple[int, int]:
     return before, size - length - before
 
 
-def place(source: np.ndarray, target: np.ndarray) -> None:
+def pad_or_crop_into(source: np.ndarray, target: np.ndarray) -> None:
     """Copy (..., h, w) to the centre of (..., H, W), padded with 0 and cropped."""
     if source.shape[-2:] == target.shape[-2:]:
         target[...] = source
@@ -60,10 +60,10 @@ def place(source: np.ndarray, target: np.ndarray) -> None:
     target[..., target_rows, target_columns] = source[..., source_rows, source_columns]
 
 
-def centred(slices: np.ndarray, shape_HW: tuple[int, int]) -> np.ndarray:
-    """(..., h, w) to (..., H, W), see `place`. Its own inverse where nothing was cropped."""
+def pad_or_crop(slices: np.ndarray, shape_HW: tuple[int, int]) -> np.ndarray:
+    """(..., h, w) to (..., H, W), see `pad_or_crop_into`. Its own inverse where nothing was cropped."""
     target = np.empty((*slices.shape[:-2], *shape_HW), slices.dtype)
-    place(slices, target)
+    pad_or_crop_into(slices, target)
     return target
 
 

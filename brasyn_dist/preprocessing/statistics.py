@@ -127,7 +127,7 @@ class Histogram:
         self.modalities = modality_set.modalities
         self.counts: list[np.ndarray] = [np.zeros(1, np.int64) for _ in self.modalities]
 
-    def add_counts(self, counts: Sequence[np.ndarray], times: int = 1) -> "Histogram":
+    def add(self, counts: Sequence[np.ndarray], times: int = 1) -> "Histogram":
         """Add the `foreground_counts` of each modality `times` times; with -1, remove them."""
         for modality, new in enumerate(counts):
             total = self.counts[modality]
@@ -135,13 +135,6 @@ class Histogram:
             total[: len(new)] += times * new
             self.counts[modality] = total
         return self
-
-    def add_histogram(self, other: "Histogram", times: int = 1) -> "Histogram":
-        """Add everything that `other` has counted `times` times; with -1, remove it."""
-        return self.add_counts(other.counts, times)
-
-    def __iadd__(self, other: "Histogram") -> "Histogram":
-        return self.add_histogram(other)
 
     def statistics(self, cases: Iterable[str], headroom: float = 1.0) -> Statistics:
         """Statistics of the counted voxels (see `summarise`) and the names of their cases.

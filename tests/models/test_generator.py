@@ -1,6 +1,7 @@
 """The generator against the published outputs, against its description, and against itself run in other ways."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -166,6 +167,23 @@ def test_synthesise_does_not_run_the_encoders_of_missing_modalities(execution):
         for parameter in (*generator.modality_encoders.parameters(), *generator.modality_gates.parameters()):
             parameter.unflatten(0, (4, -1))[2].fill_(float("nan"))
         assert torch.equal(generator.synthesise(x, (0, 1, 3), 2), expected)
+
+
+def test_two_threads_share_a_generator():
+    """functional_call replaces parameters while it runs: threads must not see those of each other."""
+    generator = build_generator(small_config(), 4)
+    inputs = [torch.randn(1, 4, 48, 48, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    weights = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return generator.synthesise(x, (0, 1, 3), 2)
+
+    expected = list(map(run, inputs))
+    with ThreadPoolExecutor(3) as threads:
+        results = list(threads.map(run, inputs))
+    assert all(torch.equal(a, b) for a, b in zip(results, expected))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in generator.state_dict().items())
 
 
 def test_view_is_used_where_there_is_an_embedding_and_then_needed():

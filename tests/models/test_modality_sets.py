@@ -90,7 +90,7 @@ def test_only_another_set_is_stored(tmp_path: Path) -> None:
 
 
 def test_statistics_and_normalisation_of_two_modalities(tmp_path: Path) -> None:
-    histogram = Histogram(PAIR).add_counts([np.bincount([10, 20, 30]), np.bincount([1, 2, 3])])
+    histogram = Histogram(PAIR).add([np.bincount([10, 20, 30]), np.bincount([1, 2, 3])])
     statistics = histogram.statistics(["a"])
     assert statistics.column("mean") == pytest.approx((20, 2), rel=0.01)
     statistics.save(tmp_path / "statistics.json")

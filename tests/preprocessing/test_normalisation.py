@@ -129,7 +129,7 @@ def test_a_slice_of_its_own_range_comes_back_scaled_by_the_others():
     spoilt = values.clone()
     spoilt[:, 2] = 1e6
     assert restored.equal(normaliser.denormalise(image, 2, spoilt, (0, 1, 3)))
-    with pytest.raises(ValueError, match="made from"):
+    with pytest.raises(ValueError, match="synthesised from"):
         normaliser.denormalise(image, 2)
 
 

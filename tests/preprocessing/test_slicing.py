@@ -5,11 +5,11 @@ import pytest
 
 from brasyn_dist.brats import VIEW_AXES, VIEWS
 from brasyn_dist.preprocessing.slicing import (
-    centred,
     extract_slices,
     foreground_pixels,
     kept_slices,
     margins,
+    pad_or_crop,
     stack_slices,
 )
 
@@ -42,22 +42,22 @@ def test_padding_is_centred_with_the_odd_pixel_after():
     assert margins(155, 240) == (42, 43)
     assert margins(240, 240) == (0, 0)
     slices = np.arange(1, 2 * 240 * 155 + 1).reshape(2, 240, 155)
-    padded = centred(slices, (240, 240))
+    padded = pad_or_crop(slices, (240, 240))
     assert padded.shape == (2, 240, 240)
     np.testing.assert_array_equal(padded[:, :, 42:197], slices)
     assert not padded[:, :, :42].any() and not padded[:, :, 197:].any()
-    np.testing.assert_array_equal(centred(padded, (240, 155)), slices)
+    np.testing.assert_array_equal(pad_or_crop(padded, (240, 155)), slices)
 
 
 def test_what_does_not_fit_is_cut_around_the_middle():
     slices = np.arange(1, 2 * 240 * 155 + 1).reshape(2, 240, 155)
-    cut = centred(slices, (208, 160))
+    cut = pad_or_crop(slices, (208, 160))
     assert cut.shape == (2, 208, 160)
     np.testing.assert_array_equal(cut[:, :, 2:157], slices[:, 16:224])
     assert not cut[:, :, :2].any() and not cut[:, :, 157:].any()
-    np.testing.assert_array_equal(centred(slices, (240, 144)), slices[:, :, 5:149])
+    np.testing.assert_array_equal(pad_or_crop(slices, (240, 144)), slices[:, :, 5:149])
     # Back in their place, and 0 where they were cut.
-    back = centred(cut, (240, 155))
+    back = pad_or_crop(cut, (240, 155))
     np.testing.assert_array_equal(back[:, 16:224], slices[:, 16:224])
     assert not back[:, :16].any() and not back[:, 224:].any()
 

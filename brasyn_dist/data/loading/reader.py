@@ -19,7 +19,7 @@ from brasyn_dist.data.format.index import Selection
 from brasyn_dist.data.format.tar_shards import ShardEntry
 from brasyn_dist.data.loading.storage import ShardSource
 from brasyn_dist.errors import DataError
-from brasyn_dist.preprocessing.slicing import place
+from brasyn_dist.preprocessing.slicing import pad_or_crop_into
 
 
 class _OpenShard:
@@ -171,10 +171,10 @@ def _place_all(slices: np.ndarray, planes: np.ndarray, labels: np.ndarray) -> bo
         raise DataError(f"stored with {len(slices)} planes, but the set has {len(planes)} modalities")
     if slices.dtype != planes.dtype:
         raise DataError(f"stored as {slices.dtype}, but the index says {planes.dtype}")
-    place(slices[: len(planes)], planes)
+    pad_or_crop_into(slices[: len(planes)], planes)
     has_labels = len(slices) > len(planes)
     if has_labels:
-        place(slices[-1], labels)
+        pad_or_crop_into(slices[-1], labels)
     else:
         labels[...] = 0
     return has_labels

@@ -50,7 +50,7 @@ def survey(
     for moved, times in ((joined, 1), (left, -1)):
         if moved:
             again = _read(moved, {c.name for c in moved}, options, pool, "split again", _nothing)
-            findings.histogram.add_histogram(again.histogram, times)
+            findings.histogram.add(again.histogram.counts, times)
     return Survey(good, training, findings, bad)
 
 
