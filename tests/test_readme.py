@@ -125,7 +125,7 @@ def headings(document: Path) -> set[str]:
 
 def test_files_of_the_repository_that_documents_name_exist():
     folders = "brasyn_dist|benchmarks|configs|container|docs|launch|slurm|tests|tools"
-    pattern = re.compile(rf"(?<![\w/.-])(?:{folders})/[\w./-]+\.(?:py|md|yaml|sh|sbatch|png)\b")
+    pattern = re.compile(rf"(?<![\w/.-])(?:{folders})/\w[\w./-]*\.(?:py|md|yaml|sh|sbatch|png)\b")
     missing = [
         f"{document.relative_to(REPOSITORY)}: {name}"
         for document in DOCUMENTS
