@@ -52,7 +52,9 @@ def score_predictions(
             values = reusable_scores(earlier.get(name, ()), files)
             if values is None:
                 given_up = queue.given_up(name)
-                result = given_up_result(prediction) if given_up else score_prediction(prediction, case, scoring)
+                result = (
+                    given_up_result(prediction) if given_up else score_prediction(prediction, case, scoring)
+                )
                 values = {k: v for k, v in asdict(result).items() if k != "prediction"}
             bar.n = queue.record(name, {"files": files, "result": values})
             bar.refresh()

@@ -61,21 +61,8 @@ def infer_single(
 ) -> dict[str, Path]:
     """Synthesise every modality of one case that is not given from those that are given. Existing files are replaced.
 
-    Args:
-        output: File to write (.nii.gz or .nii), if one modality is missing. Otherwise, or without such an ending, the
-            folder for `<case>-<modality>.nii.gz`, named after the first input.
-        weights: As for `infer_batch`, like all other arguments.
-        t1c: File of the contrast-enhanced T1-weighted volume.
-        t1n: File of the native T1-weighted volume.
-        t2f: File of the T2-FLAIR volume.
-        t2w: File of the T2-weighted volume.
-        views: See `infer_batch`.
-        any_view: See `infer_batch`.
-        fusion: See `infer_batch`.
-        batch_size: See `infer_batch`.
-        precision: See `infer_batch`.
-        device: See `infer_batch`.
-        round_values: See `infer_batch`.
+    `output` is the file to write (.nii.gz or .nii), if one modality is missing. Otherwise, or without such an ending, it is
+    the folder for `<case>-<modality>.nii.gz`, named after the first input. The other arguments are those of `infer_batch`.
 
     Returns:
         The path of each written modality.
@@ -252,7 +239,7 @@ def describe_run(output: Path, ensemble: Ensemble, device: torch.device, fusion:
         "batch_size": ensemble.batch_size or default_batch_size(device),
         **environment(1, str(device)),
     }
-    return Manifest(output, identity, details)
+    return Manifest(output, identity, details, ensemble.modality_set)
 
 
 def given_up_record(request: CaseRequest) -> CaseRecord:

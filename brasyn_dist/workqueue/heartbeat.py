@@ -122,14 +122,9 @@ class Workers:
         return known is not None and heartbeat is not None and known[0] != heartbeat
 
     def _last_heartbeat(self, name: str) -> int | None:
-        try:
-            handle = os.open(self._folder / name, os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            return os.fstat(handle).st_mtime_ns
-        finally:
-            os.close(handle)
+        with suppress(OSError), (self._folder / name).open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+        return None
 
 
 class Heartbeat:

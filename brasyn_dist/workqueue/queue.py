@@ -134,7 +134,12 @@ class WorkQueue:
     def record(self, item: str, value: Any) -> int:
         """Store the (JSON) result of an item permanently. Returns the number of items that have a record."""
         try:
-            append_line(self._folder / "records" / f"{self.name}.jsonl", {"item": item, "value": value})
+            # The file is opened for every line, because other clients of NFS see new content only after it was closed. The
+            # line feed in front separates the entry from one that was written only in part (disk full).
+            with (self._folder / "records" / f"{self.name}.jsonl").open("ab") as file:
+                file.write(f"\n{json.dumps({'item': item, 'value': value})}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
         except OSError:
             # If the pass has ended, this process was stopped and others have done the item meanwhile.
             if not self.ended():
@@ -155,11 +160,11 @@ class WorkQueue:
         found: dict[str, list[Any]] = {}
         for number in (n for n in _passes(self._root) if n < self._number):
             folder = self._root / f"{number:06d}"
-            workers, reader = Workers(folder / "workers", self._lease), RecordReader(folder / "records")
-            for name, entry in reader.new():
+            workers = Workers(folder / "workers", self._lease)
+            for name, item, value in _new_entries(folder / "records", {}):
                 worker = workers.get(name)
                 if worker is not None and worker.basis == self._worker.basis:
-                    found.setdefault(entry["item"], []).append(entry["value"])
+                    found.setdefault(item, []).append(value)
         return found
 
     def worker_details(self) -> dict[str, dict[str, Any]]:
@@ -211,7 +216,7 @@ class WorkQueue:
     def _use_pass(self, number: int) -> None:
         self._number, self._folder = number, self._root / f"{number:06d}"
         self._workers = Workers(self._folder / "workers", self._lease)
-        self._reader = RecordReader(self._folder / "records")
+        self._offsets: dict[str, int] = {}
 
     def _joinable(self, number: int) -> bool:
         """Whether a pass is continued: it is this job's, or one of its workers is alive.
@@ -240,11 +245,10 @@ class WorkQueue:
         """Register as a worker of a pass. False if the pass has ended in the meantime."""
         self._use_pass(number)
         try:
-            try:
+            self.opened = False
+            with suppress(FileExistsError):
                 self._folder.mkdir(parents=True)
                 self.opened = True
-            except FileExistsError:
-                self.opened = False
             for name in ("workers", "claims", "records"):
                 (self._folder / name).mkdir(exist_ok=True)
             self._workers.register(self._worker)
@@ -287,15 +291,13 @@ class WorkQueue:
         number = newest.get(item, 0)
         if number and not self._abandoned(item, number):
             return False
-        try:
-            handle = os.open(self._claim_file(item, number + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except (FileExistsError, FileNotFoundError):
-            return False
-        try:
-            os.write(handle, self.name.encode())
-        finally:
-            os.close(handle)
-        return True
+        with (
+            suppress(FileExistsError, FileNotFoundError),
+            self._claim_file(item, number + 1).open("x") as file,
+        ):
+            file.write(self.name)
+            return True
+        return False
 
     def _abandoned(self, item: str, number: int) -> bool:
         owner = self._owner(item, number)
@@ -318,10 +320,9 @@ class WorkQueue:
         return self._folder / "claims" / f"{item}.{number}"
 
     def _owner(self, item: str, number: int) -> str:
-        try:
+        with suppress(OSError):
             return self._claim_file(item, number).read_text()
-        except OSError:
-            return ""
+        return ""
 
     def _others(self) -> list[str]:
         """Workers beside this one that are not known to have ended."""
@@ -332,8 +333,8 @@ class WorkQueue:
 
     def _read_records(self) -> None:
         with self._reading:
-            for _, entry in self._reader.new():
-                self.records.setdefault(entry["item"], []).append(entry["value"])
+            for _, item, value in _new_entries(self._folder / "records", self._offsets):
+                self.records.setdefault(item, []).append(value)
 
     def _pause(self) -> None:
         """Wait for the next check, or until this process has recorded an item."""
@@ -341,48 +342,21 @@ class WorkQueue:
         self._changed.clear()
 
 
-class RecordReader:
-    """Reads new entries of all record files of a folder. An entry that a killed worker has left incomplete is skipped."""
+def _new_entries(folder: Path, offsets: dict[str, int]) -> Iterator[tuple[str, str, Any]]:
+    """(worker, item, value) of the complete lines behind the `offsets` of the record files, which are advanced.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._offsets: dict[str, int] = {}
-
-    def new(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(worker, entry) of the lines that were completed since the last call."""
-        for path in sorted(self._folder.glob("*.jsonl")):
-            for line in self._lines(path):
+    Lines that a killed worker has left incomplete are skipped.
+    """
+    for path in sorted(folder.glob("*.jsonl")):
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            file.seek(offsets.get(path.name, 0))
+            data = file.read()
+            complete = data[: data.rfind(b"\n") + 1]
+            offsets[path.name] = offsets.get(path.name, 0) + len(complete)
+            for line in complete.splitlines():
                 with suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
-                    yield path.stem, {"item": entry["item"], "value": entry["value"]}
-
-    def _lines(self, path: Path) -> list[bytes]:
-        offset = self._offsets.get(path.name, 0)
-        try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []  # the pass has ended
-        complete = data[: data.rfind(b"\n") + 1]
-        self._offsets[path.name] = offset + len(complete)
-        return complete.splitlines()
-
-
-def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Append a JSON line and flush it to disk.
-
-    The file is opened for every line, because other clients of NFS see new content only after it was closed. The line feed
-    in front separates the entry from an earlier one that was written only in part (disk full).
-    """
-    data = f"\n{json.dumps(entry)}\n".encode()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        while data:
-            data = data[os.write(handle, data) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+                    yield path.stem, entry["item"], entry["value"]
 
 
 def _hash(value: Any) -> str:
@@ -402,7 +376,6 @@ def _newest(root: Path) -> int:
 
 def _finished_jobs(root: Path) -> list[list[str]]:
     """(job, settings) of the processes of the last finished pass."""
-    try:
+    with suppress(OSError, ValueError):
         return json.loads((root / FINISHED_JOBS).read_text())
-    except (OSError, ValueError):
-        return []
+    return []
