@@ -1,7 +1,9 @@
 """One case on its way through the stages read, synthesise and write, and the loop over cases.
 
-    requests --read (one case ahead, in a thread)--> volumes --synthesise--> synthetic volumes --write (in a thread)--> files,
-                                                                                                               CaseRecord
+    requests --read (one ahead, in a thread)--> volumes --synthesise--> synthetic volumes --write (in a thread)-->
+
+    --> files, CaseRecord
+
 An error in any stage is stored in the case's record. The other cases are not affected.
 """
 
@@ -118,7 +120,7 @@ def run_jobs(
 
 
 def stored_type(inputs: Iterable[np.dtype], array: np.ndarray) -> np.dtype:
-    """Type of a written volume: the widest type of the input files, at least int16, and wide enough for `array`."""
+    """Type of a written volume: the widest of the input files, at least int16, and wide enough for `array`."""
     kind = np.result_type(*inputs)
     if kind.kind not in "iu":
         return kind

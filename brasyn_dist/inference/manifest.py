@@ -1,8 +1,8 @@
 """manifest.json beside the predictions: weights, inputs, seconds and hashes of every case.
 
-It is written before the first case, so that the weights of the volumes are known even if the run is killed, and again at the
-end, by one of the processes, with the records of all cases. A rerun extends it; a rerun with other weights, views or
-precision is refused.
+It is written before the first case, so that the weights of the volumes are known even if the run is killed,
+and again at the end, by one of the processes, with the records of all cases. A rerun extends it; a rerun with
+other weights, views or precision is refused.
 """
 
 import json

@@ -7,8 +7,9 @@
             merge(queue.records)
             queue.finish()
 
-A claim is a file that is created with O_EXCL: only one process succeeds, also on NFS. A process that takes over an item from
-a dead worker creates the claim with the next number. Claims are never removed during a pass.
+A claim is a file that is created with O_EXCL: only one process succeeds, also on NFS. A process that takes
+over an item from a dead worker creates the claim with the next number. Claims are never removed during a
+pass.
 """
 
 import hashlib
@@ -44,7 +45,9 @@ MAXIMUM_DEATHS = 3
 
 
 class WorkQueue:
-    """Items shared with all processes that use the same folder. A context manager: on exit, unfinished claims are released.
+    """Items shared with all processes that use the same folder.
+
+    A context manager: on exit, unfinished claims are released.
 
     `record` may be called in another thread than the one that iterates.
     """
@@ -63,10 +66,11 @@ class WorkQueue:
         """Describe the work. The queue joins the other processes when the context is entered.
 
         Args:
-            folder: Folder of the results. The processes communicate through files in its subfolder `.workqueue`.
+            folder: Folder of the results. The processes communicate through files in its subfolder
+                `.workqueue`.
             items: Names that are valid as file names; equal in all processes.
-            basis: (JSON) what a record depends on beside its item. Records of an interrupted pass with another basis
-                do not count.
+            basis: (JSON) what a record depends on beside its item. Records of an interrupted pass with
+                another basis do not count.
             settings: (JSON) everything else that must be equal in all processes.
             job: Name of the job (`LaunchContext.job`).
             details: (JSON) facts about this process, for `worker_details`.
@@ -115,7 +119,10 @@ class WorkQueue:
     # Work
 
     def __iter__(self) -> Iterator[str]:
-        """Claimed items, until every item has a record. Waits while all remaining items are claimed by live workers."""
+        """Claimed items, until every item has a record.
+
+        Waits while all remaining items are claimed by live workers.
+        """
         waiting = False
         while not self.ended():
             self._read_records()
@@ -134,8 +141,9 @@ class WorkQueue:
     def record(self, item: str, value: Any) -> int:
         """Store the (JSON) result of an item permanently. Returns the number of items that have a record."""
         try:
-            # The file is opened for every line, because other clients of NFS see new content only after it was closed. The
-            # line feed in front separates the entry from one that was written only in part (disk full).
+            # The file is opened for every line, because other clients of NFS see new content only after it
+            # was closed. The line feed in front separates the entry from one that was written only in part
+            # (disk full).
             with (self._folder / "records" / f"{self.name}.jsonl").open("ab") as file:
                 file.write(f"\n{json.dumps({'item': item, 'value': value})}\n".encode())
                 file.flush()
@@ -175,7 +183,7 @@ class WorkQueue:
     # End
 
     def claim_merge(self) -> bool:
-        """Wait until this process may merge the records (true), or until another process has done so (false)."""
+        """Wait until this process may merge the records (true), or another process has done so (false)."""
         while not self.ended():
             if self._take(MERGE, self._newest_claims()):
                 return True
@@ -183,7 +191,7 @@ class WorkQueue:
         return False
 
     def finish(self) -> None:
-        """End the pass after merging: remove its files, and leave a note for processes of its jobs that start later."""
+        """End the pass after merging: remove its files, and note its jobs for processes that start later."""
         jobs = {(worker.job, worker.settings) for worker in self._workers.all() if worker.job is not None}
         if jobs:
             write_json(self._root / FINISHED_JOBS, sorted(map(list, jobs)))
@@ -197,7 +205,7 @@ class WorkQueue:
             self._root.rmdir()
 
     def ended(self) -> bool:
-        """Whether the pass was finished, replaced by another one while this process was stopped, or left by this process."""
+        """Whether the pass was finished, was replaced while this process was stopped, or was left."""
         if self._closed.is_set() or self.finished_before:
             return True
         return not self._workers.present(self.name) or _newest(self._root) != self._number
@@ -275,8 +283,8 @@ class WorkQueue:
         newest, unrecorded = self._newest_claims(), self._unrecorded()
         unclaimed = [item for item in unrecorded if item not in newest]
         if self._held:
-            # The last items are left to idle workers. Abandoned items are taken one at a time: if one of them kills its
-            # workers, no other item is held together with it again.
+            # The last items are left to idle workers. Abandoned items are taken one at a time: if one of them
+            # kills its workers, no other item is held together with it again.
             candidates = unclaimed if len(unclaimed) > len(self._others()) else []
         else:
             candidates = [*unclaimed, *(item for item in unrecorded if item in newest)]
@@ -308,7 +316,10 @@ class WorkQueue:
         return owner == self.name or self._workers.is_dead(owner)
 
     def _newest_claims(self) -> dict[str, int]:
-        """Number of the newest claim of every claimed item. A network file system may return an outdated list."""
+        """Number of the newest claim of every claimed item.
+
+        A network file system may return an outdated list.
+        """
         newest: dict[str, int] = {}
         with suppress(FileNotFoundError):
             for path in (self._folder / "claims").iterdir():
@@ -343,7 +354,7 @@ class WorkQueue:
 
 
 def _new_entries(folder: Path, offsets: dict[str, int]) -> Iterator[tuple[str, str, Any]]:
-    """(worker, item, value) of the complete lines behind the `offsets` of the record files, which are advanced.
+    """(worker, item, value) of the complete lines behind the `offsets` of the files, which are advanced.
 
     Lines that a killed worker has left incomplete are skipped.
     """
