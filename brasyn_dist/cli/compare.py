@@ -65,7 +65,9 @@ def run(options: CompareOptions) -> None:
     a = read_scores(options.a, options.method_a)
     b = read_scores(options.b, options.method_b)
     pairs = pair_scores(a, b, options.common)
-    result = compare_scores(pairs, options.rank_by or CHALLENGE_SCORES, options.resamples or RESAMPLES, options.seed)
+    result = compare_scores(
+        pairs, options.rank_by or CHALLENGE_SCORES, options.resamples or RESAMPLES, options.seed
+    )
     print(f"A: {options.a} ({options.method_a})\nB: {options.b} ({options.method_b})\n")
     print(comparison_table(result))
     if options.out is not None:

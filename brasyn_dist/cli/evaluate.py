@@ -150,7 +150,11 @@ def score(evaluation: Evaluation, context: LaunchContext) -> None:
         evaluation.scoring,
         partial(write_results, evaluation),
         out=evaluation.options.out,
-        settings={"brasyn_dist": brasyn_dist.__version__, **settings, "fingerprint": evaluation.scoring.fingerprint},
+        settings={
+            "brasyn_dist": brasyn_dist.__version__,
+            **settings,
+            "fingerprint": evaluation.scoring.fingerprint,
+        },
         context=context,
         lease=evaluation.options.lease,
     )

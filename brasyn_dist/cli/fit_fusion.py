@@ -62,7 +62,9 @@ def run(options: FitFusionOptions) -> None:
     from brasyn_dist.inference.fusion_fitting import Sample, cross_validate, fit_weights, sample_case
 
     device = choose_device(options.device, options.precision)
-    members = load_members(options.weights, device, options.views and [str(view) for view in options.views], options.any_view)
+    members = load_members(
+        options.weights, device, options.views and [str(view) for view in options.views], options.any_view
+    )
     if len(members) < 2:
         raise ConfigError(
             f"one member ({members[0].view}) has nothing to be fused with; give several views or weights"

@@ -1,7 +1,7 @@
-"""Launch environment: what torchrun, accelerate, deepspeed and Slurm say about this process in environment variables.
+"""Launch environment: the variables that torchrun, accelerate, deepspeed and Slurm set for this process.
 
-torchrun, accelerate and deepspeed set LOCAL_RANK, LOCAL_WORLD_SIZE and WORLD_SIZE. `srun` sets SLURM_LOCALID and
-SLURM_STEP_NUM_TASKS. This module does not communicate with other processes.
+torchrun, accelerate and deepspeed set LOCAL_RANK, LOCAL_WORLD_SIZE and WORLD_SIZE. `srun` sets SLURM_LOCALID
+and SLURM_STEP_NUM_TASKS. This module does not communicate with other processes.
 """
 
 import os
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from brasyn_dist.common.processes import machine, started
 
 JOB_VARIABLE = "BRASYN_JOB"
-"""Environment variable with a common name of the processes of one job, for schedulers that are not known here."""
+"""Environment variable with the name of the job, for schedulers that are not known here."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class LaunchContext:
     local_world_size: int = 1
     """Number of processes of the job on this node."""
     job: str | None = None
-    """Equal in all processes of a job, different for every job; None if the environment does not name a job."""
+    """Equal in all processes of a job, different for every job; None if there is no job."""
     processors: int | None = None
     """Processors of this process, where Slurm sets their number."""
 
     @property
     def threads(self) -> int | None:
-        """This process' share of the node's processors; None (the library's default) if it is alone on the node."""
+        """This process' share of the node's processors; None (the library's default) if it has them all."""
         if self.local_world_size == 1:
             return None
         return self.processors or max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
@@ -51,7 +51,7 @@ def launch_context(environment: Mapping[str, str] = os.environ) -> LaunchContext
 
 
 def job_name(environment: Mapping[str, str]) -> str | None:
-    """A name that differs between all starts, but stays the same when Slurm requeues a job; None if there is no job."""
+    """A name of the job, None if there is none. It differs between starts, but not when Slurm requeues a job."""
     launched = "LOCAL_RANK" in environment
     if JOB_VARIABLE in environment:
         return environment[JOB_VARIABLE]

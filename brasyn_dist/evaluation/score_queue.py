@@ -2,7 +2,8 @@
 
     predictions --WorkQueue--> score_prediction --> records --one process--> CaseScores
 
-Scores of an interrupted evaluation are reused if the options and all files that they were computed from are unchanged.
+Scores of an interrupted evaluation are reused if the options and all files that they were computed from are
+unchanged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -77,5 +78,6 @@ def reusable_scores(records: Sequence[Any], files: list[list[Any]]) -> dict[str,
 
 
 def given_up_result(prediction: Prediction) -> CaseScores:
-    problem = f"{prediction.path}: {MAXIMUM_DEATHS} processes were killed or stopped while they scored it (out of memory?)"
+    what = f"{MAXIMUM_DEATHS} processes were killed or stopped while they scored it"
+    problem = f"{prediction.path}: {what} (out of memory?)"
     return CaseScores(prediction, problem=problem)

@@ -1,10 +1,12 @@
 """Inference: the missing modalities of cases.
 
-    --weights --load_inference--> members (a model and the view that it runs over), fusion (mean or fitted weights)
+    --weights --load_inference--> members (a model and a view each), fusion (the mean, or fitted weights)
                                          |
-    case folders --> CaseRequest --read--> volumes --synthesise: one volume for each member --fuse--> --write--> <case>-<modality>.nii.gz
-                     cases      case_job             synthesis                           fusion      case_job   + manifest.json
+    case folders --> CaseRequest --read--> volumes --synthesise: a volume for each member --fuse--> --write-->
+                     cases        case_job            synthesis                            fusion    case_job
 
-`api` connects the parts: `infer_single` for the files of one case, `infer_batch` for a folder of cases. `infer_batch` shares
-the cases with other processes through `brasyn_dist.workqueue`.
+    --> <case>-<modality>.nii.gz, manifest.json
+
+`api` connects the parts: `infer_single` for the files of one case, `infer_batch` for a folder of cases.
+`infer_batch` shares the cases with other processes through `brasyn_dist.workqueue`.
 """

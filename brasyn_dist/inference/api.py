@@ -1,7 +1,7 @@
 """Synthesis from Python: `infer_single` for the files of one case, `infer_batch` for a folder of cases.
 
 import brasyn_dist
-brasyn_dist.infer_single(t1c="a.nii.gz", t1n="b.nii.gz", t2w="c.nii.gz", output="t2f.nii.gz", weights="runs/r8")
+brasyn_dist.infer_single(t1c="1.nii.gz", t1n="2.nii.gz", t2w="3.nii.gz", output="4.nii.gz", weights="runs/r8")
 brasyn_dist.infer_batch("cases/", "predictions/", weights="runs/r8")
 """
 
@@ -59,23 +59,13 @@ def infer_single(
     device: str | None = None,
     round_values: bool = False,
 ) -> dict[str, Path]:
-    """Synthesise every modality of one case that is not given from those that are given. Existing files are replaced.
+    """Synthesise every modality of one case that is not given from those that are given.
 
-    Args:
-        output: File to write (.nii.gz or .nii), if one modality is missing. Otherwise, or without such an ending, the
-            folder for `<case>-<modality>.nii.gz`, named after the first input.
-        weights: As for `infer_batch`, like all other arguments.
-        t1c: File of the contrast-enhanced T1-weighted volume.
-        t1n: File of the native T1-weighted volume.
-        t2f: File of the T2-FLAIR volume.
-        t2w: File of the T2-weighted volume.
-        views: See `infer_batch`.
-        any_view: See `infer_batch`.
-        fusion: See `infer_batch`.
-        batch_size: See `infer_batch`.
-        precision: See `infer_batch`.
-        device: See `infer_batch`.
-        round_values: See `infer_batch`.
+    Existing files are replaced.
+
+    `output` is the file to write (.nii.gz or .nii), if one modality is missing. Otherwise, or without such an
+    ending, it is the folder for `<case>-<modality>.nii.gz`, named after the first input. The other arguments
+    are those of `infer_batch`.
 
     Returns:
         The path of each written modality.
@@ -119,8 +109,9 @@ def infer_batch(
 ) -> list[CaseRecord]:
     """Synthesise the missing modalities of every case folder below `input`.
 
-    Writes `output`/`<case>-<modality>.nii.gz` and manifest.json. Processes with the same arguments share the cases, however
-    they were started (docs/explanation/work-queue.md). The failure of a case does not affect the others.
+    Writes `output`/`<case>-<modality>.nii.gz` and manifest.json. Processes with the same arguments share the
+    cases, however they were started (docs/explanation/work-queue.md). The failure of a case does not affect
+    the others.
 
     Args:
         input: Folder of case folders.
@@ -136,7 +127,8 @@ def infer_batch(
         device: Such as `cpu` or `cuda:1`; default: a GPU if there is one.
         overwrite: Synthesise again what an earlier run has finished, instead of verifying and keeping it.
         round_values: Round intensities that are not whole numbers, instead of refusing them.
-        context: Position of this process on its node; default: from the launcher's or Slurm's environment variables.
+        context: Position of this process on its node; default: from the launcher's or Slurm's environment
+            variables.
         lease: Heartbeat timeout in seconds, after which another process takes over a case; default: 60.
         say: Takes lines of progress.
 
@@ -214,7 +206,10 @@ def infer_batch(
 
 
 def single_request(files: dict[str, Path], output: Path, modality_set: ModalitySet) -> CaseRequest:
-    """The request that completes one case from `files` (by modality). Raises ConfigError if none or all are given."""
+    """The request that completes one case from `files` (by modality).
+
+    Raises ConfigError if none or all are given.
+    """
     names = modality_set.modalities
     targets = tuple(m for m in names if m not in files)
     if not targets or not files or set(files) - set(names):
@@ -252,14 +247,14 @@ def describe_run(output: Path, ensemble: Ensemble, device: torch.device, fusion:
         "batch_size": ensemble.batch_size or default_batch_size(device),
         **environment(1, str(device)),
     }
-    return Manifest(output, identity, details)
+    return Manifest(output, identity, details, ensemble.modality_set)
 
 
 def given_up_record(request: CaseRequest) -> CaseRecord:
     """The record of a case that has killed several workers."""
     reason = (
-        f"{request.case.folder}: {MAXIMUM_DEATHS} processes were killed or stopped while they processed it (out of memory?); "
-        "check the case, or run again with more memory"
+        f"{request.case.folder}: {MAXIMUM_DEATHS} processes were killed or stopped while they processed it "
+        "(out of memory?); check the case, or run again with more memory"
     )
     return failed_record(request, reason)
 

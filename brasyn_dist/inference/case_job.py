@@ -1,13 +1,16 @@
 """One case on its way through the stages read, synthesise and write, and the loop over cases.
 
-    requests --read (one case ahead, in a thread)--> volumes --synthesise--> synthetic volumes --write (in a thread)--> files,
-                                                                                                               CaseRecord
+    requests --read (one ahead, in a thread)--> volumes --synthesise--> synthetic volumes --write (in a thread)-->
+
+    --> files, CaseRecord
+
 An error in any stage is stored in the case's record. The other cases are not affected.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -27,9 +30,27 @@ Synthesise = Callable[[CaseVolumes, tuple[str, ...], StageTimer], dict[str, np.n
 NOTHING: Mapping[str, CaseRecord] = {}
 
 
+def _stage(method: Callable[..., None]) -> Callable[..., "CaseJob"]:
+    """A stage of a job: skipped if the job has a record; an exception becomes the record of a failed case."""
+
+    @wraps(method)
+    def run(self: "CaseJob", *arguments: Any, **options: Any) -> "CaseJob":
+        if self.record is None:
+            try:
+                method(self, *arguments, **options)
+            except Exception as error:
+                where = f"{self.request.case.name}: {method.__name__}"
+                self.record = failed_record(self.request, reason_of(error, where))
+        if self.record is not None:
+            self.volumes, self.synthetic = None, {}
+        return self
+
+    return run
+
+
 @dataclass
 class CaseJob:
-    """A request in progress. The stages do nothing once the job has a `record`."""
+    """A request in progress, until it has a `record`."""
 
     request: CaseRequest
     timer: StageTimer = field(default_factory=StageTimer)
@@ -37,53 +58,34 @@ class CaseJob:
     volumes: CaseVolumes | None = None
     synthetic: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def read(self, earlier: Mapping[str, CaseRecord] = NOTHING, round_values: bool = False) -> "CaseJob":
-        """Stage 1: read the available modalities, unless `earlier` records show that the outputs are finished."""
-        return self._run("read", self._read, earlier, round_values)
-
-    def synthesise(self, synthesise: Synthesise) -> "CaseJob":
-        """Stage 2: make the target volumes."""
-        return self._run("synthesis", self._synthesise, synthesise)
-
-    def write(self) -> "CaseJob":
-        """Stage 3: write the target volumes in the form of the first available modality."""
-        return self._run("write", self._write)
-
-    def _read(self, earlier: Mapping[str, CaseRecord], round_values: bool) -> None:
+    @_stage
+    def read(self, earlier: Mapping[str, CaseRecord] = NOTHING, round_values: bool = False) -> None:
+        """Read the available modalities, unless `earlier` records show that the outputs are finished."""
         self.record = kept_record(self.request, earlier)
-        if self.record is not None:
-            return
-        with self.timer("read"):
-            self.volumes = read_case(self.request.case, self.request.available, False, round_values)
+        if self.record is None:
+            with self.timer("read"):
+                self.volumes = read_case(self.request.case, self.request.available, False, round_values)
 
-    def _synthesise(self, synthesise: Synthesise) -> None:
+    @_stage
+    def synthesise(self, synthesise: Synthesise) -> None:
+        """Make the target volumes."""
         assert self.volumes is not None
         self.synthetic = synthesise(self.volumes, self.request.targets, self.timer)
 
-    def _write(self) -> None:
+    @_stage
+    def write(self) -> None:
+        """Write the target volumes with the geometry of the first available modality."""
         assert self.volumes is not None
+        request, volumes = self.request, self.volumes
         with self.timer("write"):
-            for target, path in self.request.outputs.items():
+            for target, path in request.outputs.items():
                 array = self.synthetic[target]
-                write_like(path, array, self.volumes.reference, stored_type(self.volumes.stored_types, array))
-            hashes = {target: sha256_of(path) for target, path in self.request.outputs.items()}
+                write_like(path, array, volumes.reference, stored_type(volumes.stored_types, array))
+            hashes = {target: sha256_of(path) for target, path in request.outputs.items()}
         seconds = {stage: round(value, 4) for stage, value in self.timer.seconds.items()}
-        request = self.request
         self.record = CaseRecord(
             request.case.name, "done", request.available, request.targets, hashes, seconds
         )
-
-    def _run(self, stage: str, method: Callable[..., None], *arguments: Any) -> "CaseJob":
-        if self.record is None:
-            try:
-                method(*arguments)
-            except Exception as error:
-                self.record = failed_record(
-                    self.request, reason_of(error, f"{self.request.case.name}: {stage}")
-                )
-        if self.record is not None:
-            self.volumes, self.synthetic = None, {}
-        return self
 
 
 def run_jobs(
@@ -118,7 +120,7 @@ def run_jobs(
 
 
 def stored_type(inputs: Iterable[np.dtype], array: np.ndarray) -> np.dtype:
-    """Type of a written volume: the widest type of the input files, at least int16, and wide enough for `array`."""
+    """Type of a written volume: the widest of the input files, at least int16, and wide enough for `array`."""
     kind = np.result_type(*inputs)
     if kind.kind not in "iu":
         return kind

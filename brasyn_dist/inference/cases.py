@@ -83,9 +83,9 @@ def plan_requests(
 def kept_record(request: CaseRequest, earlier: Mapping[str, CaseRecord]) -> CaseRecord | None:
     """The record of a request that an earlier run has finished; None if the case has to be synthesised.
 
-    Finished means: the outputs have the recorded hashes, and were synthesised from the same modalities. Outputs without a
-    record are synthesised again, because their weights are not known. Records are written directly after the outputs, so that
-    a killed run leaves at most one such case for each worker.
+    Finished means: the outputs have the recorded hashes, and were synthesised from the same modalities.
+    Outputs without a record are synthesised again, because their weights are not known. Records are written
+    directly after the outputs, so that a killed run leaves at most one such case for each worker.
     """
     known = earlier.get(request.case.name)
     if known is None or known.available != request.available:

@@ -1,6 +1,6 @@
 """Ensemble: which models run over which views, and how their volumes are fused.
 
---weights, --views, --fusion --load_inference--> InferenceConfig --load_ensemble--> Ensemble (members on a device, fusion)
+--weights, --views, --fusion --load_inference--> InferenceConfig --load_ensemble--> Ensemble
 
 runs/r8                             one model, over all views that it was trained on
 runs/r6:axial runs/r7:sagittal      one model for each view
@@ -149,7 +149,10 @@ def _with_views(member: MemberConfig, views: Sequence[str]) -> MemberConfig:
 def load_ensemble(
     config: InferenceConfig, device: torch.device, batch_size: int | None, precision: Precision
 ) -> Ensemble:
-    """The members and the fusion of a configuration on a device. Raises as `load_members` and `load_fusion` do."""
+    """The members and the fusion of a configuration on a device.
+
+    Raises as `load_members` and `load_fusion` do.
+    """
     members = load_members(config, device)
     fuse = None if config.fusion is None else load_fusion(config.fusion, members)
     return Ensemble(members, fuse, batch_size, precision)
@@ -163,13 +166,13 @@ def load_members(
 ) -> tuple[Member, ...]:
     """One member for each model that `weights` names and each of its views.
 
-    The members are sorted by view and hash, because floating-point sums depend on the order. A model of several views is
-    loaded once.
+    The members are sorted by view and hash, because floating-point sums depend on the order. A model of
+    several views is loaded once.
 
     Raises:
         CheckpointError: A model is not intact.
-        ConfigError: A model was not trained on a view, a view of a model is given twice, or the modalities of the models
-            differ.
+        ConfigError: A model was not trained on a view, a view of a model is given twice, or the modalities of
+            the models differ.
     """
     config = weights if isinstance(weights, InferenceConfig) else load_inference(weights, views, any_view)
     members: list[Member] = []
@@ -194,8 +197,8 @@ def choose_views(
 ) -> tuple[str, ...]:
     """Views to run over, in the order of `VIEWS`; by default those that the model was trained on.
 
-    Other views give worse images without a visible sign, so they need `any_view`. Models without recorded views (converted
-    ones) run over any view, by default axial.
+    Other views give worse images without a visible sign, so they need `any_view`. Models without recorded
+    views (converted ones) run over any view, by default axial.
     """
     unknown = sorted(set(wanted or ()) - set(VIEWS))
     if unknown:
@@ -211,7 +214,10 @@ def choose_views(
 
 
 def choose_device(name: str | None, precision: Precision) -> torch.device:
-    """The device named, or the first GPU, or the CPU. Raises ConfigError if it is absent or cannot do `precision`."""
+    """The device named, or the first GPU, or the CPU.
+
+    Raises ConfigError if it is absent or cannot do `precision`.
+    """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)

@@ -1,7 +1,8 @@
 """Weighted fusion of the members' volumes; fitted by fit_fusion.py and used by `infer --fusion FILE`.
 
-The fused volume is a convex combination of the members' volumes, with one set of weights for each target modality. The file is
-JSON and names the members (view and hash of the weights) that it was fitted for. It is refused for other members.
+The fused volume is a convex combination of the members' volumes, with one set of weights for each target
+modality. The file is JSON and names the members (view and hash of the weights) that it was fitted for. It is
+refused for other members.
 """
 
 import json
@@ -49,7 +50,8 @@ def load_fusion(path: Path | str, members: Sequence[Member]) -> WeightedFusion:
     """Read the fusion in a file.
 
     Raises:
-        CheckpointError: The file is damaged, was fitted for other members, or has a kind that is no longer supported.
+        CheckpointError: The file is damaged, was fitted for other members, or has a kind that is no longer
+            supported.
     """
     path = Path(path)
     try:
@@ -58,7 +60,8 @@ def load_fusion(path: Path | str, members: Sequence[Member]) -> WeightedFusion:
             raise ValueError(f"format {values['format']} {values['format_version']}")
         if values["kind"] != KIND:
             raise CheckpointError(
-                f"{path}: fusions of kind {values['kind']!r} are no longer supported; fit weights by brasyn_dist.fit_fusion"
+                f"{path}: fusions of kind {values['kind']!r} are no longer supported; "
+                "fit weights by brasyn_dist.fit_fusion"
             )
         _check_members(values["members"], members, path)
         targets = members[0].modality_set.modalities
@@ -69,7 +72,8 @@ def load_fusion(path: Path | str, members: Sequence[Member]) -> WeightedFusion:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: no fusion of {FORMAT} version {FORMAT_VERSION} ({error}); make it with brasyn_dist.fit_fusion"
+            f"{path}: no fusion of {FORMAT} version {FORMAT_VERSION} ({error}); "
+            "make it with brasyn_dist.fit_fusion"
         ) from None
 
 

@@ -1,8 +1,8 @@
-"""Fit a weighted fusion on complete cases: each modality is synthesised as if it were missing, and compared with the real one.
+"""Fit a weighted fusion on complete cases, in which each modality is synthesised as if it were missing.
 
     cases --sample_case--> voxels of every member and of the real volume --fit_weights--> WeightedFusion
-                                        |
-                                        +--cross_validate--> mean absolute error on cases that a fit has not seen
+                                   |
+                                   +--cross_validate--> mean absolute error on cases that a fit has not seen
 
 Every case and modality has the same weight: the same number of voxels is drawn from each, as a function of
 (seed, case, target).
@@ -52,7 +52,7 @@ def sample_case(
     batch_size: int | None = None,
     precision: Precision = "no",
 ) -> list[Sample]:
-    """One sample for each target modality: at most `voxels` brain voxels, synthesised from all other modalities."""
+    """One sample for each target: at most `voxels` brain voxels, synthesised from all other modalities."""
     device = next(members[0].generator.parameters()).device
     images = torch.from_numpy(volumes.images).to(device)
     modality_set = members[0].modality_set
@@ -105,10 +105,10 @@ def error_moments(sample: Sample) -> np.ndarray:
 
 
 def simplex_weights(moments_VV: np.ndarray) -> np.ndarray:
-    """The w >= 0 with sum 1 that minimises w^T E w, exactly: the best solution over all subsets of the members.
+    """The w >= 0 with sum 1 that minimises w^T E w exactly: the best solution over subsets of the members.
 
-    On one subset, w is E^-1 1 / (1^T E^-1 1) (Bates and Granger, 1969, doi:10.1057/jors.1969.103). A subset whose solution
-    has a negative weight is skipped, because the optimum then lies on a smaller subset.
+    On one subset, w is E^-1 1 / (1^T E^-1 1) (Bates and Granger, 1969, doi:10.1057/jors.1969.103). A subset
+    whose solution has a negative weight is skipped, because the optimum then lies on a smaller subset.
     """
     count = len(moments_VV)
     matrix = moments_VV + RIDGE * max(float(np.trace(moments_VV)), 1e-30) * np.eye(count)
@@ -127,9 +127,10 @@ def simplex_weights(moments_VV: np.ndarray) -> np.ndarray:
 def cross_validate(
     samples: Sequence[Sample], names: Sequence[str], fit: Callable[[Sequence[Sample]], WeightedFusion]
 ) -> dict[str, dict[str, float]] | None:
-    """Mean absolute error by target modality: of each member (by `names`), of their mean and of the fusion, in file units.
+    """Mean absolute error by target: of each member (by `names`), of their mean and of the fusion.
 
-    The fusion is scored on cases that its fit has not seen, in at most `FOLDS` folds of cases. None for a single case.
+    The unit is that of the files. The fusion is scored on cases that its fit has not seen, in at most `FOLDS` folds of cases. None for a
+    single case.
     """
     cases = sorted({s.case for s in samples})
     folds = min(FOLDS, len(cases))

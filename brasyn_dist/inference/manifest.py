@@ -1,8 +1,8 @@
 """manifest.json beside the predictions: weights, inputs, seconds and hashes of every case.
 
-It is written before the first case, so that the weights of the volumes are known even if the run is killed, and again at the
-end, by one of the processes, with the records of all cases. A rerun extends it; a rerun with other weights, views or
-precision is refused.
+It is written before the first case, so that the weights of the volumes are known even if the run is killed,
+and again at the end, by one of the processes, with the records of all cases. A rerun extends it; a rerun with
+other weights, views or precision is refused.
 """
 
 import json
@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brasyn_dist.brats import PREDICTIONS_FORMAT, PREDICTIONS_MANIFEST
+from brasyn_dist.brats import BRATS, PREDICTIONS_FORMAT, PREDICTIONS_MANIFEST
 from brasyn_dist.common.files import write_json
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.inference.cases import CaseRecord
+from brasyn_dist.modality_set import ModalitySet
 
 FORMAT_VERSION = 1
 
@@ -28,6 +29,8 @@ class Manifest:
     """What decides the voxels beside the inputs."""
     details: dict[str, Any]
     """Facts about this run."""
+    modality_set: ModalitySet = BRATS
+    """Of the models; written if it is not BraTS' one."""
     records: dict[str, CaseRecord] = field(default_factory=dict)
     """By case name."""
     workers: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +74,8 @@ class Manifest:
             "counts": dict(Counter(record.status for record in self.records.values())),
             "cases": [self.records[name].to_dict() for name in sorted(self.records)],
         }
+        if self.modality_set != BRATS:
+            values["modality_set"] = self.modality_set.to_dict()
         write_json(self.folder / PREDICTIONS_MANIFEST, values)
 
 

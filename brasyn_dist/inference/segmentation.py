@@ -1,8 +1,9 @@
 """Segmentation of one case with the project's segmenter.
 
-    integers (M, x, y, z) --slices of each view it was trained on--> class probabilities --sum over views, argmax--> labels
+    integers (M, x, y, z) --slices of each view--> class probabilities --sum over views, argmax--> labels
 
-As in synthesis, slices without brain are not run, and voxels that are 0 in at least two modalities are background.
+As in synthesis, slices without brain are not run, and voxels that are 0 in at least two modalities are
+background.
 """
 
 from collections.abc import Sequence

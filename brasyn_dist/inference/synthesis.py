@@ -1,10 +1,15 @@
-"""Synthesis of one case: the volume pipeline (docs/explanation/method.md, section 7). No state is kept between calls.
+"""Synthesis of one case: the volume pipeline (docs/explanation/method.md, section 7).
 
-    integers (M, x, y, z) --slice, pad, normalise--> batches --generator--> slices --crop, denormalise, stack--> volume (x, y, z)
-                     \\--> brain mask -------------------------------------- zero outside it ------------> fused over members
+No state is kept between calls.
 
-A voxel is background, and the result 0, if at least two of the available modalities are 0 there. Slices that are background
-everywhere are therefore not run: the result is exactly the same.
+    integers (M, x, y, z) --slice, pad, normalise--> batches --generator--> slices --crop, denormalise, stack-->
+            |
+            +--> brain mask
+
+    --> volume (x, y, z) of each member --zero outside the brain mask, fuse--> volume (x, y, z)
+
+A voxel is background, and the result 0, if at least two of the available modalities are 0 there. Slices that
+are background everywhere are therefore not run: the result is exactly the same.
 """
 
 import time
@@ -31,7 +36,8 @@ Precision = Literal["no", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 BACKGROUND_VOTES = 2
-"""Number of available modalities that must be background (or all, if fewer are available) to make a voxel background."""
+"""Number of available modalities that must be background (or all, if fewer are available) to make a voxel
+background."""
 STAGES = ("read", "prepare", "network", "finish", "write")
 
 Fuse = Callable[[Tensor, str], Tensor]
@@ -40,7 +46,10 @@ Fuse = Callable[[Tensor, str], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A model and the view that it runs over. The volumes of all members are fused, by default by their mean."""
+    """A model and the view that it runs over.
+
+    The volumes of all members are fused, by default by their mean.
+    """
 
     view: str
     generator: Generator
@@ -59,7 +68,10 @@ class Member:
 
 
 class StageTimer:
-    """Seconds by stage: `with timer("network"): ...`. Stages of one case may run in different threads, one after another."""
+    """Seconds by stage:
+
+    `with timer("network"): ...`. Stages of one case may run in different threads, one after another.
+    """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.seconds: dict[str, float] = {}
@@ -71,7 +83,8 @@ class StageTimer:
         begun = time.perf_counter()
         try:
             yield
-            # GPU calls return before their work is done: without waiting, its time would be counted for a later stage.
+            # GPU calls return before their work is done: without waiting, its time would be counted for a
+            # later stage.
             if self._device is not None and self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         finally:
@@ -79,10 +92,12 @@ class StageTimer:
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Default number of slices in a batch. The thesis used 31 axial or 40 other slices; the result does not depend on it.
+    """Default number of slices in a batch.
 
-    Every batch is filled up, so that larger batches waste more in the last one. On CPUs they are also slower for each slice
-    (benchmarks/bench_infer.py).
+    The thesis used 31 axial or 40 other slices; the result does not depend on it.
+
+    Every batch is filled up, so that larger batches waste more in the last one. On CPUs they are also slower
+    for each slice (benchmarks/bench_infer.py).
     """
     return 4 if device.type == "cpu" else 16
 
@@ -102,10 +117,12 @@ def synthesise_case(
 
     Args:
         members: Models and views; all of one modality set.
-        images_MXYZ: Integers with all M modalities, (x, y, z) in LPS order. Modalities that are not available are not read.
+        images_MXYZ: Integers with all M modalities, (x, y, z) in LPS order. Modalities that are not available
+            are not read.
         available: Names of the input modalities.
         targets: Names of the modalities to make.
-        fuse: Fusion of the members' volumes; default: the mean. Background is 0 and values are at least 0 in any case.
+        fuse: Fusion of the members' volumes; default: the mean. Background is 0 and values are at least 0 in
+            any case.
         batch_size: Slices in a batch; default: `default_batch_size`.
         precision: Autocast type.
         timer: Adds up the seconds by stage.
@@ -163,7 +180,7 @@ def member_volumes(
 
 
 def mean_of_members(volumes_VXYZ: Tensor) -> Tensor:
-    """The mean, summed member by member, as the thesis does with views (docs/explanation/method.md, section 7)."""
+    """The mean, summed member by member (docs/explanation/method.md, section 7)."""
     total_XYZ = torch.zeros_like(volumes_VXYZ[0])
     for volume_XYZ in volumes_VXYZ:
         total_XYZ += volume_XYZ
@@ -184,8 +201,8 @@ def synthesise_volume(
 ) -> Tensor:
     """Modality `target` as a float32 volume (x, y, z) in the units of the inputs, from slices of one view.
 
-    `images_MXYZ` are integers with all modalities, on the generator's device. Only the encoders of the `available`
-    modalities run.
+    `images_MXYZ` are integers with all modalities, on the generator's device. Only the encoders of the
+    `available` modalities run.
     """
     preprocessing = generator.preprocessing
     if preprocessing is None:
@@ -221,7 +238,10 @@ def synthesise_volume(
 def case_scales(
     preprocessing: Preprocessing, images_MXYZ: Tensor, present: Sequence[int], wanted: int
 ) -> tuple[Tensor | None, float]:
-    """Medians (1, M) that normalise the inputs, and the unit of the output; (None, 1) without normalisation by case."""
+    """Medians (1, M) that normalise the inputs, and the unit of the output;
+
+    (None, 1) without normalisation by case.
+    """
     if preprocessing.normalisation != "case":
         return None, 1.0
     if preprocessing.intensity_scale is None:
@@ -232,7 +252,10 @@ def case_scales(
 
 
 def brain_mask(images_MXYZ: Tensor, present: Sequence[int]) -> Tensor:
-    """(x, y, z) bool: False where at least two of the modalities `present` (or the only one) are background."""
+    """(x, y, z) bool:
+
+    False where at least two of the modalities `present` (or the only one) are background.
+    """
     # Volume by volume: gathering the planes and reducing over them takes ten times as long on CPUs.
     votes_XYZ = torch.zeros_like(images_MXYZ[0], dtype=torch.int8)
     for modality in present:
@@ -241,12 +264,12 @@ def brain_mask(images_MXYZ: Tensor, present: Sequence[int]) -> Tensor:
 
 
 def to_slices(volumes: Tensor, view: str) -> Tensor:
-    """(..., x, y, z) to (slices, ..., H, W) without a copy; as preprocessing/slicing.py's `extract_slices`."""
+    """(..., x, y, z) to (slices, ..., H, W) without a copy; as `extract_slices` of preprocessing/slicing.py."""
     return volumes.movedim(VIEW_AXES[view] - 3, 0)
 
 
 def padding_to(shape_HW: Sequence[int], size: ImageSize) -> list[int]:
-    """Argument of `torch.nn.functional.pad` that centres slices in the network's window; its negative reverts that."""
+    """Argument of `F.pad` that centres slices in the network's window; its negative reverts that."""
     (height, width), (rows, columns) = shape_HW, image_shape(size)
     return [*margins(width, columns), *margins(height, rows)]
 
@@ -267,8 +290,8 @@ def check_window(brain_KHW: Tensor, padding: Sequence[int], view: str) -> None:
 def full_batches(rows_K: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Slice numbers in batches of exactly `batch_size`, the last one filled up by repeating the last number.
 
-    The choice of kernels depends on the shape, and their results differ in the last bits. With batches of one shape, the
-    result of a slice depends on the slice only.
+    The choice of kernels depends on the shape, and their results differ in the last bits. With batches of one
+    shape, the result of a slice depends on the slice only.
     """
     missing = -len(rows_K) % batch_size
     yield from torch.cat([rows_K, rows_K[-1:].expand(missing)]).split(batch_size) if len(rows_K) else ()

@@ -1,10 +1,12 @@
 """Worker liveness: heartbeat files and a lease timeout.
 
-Every worker has a file, which a thread of the worker touches at regular intervals. Another process considers a worker dead
+Every worker has a file, which a thread of the worker touches at regular intervals. Another process considers
+a worker dead
 
 - at once, if the worker has left, or if it was a process of this machine and that process has ended;
-- otherwise, if its file did not change for `lease` seconds of the observer's own monotonic clock. The clocks of the machines
-  and of the file server are never compared. A stopped process (SIGSTOP) appears dead, and alive again when it continues.
+- otherwise, if its file did not change for `lease` seconds of the observer's own monotonic clock. The clocks
+  of the machines and of the file server are never compared. A stopped process (SIGSTOP) appears dead, and
+  alive again when it continues.
 
 The file is opened before its time is read, because NFS guarantees fresh attributes only after opening.
 """
@@ -122,14 +124,9 @@ class Workers:
         return known is not None and heartbeat is not None and known[0] != heartbeat
 
     def _last_heartbeat(self, name: str) -> int | None:
-        try:
-            handle = os.open(self._folder / name, os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            return os.fstat(handle).st_mtime_ns
-        finally:
-            os.close(handle)
+        with suppress(OSError), (self._folder / name).open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+        return None
 
 
 class Heartbeat:

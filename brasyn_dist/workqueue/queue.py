@@ -7,8 +7,9 @@
             merge(queue.records)
             queue.finish()
 
-A claim is a file that is created with O_EXCL: only one process succeeds, also on NFS. A process that takes over an item from
-a dead worker creates the claim with the next number. Claims are never removed during a pass.
+A claim is a file that is created with O_EXCL: only one process succeeds, also on NFS. A process that takes
+over an item from a dead worker creates the claim with the next number. Claims are never removed during a
+pass.
 """
 
 import hashlib
@@ -44,7 +45,9 @@ MAXIMUM_DEATHS = 3
 
 
 class WorkQueue:
-    """Items shared with all processes that use the same folder. A context manager: on exit, unfinished claims are released.
+    """Items shared with all processes that use the same folder.
+
+    A context manager: on exit, unfinished claims are released.
 
     `record` may be called in another thread than the one that iterates.
     """
@@ -63,10 +66,11 @@ class WorkQueue:
         """Describe the work. The queue joins the other processes when the context is entered.
 
         Args:
-            folder: Folder of the results. The processes communicate through files in its subfolder `.workqueue`.
+            folder: Folder of the results. The processes communicate through files in its subfolder
+                `.workqueue`.
             items: Names that are valid as file names; equal in all processes.
-            basis: (JSON) what a record depends on beside its item. Records of an interrupted pass with another basis
-                do not count.
+            basis: (JSON) what a record depends on beside its item. Records of an interrupted pass with
+                another basis do not count.
             settings: (JSON) everything else that must be equal in all processes.
             job: Name of the job (`LaunchContext.job`).
             details: (JSON) facts about this process, for `worker_details`.
@@ -115,7 +119,10 @@ class WorkQueue:
     # Work
 
     def __iter__(self) -> Iterator[str]:
-        """Claimed items, until every item has a record. Waits while all remaining items are claimed by live workers."""
+        """Claimed items, until every item has a record.
+
+        Waits while all remaining items are claimed by live workers.
+        """
         waiting = False
         while not self.ended():
             self._read_records()
@@ -134,7 +141,13 @@ class WorkQueue:
     def record(self, item: str, value: Any) -> int:
         """Store the (JSON) result of an item permanently. Returns the number of items that have a record."""
         try:
-            append_line(self._folder / "records" / f"{self.name}.jsonl", {"item": item, "value": value})
+            # The file is opened for every line, because other clients of NFS see new content only after it
+            # was closed. The line feed in front separates the entry from one that was written only in part
+            # (disk full).
+            with (self._folder / "records" / f"{self.name}.jsonl").open("ab") as file:
+                file.write(f"\n{json.dumps({'item': item, 'value': value})}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
         except OSError:
             # If the pass has ended, this process was stopped and others have done the item meanwhile.
             if not self.ended():
@@ -155,11 +168,11 @@ class WorkQueue:
         found: dict[str, list[Any]] = {}
         for number in (n for n in _passes(self._root) if n < self._number):
             folder = self._root / f"{number:06d}"
-            workers, reader = Workers(folder / "workers", self._lease), RecordReader(folder / "records")
-            for name, entry in reader.new():
+            workers = Workers(folder / "workers", self._lease)
+            for name, item, value in _new_entries(folder / "records", {}):
                 worker = workers.get(name)
                 if worker is not None and worker.basis == self._worker.basis:
-                    found.setdefault(entry["item"], []).append(entry["value"])
+                    found.setdefault(item, []).append(value)
         return found
 
     def worker_details(self) -> dict[str, dict[str, Any]]:
@@ -170,7 +183,7 @@ class WorkQueue:
     # End
 
     def claim_merge(self) -> bool:
-        """Wait until this process may merge the records (true), or until another process has done so (false)."""
+        """Wait until this process may merge the records (true), or another process has done so (false)."""
         while not self.ended():
             if self._take(MERGE, self._newest_claims()):
                 return True
@@ -178,7 +191,7 @@ class WorkQueue:
         return False
 
     def finish(self) -> None:
-        """End the pass after merging: remove its files, and leave a note for processes of its jobs that start later."""
+        """End the pass after merging: remove its files, and note its jobs for processes that start later."""
         jobs = {(worker.job, worker.settings) for worker in self._workers.all() if worker.job is not None}
         if jobs:
             write_json(self._root / FINISHED_JOBS, sorted(map(list, jobs)))
@@ -192,7 +205,7 @@ class WorkQueue:
             self._root.rmdir()
 
     def ended(self) -> bool:
-        """Whether the pass was finished, replaced by another one while this process was stopped, or left by this process."""
+        """Whether the pass was finished, was replaced while this process was stopped, or was left."""
         if self._closed.is_set() or self.finished_before:
             return True
         return not self._workers.present(self.name) or _newest(self._root) != self._number
@@ -211,7 +224,7 @@ class WorkQueue:
     def _use_pass(self, number: int) -> None:
         self._number, self._folder = number, self._root / f"{number:06d}"
         self._workers = Workers(self._folder / "workers", self._lease)
-        self._reader = RecordReader(self._folder / "records")
+        self._offsets: dict[str, int] = {}
 
     def _joinable(self, number: int) -> bool:
         """Whether a pass is continued: it is this job's, or one of its workers is alive.
@@ -240,11 +253,10 @@ class WorkQueue:
         """Register as a worker of a pass. False if the pass has ended in the meantime."""
         self._use_pass(number)
         try:
-            try:
+            self.opened = False
+            with suppress(FileExistsError):
                 self._folder.mkdir(parents=True)
                 self.opened = True
-            except FileExistsError:
-                self.opened = False
             for name in ("workers", "claims", "records"):
                 (self._folder / name).mkdir(exist_ok=True)
             self._workers.register(self._worker)
@@ -271,8 +283,8 @@ class WorkQueue:
         newest, unrecorded = self._newest_claims(), self._unrecorded()
         unclaimed = [item for item in unrecorded if item not in newest]
         if self._held:
-            # The last items are left to idle workers. Abandoned items are taken one at a time: if one of them kills its
-            # workers, no other item is held together with it again.
+            # The last items are left to idle workers. Abandoned items are taken one at a time: if one of them
+            # kills its workers, no other item is held together with it again.
             candidates = unclaimed if len(unclaimed) > len(self._others()) else []
         else:
             candidates = [*unclaimed, *(item for item in unrecorded if item in newest)]
@@ -287,15 +299,13 @@ class WorkQueue:
         number = newest.get(item, 0)
         if number and not self._abandoned(item, number):
             return False
-        try:
-            handle = os.open(self._claim_file(item, number + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except (FileExistsError, FileNotFoundError):
-            return False
-        try:
-            os.write(handle, self.name.encode())
-        finally:
-            os.close(handle)
-        return True
+        with (
+            suppress(FileExistsError, FileNotFoundError),
+            self._claim_file(item, number + 1).open("x") as file,
+        ):
+            file.write(self.name)
+            return True
+        return False
 
     def _abandoned(self, item: str, number: int) -> bool:
         owner = self._owner(item, number)
@@ -306,7 +316,10 @@ class WorkQueue:
         return owner == self.name or self._workers.is_dead(owner)
 
     def _newest_claims(self) -> dict[str, int]:
-        """Number of the newest claim of every claimed item. A network file system may return an outdated list."""
+        """Number of the newest claim of every claimed item.
+
+        A network file system may return an outdated list.
+        """
         newest: dict[str, int] = {}
         with suppress(FileNotFoundError):
             for path in (self._folder / "claims").iterdir():
@@ -318,10 +331,9 @@ class WorkQueue:
         return self._folder / "claims" / f"{item}.{number}"
 
     def _owner(self, item: str, number: int) -> str:
-        try:
+        with suppress(OSError):
             return self._claim_file(item, number).read_text()
-        except OSError:
-            return ""
+        return ""
 
     def _others(self) -> list[str]:
         """Workers beside this one that are not known to have ended."""
@@ -332,8 +344,8 @@ class WorkQueue:
 
     def _read_records(self) -> None:
         with self._reading:
-            for _, entry in self._reader.new():
-                self.records.setdefault(entry["item"], []).append(entry["value"])
+            for _, item, value in _new_entries(self._folder / "records", self._offsets):
+                self.records.setdefault(item, []).append(value)
 
     def _pause(self) -> None:
         """Wait for the next check, or until this process has recorded an item."""
@@ -341,48 +353,21 @@ class WorkQueue:
         self._changed.clear()
 
 
-class RecordReader:
-    """Reads new entries of all record files of a folder. An entry that a killed worker has left incomplete is skipped."""
+def _new_entries(folder: Path, offsets: dict[str, int]) -> Iterator[tuple[str, str, Any]]:
+    """(worker, item, value) of the complete lines behind the `offsets` of the files, which are advanced.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._offsets: dict[str, int] = {}
-
-    def new(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(worker, entry) of the lines that were completed since the last call."""
-        for path in sorted(self._folder.glob("*.jsonl")):
-            for line in self._lines(path):
+    Lines that a killed worker has left incomplete are skipped.
+    """
+    for path in sorted(folder.glob("*.jsonl")):
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            file.seek(offsets.get(path.name, 0))
+            data = file.read()
+            complete = data[: data.rfind(b"\n") + 1]
+            offsets[path.name] = offsets.get(path.name, 0) + len(complete)
+            for line in complete.splitlines():
                 with suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
-                    yield path.stem, {"item": entry["item"], "value": entry["value"]}
-
-    def _lines(self, path: Path) -> list[bytes]:
-        offset = self._offsets.get(path.name, 0)
-        try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []  # the pass has ended
-        complete = data[: data.rfind(b"\n") + 1]
-        self._offsets[path.name] = offset + len(complete)
-        return complete.splitlines()
-
-
-def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Append a JSON line and flush it to disk.
-
-    The file is opened for every line, because other clients of NFS see new content only after it was closed. The line feed
-    in front separates the entry from an earlier one that was written only in part (disk full).
-    """
-    data = f"\n{json.dumps(entry)}\n".encode()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        while data:
-            data = data[os.write(handle, data) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+                    yield path.stem, entry["item"], entry["value"]
 
 
 def _hash(value: Any) -> str:
@@ -402,7 +387,6 @@ def _newest(root: Path) -> int:
 
 def _finished_jobs(root: Path) -> list[list[str]]:
     """(job, settings) of the processes of the last finished pass."""
-    try:
+    with suppress(OSError, ValueError):
         return json.loads((root / FINISHED_JOBS).read_text())
-    except (OSError, ValueError):
-        return []
+    return []

@@ -1,6 +1,7 @@
 """`--workers N`: one command, N processes of this node that share its work.
 
-In contrast to the processes of a launcher, they do not end each other: if one is killed, the others do its work.
+In contrast to the processes of a launcher, they do not end each other: if one is killed, the others do its
+work.
 """
 
 import logging
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 def worker_processes(
     workers: int, context: LaunchContext, target: Callable[[Any, LaunchContext], object], options: Any
 ) -> Iterator[LaunchContext]:
-    """Start `workers` - 1 more processes, which run `target(options, context)`; gives this process' own context.
+    """Start `workers` - 1 more processes, which run `target(options, context)`. Gives this process' context.
 
     Waits for the processes at the end. Terminates them if an exception is raised.
 

@@ -12,10 +12,11 @@ import torch
 
 import brasyn_dist
 from brasyn_dist.brats import MODALITIES, find_cases
-from brasyn_dist.cli.infer import main
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.errors import ConfigError, DataError
+from brasyn_dist.evaluation.scoring import find_predictions, modality_set_of
+from brasyn_dist.infer import main
 from brasyn_dist.inference.ensemble import load_members
 from brasyn_dist.inference.synthesis import synthesise_case
 from brasyn_dist.modality_set import ModalitySet
@@ -270,6 +271,8 @@ def test_a_model_of_two_modalities_called_otherwise(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"manifest.json", "a-adc.nii.gz"}
     made = np.asanyarray(nibabel.load(tmp_path / "out" / "a-adc.nii.gz").dataobj)
     assert made.any() and not made[volumes["dwi"] == 0].any()
+    assert modality_set_of(tmp_path / "out") == modality_set
+    assert [p.modality for p in find_predictions(tmp_path / "out", modality_set)] == ["adc"]
     with pytest.raises(ConfigError, match="choose from dwi, adc"):
         brasyn_dist.infer_batch(
             tmp_path / "in", tmp_path / "out", weights=tmp_path / "weights", modalities=["t1c"], device="cpu"
