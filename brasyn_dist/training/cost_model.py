@@ -33,7 +33,7 @@ from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.gan_step import GanStep
-from brasyn_dist.training.gan_task import GanTask
+from brasyn_dist.training.gan_task import GanTask, check_updates
 from brasyn_dist.training.schedule import total_steps
 from brasyn_dist.training.training_data import DeviceBatch, choose_training
 
@@ -195,6 +195,7 @@ class LiveBytes(TorchDispatchMode):
 def report(config: Config) -> str:
     """Text for `--dry-run`. Reads the index of the shard set and trains nothing."""
     index = ShardIndex.load(config.data.shards, config.data.cache_dir, config.data.cache_gib)
+    check_updates(config, index.header.modality_set)
     training = choose_training(index, config.data)
     cost = measure(config, modality_set=index.header.modality_set)
     batch, per_batch = config.training.global_batch_size, config.training.updates_per_batch

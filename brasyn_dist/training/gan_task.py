@@ -63,14 +63,8 @@ class GanTask:
         return {"segmenter": {"path": self.config.objective.segmenter, "sha256": self.segmenter_sha256}}
 
     def check(self, data: TrainingData) -> None:
-        config, count = self.config, len(data.modality_set)
-        if config.training.updates_per_batch not in (1, count):
-            raise ConfigError(
-                f"training.updates_per_batch={config.training.updates_per_batch}: {config.data.shards} has "
-                f"{count} "
-                f"modalities; use {count} (one update for each target modality) or 1 (all targets in one "
-                f"update)"
-            )
+        config = self.config
+        check_updates(config, data.modality_set)
         if self.segmenter is None:
             return
         check_tumour_types(data.training)
@@ -127,6 +121,16 @@ class GanTask:
         if self.segmenter is not None:
             lines["segmenter"] = f"frozen, {self.config.objective.segmenter}, {self.segmenter_sha256}"
         return lines
+
+
+def check_updates(config: Config, modality_set: ModalitySet) -> None:
+    """Raise ConfigError if the number of updates per batch does not fit the modalities of the shard set."""
+    updates, count = config.training.updates_per_batch, len(modality_set)
+    if updates not in (1, count):
+        raise ConfigError(
+            f"training.updates_per_batch={updates}: {config.data.shards} has {count} modalities; use {count} "
+            "(one update for each target modality) or 1 (all targets in one update)"
+        )
 
 
 def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:

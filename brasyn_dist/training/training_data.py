@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brasyn_dist.brats import TUMOUR_TYPES, UNKNOWN_TYPE
+from brasyn_dist.brats import BRATS, TUMOUR_TYPES, UNKNOWN_TYPE
 from brasyn_dist.common.files import write_json
 from brasyn_dist.config import DataConfig, RunConfig
 from brasyn_dist.data.format.contents import table_rows
@@ -144,7 +144,9 @@ def held_out(index: ShardIndex, config: RunConfig) -> Selection | None:
 
 
 def check_tumour_types(selection: Selection) -> None:
-    """Raise DataError if the tumour type of some slices is unknown: a segmenter needs it as an input."""
+    """Raise DataError if the tumour type of some slices is unknown: a segmenter of BraTS needs it as an input."""
+    if selection.index.header.modality_set != BRATS:
+        return
     unknown = np.unique(selection.column("case")[selection.tumour_type == UNKNOWN_TYPE])
     if len(unknown):
         case = selection.index.header.cases[unknown[0]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import kill
+from tests.distributed.launch import SMALL, kill
 from tests.distributed.warm import WarmRun
 
 PATIENCE = 400.0
@@ -40,9 +40,9 @@ def remount(folder: Path, options: str) -> None:
         time.sleep(0.1)
 
 
-def train(options: tuple[str, ...], log: Path, processes: int = 2) -> int:
+def train(options: tuple[str, ...], log: Path, processes: int = 2, small: tuple[str, ...] = SMALL) -> int:
     """Exit status of a run to its end; `log` is appended to."""
-    process = WarmRun(options, log, processes)
+    process = WarmRun(options, log, processes, small)
     try:
         return process.wait(PATIENCE)
     except subprocess.TimeoutExpired:

@@ -33,9 +33,15 @@ _context.set_forkserver_preload(PRELOAD)
 class WarmRun:
     """One execution of a run, with the part of `subprocess.Popen` that tests use: `pid` (the launcher's), `poll`, `wait`."""
 
-    def __init__(self, overrides: tuple[str, ...], log: Path, processes: int = 2) -> None:
+    def __init__(
+        self,
+        overrides: tuple[str, ...],
+        log: Path,
+        processes: int = 2,
+        small: tuple[str, ...] = SMALL,
+    ) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # read when the fork server starts
-        arguments = [*SMALL, *overrides]
+        arguments = [*small, *overrides]
         self._process = _context.Process(target=_launch, args=(arguments, processes, free_port(), str(log)))
         self._process.start()
         assert self._process.pid is not None
