@@ -12,8 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+<<<<<<< HEAD
 from brasyn_dist.common.files import atomic_write_text, write_json
 from brasyn_dist.common.process_pool import worker_pool
+=======
+import numpy as np
+
+from brasyn_dist.brats import MODALITIES, MODALITY_NAMES
+from brasyn_dist.common.files import atomic_path, atomic_write_text, write_json
+from brasyn_dist.common.process_pool import parallel_map
+>>>>>>> e18a98d (Plain reading of NIfTI, loky worker processes, filelock; the shard cache also serves folders; names of sharding and storage)
 from brasyn_dist.data.case_folders import find_cohorts
 from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, summary_counts, to_json
 from brasyn_dist.data.qc.measurements import CaseFacts, inspect_case
@@ -39,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def inspect(cohorts: Sequence[Path], out: Path, workers: int) -> None:
     cases, named_badly = find_cohorts(cohorts)
-    with worker_pool(min(workers, len(cases))) as pool:
-        found = list(pool.run("inspect", inspect_case, cases))
+    found = parallel_map("inspect", inspect_case, cases, min(workers, len(cases)))
     facts = sorted(found, key=lambda f: (f.case.cohort, f.case.name))
     findings = find_anomalies(facts)
     findings += [Finding(p.folder.name, "unreadable", "", p.reason) for p in named_badly]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brasyn_dist.brats import VIEWS
+from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.process_pool import available_processors
 from brasyn_dist.data.format.codec import CODECS, DEFAULT_CODEC
 from brasyn_dist.data.format.contents import summary
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 if the set is complete, 1 if not (the message says why)."""
+    set_up_logging()
     options = parser().parse_args(arguments)
     if options.rebuild_index is None and not (options.cohorts and options.out):
         parser().error("give at least one COHORT_DIR, and --out")

@@ -10,7 +10,7 @@ from brasyn_dist.brats import VOLUME_SHAPE
 from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.process_pool import available_processors
 from brasyn_dist.errors import BrasynError
-from brasyn_dist.phantom.cohort import plan_cohorts, write_cohorts
+from brasyn_dist.phantom.cases import plan_cohorts, write_cohorts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
