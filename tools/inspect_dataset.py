@@ -12,16 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-<<<<<<< HEAD
 from brasyn_dist.common.files import atomic_write_text, write_json
-from brasyn_dist.common.process_pool import worker_pool
-=======
-import numpy as np
-
-from brasyn_dist.brats import MODALITIES, MODALITY_NAMES
-from brasyn_dist.common.files import atomic_path, atomic_write_text, write_json
 from brasyn_dist.common.process_pool import parallel_map
->>>>>>> e18a98d (Plain reading of NIfTI, loky worker processes, filelock; the shard cache also serves folders; names of sharding and storage)
 from brasyn_dist.data.case_folders import find_cohorts
 from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, summary_counts, to_json
 from brasyn_dist.data.qc.measurements import CaseFacts, inspect_case
