@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from brasyn_dist.brats import Case
     from brasyn_dist.evaluation.regression import Regression
     from brasyn_dist.evaluation.scoring import CaseScores, CaseSegmenter, Prediction, ScoringSettings
+    from brasyn_dist.modality_set import ModalitySet
     from brasyn_dist.preprocessing.statistics import Statistics
 
 
@@ -118,14 +119,16 @@ def run(options: EvaluateOptions) -> int:
     from brasyn_dist.evaluation.scoring import find_predictions, modality_set_of
 
     with ending_on_signals(STOPPED):
-        predictions = find_predictions(options.predictions, modality_set_of(options.predictions))
-        cases = {case.name: case for case in find_cases(options.references)}
+        modality_set = modality_set_of(options.predictions)
+        predictions = find_predictions(options.predictions, modality_set)
+        found = find_cases(options.references, modality_set=modality_set)
+        cases = {case.name: case for case in found}
         evaluation = Evaluation(options, cases, predictions, scoring_of(options, predictions))
         options.out.mkdir(parents=True, exist_ok=True)
         with worker_processes(options.workers, launch_context(), score, evaluation) as context:
             score(evaluation, context)
         # The first process of a node reports for all; a launcher ends it when another one fails earlier.
-        return print_results(options.out) if context.local_rank == 0 else 0
+        return print_results(options.out, modality_set) if context.local_rank == 0 else 0
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ def write_results(evaluation: Evaluation, results: "Sequence[CaseScores]") -> No
         )
 
 
-def print_results(out: Path) -> int:
+def print_results(out: Path, modality_set: "ModalitySet") -> int:
     """Print the table and the problems of a finished evaluation; the exit status.
 
     Raises:
@@ -210,7 +213,7 @@ def print_results(out: Path) -> int:
         )
     if not values["means"]:
         raise DataError(f"no prediction could be scored; {out / 'summary.json'} has the reasons, too")
-    print(text_table(summary_of(values["means"])))
+    print(text_table(summary_of(values["means"]), modality_set))
     print(f"every case is in {out / 'cases.csv'}; look at {out / 'report.html'}")
     return 1 if values["problems"] else 0
 
@@ -228,7 +231,7 @@ def scoring_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") ->
         return ScoringSettings(segment=segment, tolerance_mm=options.tolerance, modality_set=modality_set)
     published = options.statistics == "published"
     statistics = PUBLISHED if published else Statistics.load(options.statistics)
-    regression = regression_of(options, statistics)
+    regression = regression_of(options, statistics, modality_set)
     if regression is not None and (seen := sorted({p.case for p in predictions} & set(regression.cases))):
         print(f"note: the regression was fitted on evaluated cases: {', '.join(seen)}", file=sys.stderr)
     return ScoringSettings(statistics, regression, segment, options.tolerance, modality_set)
@@ -259,7 +262,9 @@ def segment_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") ->
     return None
 
 
-def regression_of(options: EvaluateOptions, statistics: "Statistics") -> "Regression | None":
+def regression_of(
+    options: EvaluateOptions, statistics: "Statistics", modality_set: "ModalitySet"
+) -> "Regression | None":
     """Regression that is read or fitted."""
     from brasyn_dist.brats import find_cases
     from brasyn_dist.evaluation.regression import Regression, fit_regression
@@ -267,7 +272,8 @@ def regression_of(options: EvaluateOptions, statistics: "Statistics") -> "Regres
     if options.regression is not None:
         return Regression.load(options.regression, statistics)
     if options.regression_cases:
-        cases = [case for folder in options.regression_cases for case in find_cases(folder)]
+        folders = options.regression_cases
+        cases = [case for folder in folders for case in find_cases(folder, modality_set=modality_set)]
         return fit_regression(cases, statistics, options.workers)
     return None
 

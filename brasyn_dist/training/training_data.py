@@ -76,6 +76,7 @@ class TrainingData:
         head, *rows = table_rows(self.index)
         values = {
             "fingerprint": self.training.fingerprint,
+            "modality_set": self.modality_set.to_dict(),
             "statistics": self.index.header.statistics,
             "slices": {"training": self.samples, "held_out": len(self.validation or ())},
             "shard_set": {"head": list(head), "rows": [list(row) for row in rows]},

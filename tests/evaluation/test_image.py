@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.image_metrics import (
+    ReferenceVolume,
+    bounding_box,
     challenge_ssim,
-    mae,
-    psnr,
+    error_metrics,
     regions_of,
     scale_to_unit,
     score_volume,
@@ -61,9 +63,50 @@ def test_region_ssim_equals_torchmetrics_map_inside_the_region(volumes):
 def test_mae_and_psnr_by_hand():
     real, synthetic = np.array([[[0, 10, 20, 30]]]), np.array([[[5, 12, 20, 26]]])
     mask = np.array([[[False, True, True, True]]])
-    assert mae(synthetic, real, mask) == pytest.approx((2 + 0 + 4) / 3)
-    assert psnr(synthetic, real, mask, 30) == pytest.approx(10 * np.log10(900 / ((4 + 0 + 16) / 3)))
-    assert psnr(real, real, mask, 30) == 100.0
+    mae, psnr = error_metrics((synthetic - real)[mask], 30)
+    assert mae == pytest.approx((2 + 0 + 4) / 3)
+    assert psnr == pytest.approx(10 * np.log10(900 / ((4 + 0 + 16) / 3)))
+    assert error_metrics(np.zeros(3), 30) == (0.0, 100.0)
+
+
+def slow_ssim_scores(synthetic, real, labels) -> dict[str, float]:
+    """scikit-image on whole volumes, without cropping and without shared moments."""
+    from skimage.metrics import structural_similarity
+
+    def ssim(x, y, mask, data_range):
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+        pair = ((v * mask).astype(np.float64) for v in (x, y))
+        return structural_similarity(*pair, data_range=data_range, **options)[1]
+
+    x, y = scale_to_unit(synthetic), scale_to_unit(real)
+    brain = real > 0
+    regions = {"brain": brain, "healthy": brain & (labels == 0), "tumour": brain & (labels > 0)}
+    whole = ssim(x, y, brain, 1.0)
+    scores = {f"ssim/{name}": whole[mask].mean() for name, mask in regions.items()}
+    for name in ("healthy", "tumour"):
+        mask = regions[name]
+        data_range = max(np.ptp(x * mask), np.ptp(y * mask))
+        scores[f"challenge_ssim/{name}"] = ssim(x, y, mask, data_range).mean()
+    return scores
+
+
+@pytest.mark.parametrize("place", ["inside", "at the border of the volume"])
+def test_shared_moments_and_crops_change_nothing(volumes, place: str):
+    synthetic, real, labels = volumes
+    if place != "inside":  # brain and tumour end at the border of the volume
+        first = bounding_box(labels > 0, 0)[0].start + 4
+        synthetic, real, labels = (v[first:] for v in volumes)
+        assert labels[0].any()
+    reference = ReferenceVolume(real, labels)
+    for volume in (synthetic, real + (real > 0) * 25, np.roll(synthetic, 3, axis=1)):
+        found = reference.scores(volume)
+        for name, value in slow_ssim_scores(volume, real, labels).items():
+            assert found[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_an_empty_real_volume_is_an_error():
+    with pytest.raises(DataError, match="empty"):
+        score_volume(np.ones((9, 9, 9)), np.zeros((9, 9, 9)), None)
 
 
 def test_equal_volumes_score_perfectly(volumes):

@@ -9,10 +9,10 @@ from skimage.measure import marching_cubes
 
 from brasyn_dist.brats import ED, ET, NETC
 from brasyn_dist.data.nifti import read_labels
-from brasyn_dist.evaluation.image_metrics import crop_to
+from brasyn_dist.evaluation.image_metrics import bounding_box
 from brasyn_dist.evaluation.segmentation_metrics import (
     HD95_PENALTY,
-    NAMES,
+    metric_names,
     score_labels,
     score_mask,
     tutorial_dice,
@@ -81,7 +81,7 @@ def test_regions_and_labels_are_the_right_ones():
     for label, right in expected.items():
         segmented = np.where((reference == label) & (np.indices(SHAPE)[0] > 12), 0, reference)
         scores = score_labels(segmented, reference)
-        assert tuple(scores) == NAMES
+        assert tuple(scores) == metric_names()
         for region, value in right.items():
             assert (scores[f"dice/{region}"] == 1) == bool(value), (label, region)
 
@@ -131,7 +131,7 @@ def test_a_real_tumour_against_distance_transforms(shared: Path):
     segmented = np.roll(reference, 2, axis=0)
     segmented[::9] = False
     scores = score_mask(segmented, reference, (1, 1, 1), 1.0)
-    inside = crop_to(segmented | reference, 3)
+    inside = bounding_box(segmented | reference, 3)
     x, y = segmented[inside], reference[inside]
     there, back = distances_of_voxels(x, y, (1, 1, 1)), distances_of_voxels(y, x, (1, 1, 1))
     near = np.count_nonzero(there <= 1) + np.count_nonzero(back <= 1)

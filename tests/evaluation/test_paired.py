@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from brasyn_dist.cli.compare import main
-from brasyn_dist.evaluation.paired_tests import Pair, compare, difference, rank_of, ranking, sign_flip_p
+from brasyn_dist.evaluation.paired_tests import (
+    PairedScores,
+    compare_scores,
+    rank_of_a,
+    ranking,
+    score_difference,
+    sign_flip_p,
+)
 
 
 def exact_p(differences: np.ndarray) -> float:
@@ -51,18 +59,28 @@ def test_no_difference_gives_small_p_as_rarely_as_it_should():
     assert 0.05 < np.mean(small) < 0.16
 
 
-def pair(case: str, modality: str, a: dict[str, float | None], b: dict[str, float | None]) -> Pair:
-    return Pair(case, modality, a, b)
+Scores = dict[str, float | None]
+
+
+def paired(*pairs: tuple[str, str, Scores, Scores]) -> PairedScores:
+    """From (case, modality, scores of A, scores of B)."""
+    index = pd.MultiIndex.from_tuples([p[:2] for p in pairs], names=["case", "modality"])
+    a, b = (pd.DataFrame([p[side] for p in pairs], index=index, dtype=float) for side in (2, 3))
+    return PairedScores(a, b)
+
+
+def rank_of(a: float, b: float, metric: str) -> float:
+    return rank_of_a(pd.DataFrame({"a": [a], "b": [b]}), metric).item()
 
 
 def test_ranks_by_hand():
     assert rank_of(0.9, 0.8, "dice/WT") == 1 and rank_of(9, 8, "hd95/WT") == rank_of(9, 8, "mae/brain") == 2
     assert rank_of(0.5, 0.5, "dice/ET") == 1.5
-    pairs = [
-        pair("x", "t1c", {"dice/WT": 0.9, "dice/ET": 0.2}, {"dice/WT": 0.8, "dice/ET": 0.3}),
-        pair("y", "t1c", {"dice/WT": 0.9, "dice/ET": 0.5}, {"dice/WT": 0.8, "dice/ET": 0.5}),
-        pair("z", "t1c", {"dice/WT": 0.9, "dice/ET": None}, {"dice/WT": 0.8, "dice/ET": 0.1}),
-    ]
+    pairs = paired(
+        ("x", "t1c", {"dice/WT": 0.9, "dice/ET": 0.2}, {"dice/WT": 0.8, "dice/ET": 0.3}),
+        ("y", "t1c", {"dice/WT": 0.9, "dice/ET": 0.5}, {"dice/WT": 0.8, "dice/ET": 0.5}),
+        ("z", "t1c", {"dice/WT": 0.9, "dice/ET": None}, {"dice/WT": 0.8, "dice/ET": 0.1}),
+    )
     ranked = ranking(pairs, ["dice/WT", "dice/ET"], 9999, 0)
     assert ranked.rank_a == pytest.approx((1.5 + 1.25 + 1) / 3)
     assert ranked.rank_b == pytest.approx((1.5 + 1.75 + 2) / 3)
@@ -72,19 +90,19 @@ def test_ranks_by_hand():
 def test_volumes_of_one_patient_change_sides_together():
     """Two time points and four modalities of one patient are one observation, not five."""
     pairs = [
-        pair(f"BraTS-GLI-0000{n}-00{t}", m, {"mae/brain": 2.0}, {"mae/brain": 1.0})
+        (f"BraTS-GLI-0000{n}-00{t}", m, {"mae/brain": 2.0}, {"mae/brain": 1.0})
         for n in range(3)
         for t, m in ((0, "t1c"), (0, "t1n"), (1, "t1c"))
     ]
-    found = difference(pairs, "mae/brain", 9999, 0)
+    found = score_difference(paired(*pairs), "mae/brain", 9999, 0)
     assert found.patients == 3 and found.p == pytest.approx(2 / 8)
 
 
 def test_unknown_scores_are_left_out_only_by_default():
-    pairs = [pair("x", "t1c", {"mae/brain": 2.0}, {"mae/brain": 1.0})]
-    assert compare(pairs).ranking is None
+    pairs = paired(("x", "t1c", {"mae/brain": 2.0}, {"mae/brain": 1.0}))
+    assert compare_scores(pairs).ranking is None
     with pytest.raises(Exception, match="no volume has dice/WT"):
-        compare(pairs, ["dice/WT"])
+        compare_scores(pairs, ["dice/WT"])
 
 
 def write_table(path: Path, offset: float, cases: int = 6, method: str = "synthetic") -> Path:

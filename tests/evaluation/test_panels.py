@@ -7,7 +7,7 @@ import pytest
 
 from brasyn_dist.common.panels import (
     OUTLINE_COLOUR,
-    difference,
+    difference_image,
     grey,
     grid,
     outline,
@@ -24,7 +24,7 @@ def test_window_is_fixed():
 
 
 def test_difference_is_red_above_and_blue_below():
-    above, same, below = difference(np.array([[1.0, 0.0, -1.0]]), 1.0)[0]
+    above, same, below = difference_image(np.array([[1.0, 0.0, -1.0]]), 1.0)[0]
     assert (
         above.tolist() == [255, 0, 0] and same.tolist() == [255, 255, 255] and below.tolist() == [0, 0, 255]
     )
@@ -67,12 +67,12 @@ def test_a_picture_gives_its_tiles_back(shape):
     picture = grid(
         [slice_panel(x, x[1], x[2], None, np.array([True, False, True, True]), (0.0, 1.0)) for x in slices]
     )
-    rows = panel_tiles(picture, shape)
+    rows = panel_tiles(picture, shape, 7)
     assert [len(row) for row in rows] == [7, 7]
     for x, row in zip(slices, rows):
         np.testing.assert_array_equal(row[0], grey(upright(x[0]), (0.0, 1.0)))
         np.testing.assert_array_equal(row[4], grey(upright(x[1]), (0.0, 1.0)))
-        np.testing.assert_array_equal(row[6], difference(upright(x[2] - x[1]), 1.0))
+        np.testing.assert_array_equal(row[6], difference_image(upright(x[2] - x[1]), 1.0))
     for other in (picture[:, :-1], picture[:-1], picture[:, :3]):
         with pytest.raises(ValueError, match="no rows of 7 tiles"):
-            panel_tiles(other, shape)
+            panel_tiles(other, shape, 7)

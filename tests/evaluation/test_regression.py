@@ -11,7 +11,7 @@ from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.cli.evaluate import main
 from brasyn_dist.data.nifti import read_case, write_like
 from brasyn_dist.errors import DataError
-from brasyn_dist.evaluation.regression import REGRESSION, Regression, fit, products
+from brasyn_dist.evaluation.regression import REGRESSION, Regression, fit_regression, gram_matrix
 from brasyn_dist.preprocessing.statistics import PUBLISHED, ModalityStatistics, Statistics
 from tests.small import small_cases
 
@@ -47,15 +47,15 @@ def test_weights_equal_lstsq_on_all_voxels(cases: Path, available: tuple[str, ..
     scores = design(cases)
     inputs = np.stack([np.ones(len(scores)), *(scores[:, MODALITIES.index(m)] for m in available)], 1)
     expected = np.linalg.lstsq(inputs, scores[:, MODALITIES.index(target)], rcond=None)[0]
-    fitted = fit(find_cases(cases), PUBLISHED)
+    fitted = fit_regression(find_cases(cases), PUBLISHED)
     assert fitted.voxels == len(scores)
     np.testing.assert_allclose(fitted.weights(available, target), expected, rtol=1e-7, atol=1e-9)
 
 
 def test_workers_and_order_do_not_matter(cases: Path):
     found = find_cases(cases)
-    one, two = fit(found, PUBLISHED), fit(found[::-1], PUBLISHED, workers=2)
-    np.testing.assert_array_equal(one.products, two.products)
+    one, two = fit_regression(found, PUBLISHED), fit_regression(found[::-1], PUBLISHED, workers=2)
+    np.testing.assert_array_equal(one.gram, two.gram)
     assert one.cases == two.cases == tuple(c.name for c in found)
 
 
@@ -67,7 +67,7 @@ def test_prediction_in_the_units_of_the_files():
     rng = np.random.default_rng(0)
     images = rng.integers(1, 600, (4, 9, 9, 9))
     images[3] = 3 * images[0] + 10
-    fitted = Regression(products(images, statistics), ("a",), statistics.hash)
+    fitted = Regression(gram_matrix(images, statistics), MODALITIES, ("a",), statistics.hash)
     others = {m: images[i].copy() for i, m in enumerate(MODALITIES[:3])}
     others["t1c"][0, 0, 0], others["t1n"][0, 0, 0] = 0, 0
     others["t1c"][1, 0, 0] = 900
@@ -98,7 +98,7 @@ def test_evaluation_has_it_as_a_method_and_keeps_the_fit(cases: Path, tmp_path: 
 
 
 def test_a_fit_of_other_statistics_or_rubbish_is_refused(cases: Path, tmp_path: Path):
-    fit(find_cases(cases)[:1], PUBLISHED).save(tmp_path / "r.json")
+    fit_regression(find_cases(cases)[:1], PUBLISHED).save(tmp_path / "r.json")
     other = Statistics({m: ModalityStatistics(9.0, 1.0, 1.0, 1) for m in MODALITIES})
     with pytest.raises(DataError, match="other statistics"):
         Regression.load(tmp_path / "r.json", other)

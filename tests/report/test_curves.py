@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.report.charts import Chart
 from brasyn_dist.report.curves import (
     binned,
     performance_curves,
@@ -27,27 +29,36 @@ def validation(steps: int) -> list[dict]:
     ]
 
 
+def labels(charts: list[Chart]) -> list[str]:
+    return [svg["aria-label"] for c in charts for svg in Page(c.svg).all("svg")]
+
+
 def test_every_term_has_its_chart() -> None:
-    page = Page(training_curves(train(30) + validation(3)))
-    labels = [s["aria-label"] for s in page.all("svg")]
-    assert [label.split(".")[0] for label in labels] == ["tversky", "generator norm", "rate"]
-    assert "from 100 to 3.333, between 3.333 and 100" in labels[0]
-    assert page.titles("summary") == ["Gradient norms and learning rate"]
+    terms, norms = map(labels, training_curves(train(30) + validation(3)))
+    assert [label.split(".")[0] for label in (*terms, *norms)] == ["tversky", "generator norm", "rate"]
+    assert "from 100 to 3.333, between 3.333 and 100" in terms[0]
 
 
 def test_validation_by_target() -> None:
-    page = Page(validation_curves(train(3) + validation(4)))
-    labels = [s["aria-label"] for s in page.all("svg")]
-    assert len(labels) == 2 and labels[1].startswith("dice.") and "WT: from 0.25 to 0.25" in labels[1]
-    assert "overall: from 1 to 0.25" in labels[0] and "T1 contrast-enhanced: from 2 to 0.5" in labels[0]
-    assert "T1 contrast-enhanced" in page.text() and "T2-FLAIR" not in page.text()
+    legend, charts = validation_curves(train(3) + validation(4))
+    found = labels(charts)
+    assert len(found) == 2 and found[1].startswith("dice.") and "WT: from 0.25 to 0.25" in found[1]
+    assert "overall: from 1 to 0.25" in found[0] and "T1 contrast-enhanced: from 2 to 0.5" in found[0]
+    assert list(legend) == ["overall", "T1 contrast-enhanced", "WT"]
+
+
+def test_modalities_of_another_set() -> None:
+    other = ModalitySet("other", ("t1c", "pd"), {"t1c": "contrast"})
+    legend, _ = validation_curves(
+        [{"step": 1, "kind": "validation", "mae": 1.0, "t1c/mae": 2.0, "pd/mae": 3.0}], other
+    )
+    assert list(legend) == ["overall", "contrast", "pd"]
 
 
 def test_no_lines_at_all() -> None:
-    assert "no training step" in training_curves([])
-    assert "no validation" in validation_curves(train(2))
-    assert performance_curves([]) == ""
-    assert Page(training_curves(train(1))).all("svg")  # one point is no line, and drawn nevertheless
+    assert training_curves([]) == ([], []) and validation_curves(train(2)) == ({}, [])
+    assert performance_curves([]) == []
+    assert labels(training_curves(train(1))[0])  # one point is no line, and is drawn nevertheless
 
 
 def test_bins_against_numpy() -> None:
@@ -68,7 +79,8 @@ def test_unknown_values_are_left_out() -> None:
 
 
 def test_long_runs_make_small_pages() -> None:
-    assert len(training_curves(train(20000))) < 200_000
+    terms, norms = training_curves(train(20000))
+    assert sum(len(c.svg) for c in terms + norms) < 200_000
 
 
 def test_names_for_people() -> None:

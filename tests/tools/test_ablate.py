@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from brasyn_dist.cli import ablate
 from brasyn_dist.evaluation.baselines import MEAN
 from brasyn_dist.evaluation.scoring import SYNTHETIC
-from brasyn_dist.evaluation.tables import Row, rows_csv
+from brasyn_dist.evaluation.tables import table_csv
 from tests.conftest import REPOSITORY
 
 PLAN = "one: [a.b=1]\ntwo words: [a.c=2, d=3]\n"
@@ -24,16 +26,18 @@ def calls(monkeypatch) -> list[list[str]]:
         folder = out / f"fold-{fold}/evaluation"
         folder.mkdir(parents=True)
         rows = [
-            Row(
-                f"case-{fold}",
-                "",
-                "t1n",
-                method,
-                {"mae/brain": mae, "psnr/brain": 10.0, "ssim/healthy": None},
-            )
+            {
+                "case": f"case-{fold}",
+                "cohort": "",
+                "modality": "t1n",
+                "method": method,
+                "mae/brain": mae,
+                "psnr/brain": 10.0,
+                "ssim/healthy": np.nan,
+            }
             for method, mae in ((SYNTHETIC, float(len(out.name) + fold)), (MEAN, 99.0))
         ]
-        (folder / "cases.csv").write_text(rows_csv(rows))
+        (folder / "cases.csv").write_text(table_csv(pd.DataFrame(rows)))
 
     monkeypatch.setattr(ablate, "call", call)
     return made

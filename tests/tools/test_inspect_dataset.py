@@ -10,8 +10,9 @@ import pytest
 
 from brasyn_dist.brats import find_case, find_cases
 from brasyn_dist.cli.inspect import main
-from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, robust_z, similar_pairs
+from brasyn_dist.data.qc.anomalies import OUTLIER_FACTS, Finding, find_anomalies, robust_z, similar_pairs
 from brasyn_dist.data.qc.measurements import end_areas, inspect_case, measure
+from tests.report.checked import checked
 from tests.small import small_cases
 
 IGNORED = ("geometry",)
@@ -199,10 +200,13 @@ def test_as_its_user_runs_it(cohort: Path, tmp_path: Path, capsys):
     assert len(values["cases"]) == 7 and {"case", "kind", "modality", "detail"} == set(values["findings"][0])
     assert any(f["case"] == name and f["kind"] == "truncated" for f in values["findings"])
     assert len((out / "cases.csv").read_text().splitlines()) == 1 + 7 * 4 - 1
-    page = (out / "inspection.html").read_text()
-    for picture in ("histograms.png", "spread.png", "cases.png"):
-        assert picture in page and (out / picture).read_bytes().startswith(b"\x89PNG")
-    assert name in page and "http" not in page
+    page = checked(out / "inspection.html")
+    assert page.titles() == ["Findings", "Intensities", "Distributions", "Cases", "Numbers"]
+    assert len(page.all("article")) == 7 and name in page.text()
+    charts = [svg["aria-label"].split(".")[0] for svg in page.all("svg")]
+    assert charts.count("Intensities as stored") == 4 and charts[-5:] == list(OUTLIER_FACTS)
+    # Axial and sagittal slices of all modalities but one; the first row opens the page.
+    assert len(page.all("img")) in (2 * (7 * 4 - 1) + 3, 2 * (7 * 4 - 1) + 4)
     (tmp_path / "bad/case").mkdir(parents=True)
     (tmp_path / "bad/case/case-t1c.nii.gz").write_bytes(b"x")
     assert main([str(tmp_path / "bad"), "--out", str(tmp_path / "none")]) == 1

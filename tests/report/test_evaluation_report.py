@@ -6,17 +6,18 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from brasyn_dist.report.score_distributions import distributions
 
-from brasyn_dist.brats import MODALITIES, find_cases
+from brasyn_dist.brats import BRATS, MODALITIES, find_cases
 from brasyn_dist.cli.evaluate import main
 from brasyn_dist.data.nifti import read_case, write_like
-from brasyn_dist.evaluation.scoring import CaseResult, Prediction
-from brasyn_dist.evaluation.tables import Row, rows_of, summarise
-from brasyn_dist.report.case_views import at_least, busiest, contour_path, outline_layer
+from brasyn_dist.evaluation.scoring import CaseScores, Prediction
+from brasyn_dist.evaluation.tables import score_table, summarise
+from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.report.case_views import at_least, busiest_slices, contour_path, outline_layer
 from brasyn_dist.report.evaluation_report import write_report
-from brasyn_dist.report.score_tables import best_baseline, score_table, standing, title_of
+from brasyn_dist.report.score_tables import best_baseline, distributions, metric_table, overview, title_of
 from tests.report.checked import Page, checked
 from tests.small import small_cases
 
@@ -73,7 +74,7 @@ def test_sections_values_and_pictures(predictions: Path, references: Path, tmp_p
     (tmp_path / "p" / "manifest.json").write_text(json.dumps(manifest))
     status, page = evaluate(tmp_path / "p", references, tmp_path / "out", "--curves", str(run))
     assert status == 0
-    assert page.titles() == ["Scores", "Spread", "Cases", "Data", "Training", "Provenance"]
+    assert page.titles() == ["Scores", "Distributions", "Cases", "Data", "Training", "Provenance"]
     means = json.loads((tmp_path / "out" / "summary.json").read_text())["means"]
     for value in (
         f"{means['all']['synthetic']['mae/brain']['mean']:.2f}",
@@ -98,14 +99,17 @@ def test_sections_values_and_pictures(predictions: Path, references: Path, tmp_p
         "best",
     ]
     alts = [i["alt"] for i in page.all("img")]
-    # Three planes: target, synthetic, difference, and the inputs: three, or what the manifest tells.
+    # First an axial plane of a typical case: three inputs, target, synthetic, difference.
+    opening, alts = alts[:6], alts[6:]
+    assert all("axial" in alt for alt in opening) and opening[-1].startswith("Synthetic minus real")
+    # Then three planes of four cases: target, synthetic, difference, and the inputs: three, or those in the manifest.
     assert len(alts) == 3 * ((3 + 1) + 3 * (3 + 3))
     for word in ("axial", "sagittal", "coronal"):
         assert sum(word in alt for alt in alts) == len(alts) / 3
     assert sum(alt.startswith("Input T2-weighted") for alt in alts) == 12
     assert sum(alt.startswith("Synthetic minus real") for alt in alts) == 12
     outlines = [s for s in page.all("svg") if s.get("aria-hidden")]
-    assert len(outlines) == 3 * 12 and any(p.get("stroke") == "#ffc400" for p in page.all("path"))
+    assert len(outlines) == 3 + 3 * 12 and any(p.get("stroke") == "#ffc400" for p in page.all("path"))
     text = page.text()
     for fact in (
         "abc123",
@@ -140,7 +144,7 @@ def test_a_single_case_without_labels(references: Path, tmp_path: Path) -> None:
     status, page = evaluate(tmp_path / "p", bare, tmp_path / "out")
     assert status == 0
     assert [a["class"] for a in page.all("article")] == ["case"] and "only" in [t for _, t in page.texts]
-    assert len(page.all("img")) == 3 * 6 and not [s for s in page.all("svg") if s.get("aria-hidden")]
+    assert len(page.all("img")) == 6 + 3 * 6 and not [s for s in page.all("svg") if s.get("aria-hidden")]
     text = page.text()
     assert "1 synthetic volume of 1 case," in text
     assert "All targets" not in text  # one target alone
@@ -151,57 +155,82 @@ def test_a_single_case_without_labels(references: Path, tmp_path: Path) -> None:
 # ---- parts
 
 
-def rows(methods: dict[str, list[float]], name: str = "mae/brain") -> list[Row]:
-    return [
-        Row(f"case{i}", "c", "t1c", method, {name: value, "mae/tumour": None})
-        for method, values in methods.items()
-        for i, value in enumerate(values)
-    ]
+def scores(case: str, modality: str, methods: dict[str, dict[str, float | None]]) -> CaseScores:
+    return CaseScores(Prediction(Path(f"{case}-{modality}.nii.gz"), case, modality), "c", methods)
 
 
-def test_any_scores_are_shown_segmentations_apart() -> None:
-    some = [
-        Row(f"case{i}", "c", m, "synthetic", {"mae/brain": 5.0, "dice/ET": 0.5 + i / 10, "hd95/WT": 3.25})
+def table_of(methods: dict[str, list[float]], name: str = "mae/brain") -> pd.DataFrame:
+    """Scores of one target: values of the cases by method. The copy is the best copy."""
+    count = len(next(iter(methods.values())))
+    return score_table(
+        scores(f"case{i}", "t1c", {m: {name: v[i], "mae/tumour": None} for m, v in methods.items()})
+        for i in range(count)
+    )
+
+
+def some_page(tmp_path: Path, table: pd.DataFrame, modality_set: ModalitySet = BRATS) -> Page:
+    """The report of a table without cases to show."""
+    write_report(tmp_path / "r.html", [], table, {}, tmp_path, modality_set=modality_set)
+    return checked(tmp_path / "r.html")
+
+
+def test_any_scores_are_shown_segmentations_apart(tmp_path: Path) -> None:
+    some = score_table(
+        scores(f"case{i}", m, {"synthetic": {"mae/brain": 5.0, "dice/ET": 0.5 + i / 10, "hd95/WT": 3.25}})
         for i in range(2)
         for m in ("t1c", "t2w")
-    ]
-    from brasyn_dist.report.score_tables import tables
-
-    page = Page(tables(summarise(some)))
+    )
+    page = some_page(tmp_path, some)
     assert "Segmentations of the completed cases" in page.titles("h3")
     assert {"Dice", "HD95"} <= set(page.titles("th")) and {"ET", "WT"} <= set(page.titles("small"))
     assert page.all("abbr")[0] == {"title": "lower is better"}
     assert "0.550" in page.text() and "3.25" in page.text()
-    charts = [s["aria-label"].split(". ")[0] for s in Page(distributions(some)).all("svg")]
+    charts = [s["aria-label"].split(". ")[0] for s in page.all("svg")]
     assert charts == ["MAE, brain", "Dice, ET", "HD95, WT"]
 
 
-def test_the_best_of_a_target_is_bold() -> None:
-    page = Page(score_table(summarise(rows({"synthetic": [2, 4], "best copy": [1, 3]})), ["mae/brain"], "x"))
-    bold = [a for a in page.all("td") if a.get("class") == "best"]
-    assert len(bold) == 1
-    cells = [t for tag, t in page.texts if tag == "td"]
-    assert "2.00" in cells and "3.00" in cells
-    assert page.source.index('class="best">2.00') > 0
+def test_another_modality_set(tmp_path: Path) -> None:
+    other = ModalitySet("other", ("pd", "t1"), {"pd": "proton density"}, {}, {1: "lesion"}, {"ALL": (1,)})
+    some = score_table([scores("a", "pd", {"synthetic": {"mae/brain": 5.0, "dice/ALL": 0.5}})])
+    page = some_page(tmp_path, some, other)
+    assert "proton density" in page.titles("th") and {"Dice, ALL", "MAE, brain"} <= {
+        s["aria-label"].split(". ")[0] for s in page.all("svg")
+    }
+    assert "T1 native" not in page.text() and "Dice, ALL" in page.titles("div")
+
+
+def test_the_best_of_a_target_is_marked() -> None:
+    table = metric_table(
+        summarise(table_of({"synthetic": [2, 4], "copy of t1n": [1, 3]})), ["mae/brain"], "x"
+    )
+    cells = [row["cells"][0] for row in table["groups"][0]["rows"]]
+    assert [(c["value"], c["best"]) for c in cells] == [("3.00", False), ("2.00", True)]
 
 
 def test_where_baselines_win_is_said() -> None:
-    lost = summarise(rows({"synthetic": [5, 5], "mean of available": [4, 4], "best copy": [6, 6]}))
-    assert best_baseline(lost["t1c"], "mae/brain")[0] == "mean of available"  # type: ignore[index]
-    text = Page(standing(lost)).text()
-    assert "not better than mean of available, 4.00" in text
-    assert "T1 contrast-enhanced: a baseline is as good or better in MAE, brain (mean of available)." in text
-    won = summarise(rows({"synthetic": [3, 3], "mean of available": [4, 4]}))
-    assert "better than every baseline" in Page(standing(won)).text()
-    alone = summarise(rows({"synthetic": [3]}))
-    assert "a single case" in Page(standing(alone)).text()
+    lost = summarise(table_of({"synthetic": [5, 5], "mean of available": [4, 4], "copy of t1n": [6, 6]}))
+    assert best_baseline(lost, "t1c", "mae/brain")[0] == "mean of available"  # type: ignore[index]
+    (card,), sentences = overview(lost)
+    assert (card.verdict, card.more, card.good) == (
+        "not better",
+        "than mean of available, 4.00 ± 0.00",
+        False,
+    )
+    assert sentences == [
+        "T1 contrast-enhanced: a baseline is as good or better in MAE, brain (mean of available)."
+    ]
+    won = summarise(table_of({"synthetic": [3, 3], "mean of available": [4, 4]}))
+    assert overview(won)[1] == ["T1 contrast-enhanced: better than every baseline."]
+    alone = summarise(table_of({"synthetic": [3]}))
+    assert overview(alone)[0][0].more == "a single case"
 
 
 def test_many_cases_are_drawn_as_pixels() -> None:
     values = np.random.default_rng(0).normal(10, 1, 2000).tolist()
-    text = distributions(rows({"synthetic": values}))
-    assert "data:image/png;base64" in text and len(text) < 100_000
-    assert "2000 cases" in text
+    (group,) = distributions(table_of({"synthetic": values}))
+    (found,) = group["charts"]
+    assert "data:image/png;base64" in found.svg and len(found.svg) < 100_000
+    assert "2000 cases" in found.svg
 
 
 def test_titles() -> None:
@@ -236,7 +265,7 @@ def test_slices_and_spans() -> None:
     volume = np.zeros((5, 6, 7))
     volume[1, 2:4, 3] = 1
     volume[2, 2, 3] = 1
-    assert busiest(volume) == [1, 2, 3]
+    assert busiest_slices(volume) == [1, 2, 3]
     assert at_least(slice(10, 12), 6, 40) == slice(8, 14)
     assert at_least(slice(0, 2), 6, 40) == slice(0, 6) and at_least(slice(38, 40), 6, 40) == slice(34, 40)
     assert at_least(slice(0, 3), 9, 5) == slice(0, 5) and at_least(slice(1, 9), 4, 40) == slice(1, 9)
@@ -244,15 +273,10 @@ def test_slices_and_spans() -> None:
 
 def test_nothing_but_problems_in_part(tmp_path: Path) -> None:
     """A result whose segmentation failed keeps its image scores (and is listed)."""
-    result = CaseResult(
-        Prediction(tmp_path / "a-t1c.nii.gz", "a", "t1c"),
-        "c",
-        {"synthetic": {"mae/brain": 3.0, "psnr/brain": None}},
-        1.0,
-        "the segmenter failed",
-    )
-    some = rows_of([CaseResult(result.prediction, "c", result.scores)])
-    write_report(tmp_path / "r.html", [result], some, summarise(some), {}, tmp_path)
+    prediction = Prediction(tmp_path / "a-t1c.nii.gz", "a", "t1c")
+    values = {"synthetic": {"mae/brain": 3.0, "psnr/brain": None}}
+    result = CaseScores(prediction, "c", values, 1.0, "the segmenter failed")
+    write_report(tmp_path / "r.html", [result], score_table([result]), {}, tmp_path)
     page = checked(tmp_path / "r.html")
     assert "a-t1c.nii.gz (scored in part): the segmenter failed" in page.text()
     assert "No case could be scored" in page.text()
