@@ -184,7 +184,12 @@ def type_in_words(annotation: Any, limits: typing.Iterable[Any] = ()) -> str:
         return " or ".join(map(str, arguments))
     if origin is tuple:
         item = type_in_words(arguments[0])
-        return f"a list of {item}" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} {item}"
+        least = next(
+            (f"at least {m.min_length} " for m in limits if isinstance(m, annotated_types.MinLen)), ""
+        )
+        return (
+            f"a list of {least}{item}" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} {item}"
+        )
     bounds = [text for limit in limits if (text := _bound(limit))]
     return (
         " and ".join([f"{annotation.__name__} {bounds[0]}", *bounds[1:]]) if bounds else annotation.__name__

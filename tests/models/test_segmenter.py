@@ -107,7 +107,7 @@ def test_a_segmenter_is_no_generator(segmenter: Segmenter, tmp_path: Path):
     [
         ({"image_size": 20, "widths": (8, 16, 24, 32)}, "multiple of 8"),
         ({"widths": (8, 12)}, "multiples of norm_groups"),
-        ({"widths": (8,)}, "two stages"),
+        ({"widths": (8,)}, "a list of at least 2 int"),
     ],
 )
 def test_impossible_shapes_are_refused(values: dict[str, object], words: str):

@@ -1,0 +1,131 @@
+"""A command of `brasyn`: its options are a frozen dataclass, of which the command line and `--help` are made.
+
+words --Typer--> options dataclass --run--> exit status
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        cases: Annotated[Path, Argument(help="Folder of complete cases.")]
+        seed: Annotated[int, Option("--seed", help="Seed of the split.")] = 0
+
+    main = Command("example", Options, run)     # main(["cases", "--seed", "1"]) returns the exit status
+"""
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+import typer
+from typer.core import TyperCommand
+
+from brasyn_dist.common.logs import set_up_logging
+from brasyn_dist.errors import BrasynError
+
+T = TypeVar("T")
+View = Literal["axial", "sagittal", "coronal"]
+Precision = Literal["no", "bf16", "fp16"]
+OVERRIDES = "[section.key=value]..."
+
+
+class Command(Generic[T]):
+    """Callable that parses a command line and runs the command."""
+
+    def __init__(
+        self,
+        name: str,
+        options: type[T],
+        run: Callable[[T], int | None],
+        lists: Sequence[str] = (),
+        more_help: Callable[[], str] | None = None,
+    ) -> None:
+        """Declare a command.
+
+        Args:
+            name: Subcommand of `brasyn`.
+            options: Frozen dataclass with annotations `Annotated[type, Option(...) or Argument(...)]`.
+            run: Does the work; returns the exit status (None: 0).
+            lists: Options that take several values: `--views axial sagittal`.
+            more_help: Text that follows the options in `--help`.
+        """
+        self.name = name
+        self.options = options
+        self.run = run
+        self.lists = lists
+        self.more_help = more_help
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int:
+        """Exit status of the command. A BrasynError is printed as one `error:` line, status 1.
+
+        Raises:
+            SystemExit: 2 for wrong usage, 0 after `--help`.
+        """
+        options = self.parse(sys.argv[1:] if arguments is None else arguments)
+        try:
+            set_up_logging()
+            return self.run(options) or 0
+        except BrasynError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return 1
+
+    def parse(self, arguments: Sequence[str]) -> T:
+        """Options of a command line. Raises SystemExit as `__call__` does."""
+        parsed: list[T] = []
+
+        def callback(**values: Any) -> None:
+            parsed.append(self.options(**values))
+
+        callback.__signature__ = inspect.signature(self.options)  # type: ignore[attr-defined]
+        callback.__annotations__ = typing.get_type_hints(self.options, include_extras=True)
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(cls=_with_help(self._description(), self.more_help))(callback)
+        try:
+            typer.main.get_command(app).main(
+                spread_lists(arguments, self.lists), prog_name=f"brasyn {self.name}"
+            )
+        except SystemExit:
+            if not parsed:
+                raise
+        return parsed[0]
+
+    def _description(self) -> str:
+        return (sys.modules[self.options.__module__].__doc__ or "").strip()
+
+
+def _with_help(description: str, more_help: Callable[[], str] | None) -> type[TyperCommand]:
+    """A command class whose `--help` shows the module's docstring as it is written, and `more_help` last."""
+
+    class DescribedCommand(TyperCommand):
+        def format_help_text(self, ctx: Any, formatter: Any) -> None:
+            formatter.write(f"\n{description}\n")
+
+        def format_epilog(self, ctx: Any, formatter: Any) -> None:
+            if more_help is not None:
+                formatter.write(f"\n{more_help()}\n")
+
+    return DescribedCommand
+
+
+def spread_lists(arguments: Sequence[str], lists: Sequence[str]) -> list[str]:
+    """`--views a b` as `--views a --views b`, for the options in `lists`; the next option ends a list."""
+    spread: list[str] = []
+    current = ""
+    for position, word in enumerate(arguments):
+        if word == "--":
+            return [*spread, *arguments[position:]]
+        if word.startswith("-"):
+            current = word if word in lists else ""
+            following = arguments[position + 1 : position + 2]
+            if current and following and not following[0].startswith("-"):
+                continue
+            spread.append(word)
+        else:
+            spread += [current, word] if current else [word]
+    return spread
+
+
+def at_most_one(**given: Any) -> None:
+    """Raise a usage error if more than one of these options has a value."""
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if len(names) > 1:
+        raise typer.BadParameter(f"{' and '.join(names)} exclude each other")

@@ -1,0 +1,73 @@
+"""List the packaged configurations, launch files and Slurm scripts, or copy them: `brasyn configs [NAME ...] [--copy DIR]`.
+
+`brasyn train --config NAME` finds a configuration by its name; launch files and Slurm scripts are used by their path.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from brasyn_dist.cli.command import Command
+from brasyn_dist.common.resources import Folder, resource_folder
+from brasyn_dist.errors import BrasynError
+
+FOLDERS: tuple[Folder, ...] = ("configs", "launch", "slurm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigsOptions:
+    """Options of `brasyn configs`."""
+
+    names: Annotated[
+        list[str] | None,
+        Argument(metavar="[NAME]...", help="Folders or files, such as `slurm` or `r3.yaml`; all without."),
+    ] = None
+    copy: Annotated[
+        Path | None, Option("--copy", metavar="DIR", help="Copy them to folders of the same name in DIR.")
+    ] = None
+    path: Annotated[bool, Option("--path", help="Print nothing but the full paths.")] = False
+
+
+def run(options: ConfigsOptions) -> None:
+    """Copy, or print one line for each file: path and first comment line."""
+    chosen = [file for folder in FOLDERS for file in files_of(folder)]
+    names = options.names or []
+    for name in names:
+        if not any(matches(file, name) for file in chosen):
+            raise BrasynError(f"no packaged file or folder is called {name!r}; `brasyn configs` lists them")
+    for file in chosen:
+        if names and not any(matches(file, name) for name in names):
+            continue
+        if options.copy is not None:
+            target = options.copy / file.parent.name / file.name
+            if target.exists() and target.read_bytes() != file.read_bytes():
+                raise BrasynError(f"{target} exists and differs; remove it, or choose another folder")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
+            print(target)
+        elif options.path:
+            print(file)
+        else:
+            print(f"{file.parent.name + '/' + file.name:<32}{summary(file)}")
+
+
+def files_of(folder: Folder) -> list[Path]:
+    """Files of a packaged folder."""
+    return sorted(p for p in resource_folder(folder).iterdir() if p.is_file() and p.suffix not in (".py", ".pyc"))
+
+
+def matches(file: Path, name: str) -> bool:
+    """Whether `name` is the file's folder, name, or name without suffix."""
+    return name in (file.parent.name, file.name, file.stem, f"{file.parent.name}/{file.name}")
+
+
+def summary(file: Path) -> str:
+    """First comment line."""
+    lines = [line.strip("# \n") for line in file.read_text().splitlines() if line.startswith("# ")]
+    return lines[0] if lines else ""
+
+
+main = Command("configs", ConfigsOptions, run)

@@ -1,0 +1,114 @@
+"""Make a validation set from complete cases by leaving out one modality of each: `brasyn drop-modality CASES OUT`.
+
+The random choice is the challenge's (docs/explanation/method.md, section 1): cases sorted by name, `numpy.random.seed(123456)`,
+`numpy.random.randint(0, 4, size=number_of_cases)` as index of t1c, t1n, t2f, t2w. OUT/dropped.json lists what was left out.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from brasyn_dist.cli.command import Command
+from brasyn_dist.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from brasyn_dist.brats import Case
+
+CHALLENGE_SEED = 123456
+RECORD = "dropped.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropOptions:
+    """Options of `brasyn drop-modality`."""
+
+    cases: Annotated[Path, Argument(metavar="CASES", help="Folder of complete cases.")]
+    out: Annotated[Path, Argument(metavar="OUT", help="Folder for the incomplete cases.")]
+    seed: Annotated[int, Option("--seed", min=0, help="Seed of the choice.")] = CHALLENGE_SEED
+    modality: Annotated[
+        str | None,
+        Option("--modality", help="Leave out this modality of every case instead of a random one."),
+    ] = None
+    keep_segmentation: Annotated[
+        bool, Option("--keep-segmentation", help="Keep segmentations, which the challenge removes.")
+    ] = False
+    link: Annotated[bool, Option("--link", help="Symbolic links instead of copies.")] = False
+
+
+def run(options: DropOptions) -> None:
+    """Write the incomplete cases and the list of what was left out."""
+    from brasyn_dist.brats import MODALITIES
+    from brasyn_dist.common.files import write_json
+
+    if options.modality not in (None, *MODALITIES):
+        raise ConfigError(f"--modality {options.modality}: expected {' or '.join(MODALITIES)}")
+    cases = complete_cases(options.cases)
+    dropped = choose([c.name for c in cases], options.seed, options.modality)
+    check_record(options.out, dropped)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / RECORD, dropped)
+    for case in cases:
+        write_case(case, dropped[case.name], options.out, options.keep_segmentation, options.link)
+    counts = ", ".join(f"{m} {list(dropped.values()).count(m)}" for m in MODALITIES)
+    print(f"{len(cases)} cases in {options.out}; dropped {counts}")
+
+
+def complete_cases(folder: Path) -> "list[Case]":
+    """Cases of a folder. Raises DataError if one lacks a modality."""
+    from brasyn_dist.brats import find_cases
+
+    cases = find_cases(folder)
+    incomplete = [f"{c.name} lacks {', '.join(c.missing)}" for c in cases if c.missing]
+    if incomplete:
+        raise DataError(
+            f"{folder}: only complete cases can have a modality dropped; " + "; ".join(incomplete)
+        )
+    return cases
+
+
+def choose(names: Sequence[str], seed: int = CHALLENGE_SEED, modality: str | None = None) -> dict[str, str]:
+    """Dropped modality by case name; `names` must be sorted."""
+    import numpy as np
+
+    from brasyn_dist.brats import MODALITIES
+
+    if modality is not None:
+        return dict.fromkeys(names, modality)
+    indices = np.random.RandomState(seed).randint(0, len(MODALITIES), size=len(names))
+    return {name: MODALITIES[i] for name, i in zip(names, indices)}
+
+
+def check_record(out: Path, dropped: dict[str, str]) -> None:
+    """Raise DataError if `out` has another choice: a mixture would show what was left out."""
+    record = out / RECORD
+    if record.exists():
+        if json.loads(record.read_text()) != dropped:
+            raise DataError(
+                f"{out} holds another choice ({RECORD} differs); remove it or choose another folder"
+            )
+    elif out.exists() and any(p.is_dir() for p in out.iterdir()):
+        raise DataError(f"{out} holds folders but no {RECORD}: other data; choose another folder")
+
+
+def write_case(case: "Case", dropped: str, out: Path, keep_segmentation: bool, link: bool) -> None:
+    """Copy or link the files of a case, without the modality `dropped`."""
+    from brasyn_dist.common.files import atomic_path
+
+    folder = out / case.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for modality, source in case.files.items():
+        if modality == dropped or (modality == "seg" and not keep_segmentation):
+            continue
+        with atomic_path(folder / source.name) as temporary:
+            if link:
+                temporary.symlink_to(source.resolve())
+            else:
+                shutil.copyfile(source, temporary)
+
+
+main = Command("drop-modality", DropOptions, run)

@@ -1,0 +1,48 @@
+"""Write synthetic cohorts in BraTS' layout: `brasyn phantom OUT --gli 6 --met 2`.
+
+Makes OUT/train_gli and OUT/train_met with case folders of NIfTI volumes, for demonstrations and tests without patient data.
+See brasyn_dist/phantom/__init__.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from brasyn_dist.cli.command import Command
+from brasyn_dist.errors import BrasynError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomOptions:
+    """Options of `brasyn phantom`."""
+
+    out: Annotated[
+        Path, Argument(metavar="OUT", help="Folder for the cohort folders train_gli and train_met.")
+    ]
+    gli: Annotated[int, Option("--gli", min=0, help="Glioma cases.")] = 6
+    met: Annotated[int, Option("--met", min=0, help="Metastasis cases.")] = 2
+    shape: Annotated[
+        tuple[int, int, int], Option("--shape", metavar="X Y Z", help="Voxels of a volume.")
+    ] = (240, 240, 155)
+    seed: Annotated[int, Option("--seed", min=0, help="Seed of the cases.")] = 0
+    workers: Annotated[
+        int | None, Option("--workers", min=1, help="Processes.  [default: the processors, at most 8]")
+    ] = None
+
+
+def run(options: PhantomOptions) -> None:
+    """Write the cohorts."""
+    from brasyn_dist.common.process_pool import available_processors
+    from brasyn_dist.phantom.cohort import plan_cohorts, write_cohorts
+
+    cases = plan_cohorts(options.out, options.gli, options.met, options.seed)
+    try:
+        write_cohorts(cases, options.shape, options.workers or available_processors(8))
+    except OSError as error:
+        raise BrasynError(str(error)) from error
+    print(f"{len(cases)} cases in {options.out}")
+
+
+main = Command("phantom", PhantomOptions, run)

@@ -1,0 +1,162 @@
+"""Convert cohort folders of BraTS cases into shards of slices: `brasyn shard COHORT_DIR [COHORT_DIR ...] --out shards`.
+
+Each COHORT_DIR contains case folders (CASE/CASE-t1c.nii.gz, or the names of older editions); its name is recorded with every
+slice. To continue after an interruption, run the same command again. Stages: brasyn_dist/data/sharding/write_shards.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from typer import Argument, BadParameter, Option
+
+from brasyn_dist.cli.command import Command, View, at_most_one
+from brasyn_dist.errors import BrasynError
+
+if TYPE_CHECKING:
+    from brasyn_dist.preprocessing.statistics import Statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCommandOptions:
+    """Options of `brasyn shard`."""
+
+    cohorts: Annotated[
+        list[Path] | None, Argument(metavar="[COHORT_DIR]...", help="Folders of case folders.")
+    ] = None
+    out: Annotated[Path | None, Option("--out", help="Folder of the shard set.")] = None
+    views: Annotated[list[View] | None, Option("--views", help="Views to slice.  [default: all]")] = None
+    workers: Annotated[
+        int | None,
+        Option(
+            "--workers", min=1, help="Processes, 0.5 GB each.  [default: the processors, at most 8]"
+        ),
+    ] = None
+    statistics: Annotated[
+        str | None,
+        Option(
+            "--statistics",
+            metavar="FILE",
+            help="A statistics.json, or `published`.  [default: computed from the training cases]",
+        ),
+    ] = None
+    split: Annotated[
+        Path | None,
+        Option(
+            "--split",
+            metavar="FILE",
+            help="Names of the held-out cases, as JSON list or one on each line.",
+        ),
+    ] = None
+    validation_fraction: Annotated[
+        float | None,
+        Option(
+            "--validation-fraction",
+            metavar="F",
+            min=0,
+            max=1,
+            help="Fraction of each cohort's patients to hold out.  [default: 0.1]",
+        ),
+    ] = None
+    seed: Annotated[int, Option("--seed", help="Seed of the split and of the order of slices.")] = 0
+    skip_bad: Annotated[
+        bool, Option("--skip-bad", help="Leave out bad cases instead of stopping.")
+    ] = False
+    round: Annotated[bool, Option("--round", help="Round intensities that are not integers.")] = False
+    codec: Annotated[
+        Literal["npy", "zstd", "blosc"] | None, Option("--codec", help="Compression of a slice.")
+    ] = None
+    samples_per_shard: Annotated[
+        int, Option("--samples-per-shard", min=1, metavar="N", help="Slices of a tar file.")
+    ] = 1000
+    minimum_foreground: Annotated[
+        int | None,
+        Option(
+            "--minimum-foreground",
+            min=0,
+            metavar="N",
+            help="Foreground pixels that every modality of a slice must have.  [default: 2000]",
+        ),
+    ] = None
+    headroom: Annotated[
+        float,
+        Option(
+            "--headroom",
+            metavar="F",
+            help="Computed statistics clip at F x the 99.5th percentile; above 1 for small cohorts, whose scans may be "
+            "darker than unseen ones.",
+        ),
+    ] = 1.0
+    rebuild_index: Annotated[
+        Path | None,
+        Option("--rebuild-index", metavar="DIR", help="Only rebuild index.json from the tar files in DIR."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        at_most_one(split=self.split, validation_fraction=self.validation_fraction is not None)
+        if self.rebuild_index is None and not (self.cohorts and self.out):
+            raise BadParameter("give at least one COHORT_DIR, and --out")
+
+
+def run(options: ShardCommandOptions) -> None:
+    """Write the shard set, or rebuild an index."""
+    try:
+        if options.rebuild_index is not None:
+            rebuild(options.rebuild_index)
+        else:
+            shard(options)
+    except OSError as error:  # such as a full disk or a folder without write permission
+        raise BrasynError(f"{error}; remove the cause and run the same command again") from error
+
+
+def shard(options: ShardCommandOptions) -> None:
+    """Write the shard set."""
+    from brasyn_dist.brats import VIEWS
+    from brasyn_dist.common.process_pool import available_processors
+    from brasyn_dist.data.format.codec import DEFAULT_CODEC
+    from brasyn_dist.data.sharding.patient_split import read_split_file
+    from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
+    from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
+
+    assert options.cohorts and options.out
+    fraction, foreground = options.validation_fraction, options.minimum_foreground
+    make_shards(
+        options.cohorts,
+        options.out,
+        ShardOptions(
+            views=tuple(options.views or VIEWS),
+            seed=options.seed,
+            validation_fraction=0.1 if fraction is None else fraction,
+            validation_cases=read_split_file(options.split) if options.split else None,
+            minimum_foreground=MINIMUM_FOREGROUND if foreground is None else foreground,
+            samples_per_shard=options.samples_per_shard,
+            codec=options.codec or DEFAULT_CODEC,
+            round_values=options.round,
+            headroom=options.headroom,
+        ),
+        statistics=given_statistics(options.statistics),
+        workers=options.workers or available_processors(8),
+        skip_bad=options.skip_bad,
+    )
+
+
+def rebuild(folder: Path) -> None:
+    """Rebuild index.json from the tar files of a shard set, and print its contents."""
+    from brasyn_dist.data.format.contents import summary
+    from brasyn_dist.data.format.index import rebuild_index
+
+    index = rebuild_index(folder)
+    index.save(folder)
+    print(summary(index))
+
+
+def given_statistics(option: str | None) -> "Statistics | None":
+    """Statistics that `--statistics` names; None: to be computed."""
+    from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
+
+    if option is None:
+        return None
+    return PUBLISHED if option == "published" else Statistics.load(option)
+
+
+main = Command("shard", ShardCommandOptions, run, lists=("--views",))

@@ -1,0 +1,124 @@
+"""Train a network on a shard set: `brasyn train --config r3 [section.key=value ...]`.
+
+    accelerate launch --config_file launch/one_node.yaml -m brasyn_dist.train --config configs/r3.yaml data.shards=shards
+
+The option `task` of the configuration says what is trained. To continue an interrupted run, run the same command again.
+Exit status: 0 finished, 75 stopped on request (the same command continues), 1 failed, 2 wrong usage.
+"""
+
+import logging
+import os
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from brasyn_dist.cli.command import OVERRIDES, Command
+from brasyn_dist.common.processes import starting_up
+from brasyn_dist.common.resources import find_resource
+
+if TYPE_CHECKING:
+    from brasyn_dist.config import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of `brasyn train`."""
+
+    overrides: Annotated[
+        list[str] | None, Argument(metavar=OVERRIDES, help="Options of the run, as listed below.")
+    ] = None
+    config: Annotated[
+        str | None,
+        Option("--config", metavar="FILE", help="YAML file, or name of a packaged one (`brasyn configs`)."),
+    ] = None
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print what would run and what it costs; train nothing.")
+    ] = False
+    local_rank: Annotated[
+        int | None,
+        Option("--local-rank", "--local_rank", hidden=True, help="Set by some launchers; not used."),
+    ] = None
+
+
+def train(options: TrainOptions) -> int:
+    """Train, continue or estimate a run; the exit status."""
+    from brasyn_dist.config import RunConfig, load_config
+
+    path = None if options.config is None else find_resource("configs", options.config)
+    config = load_config(path, options.overrides or (), RunConfig)
+    if options.dry_run:
+        print(cost(config))
+        return 0
+    status = run(config)
+    if status == 0 and config.telemetry.report and int(os.environ.get("RANK", "0")) == 0:
+        write_report(config.run_dir)
+    return status
+
+
+def run(config: "RunConfig") -> int:
+    """Train what the configuration's task names; the exit status."""
+    with starting_up():
+        from brasyn_dist.config import Config, SegmenterRunConfig
+        from brasyn_dist.training import build
+
+    if isinstance(config, SegmenterRunConfig):
+        from brasyn_dist.training.segmenter_task import SegmenterTask
+
+        return build.run(SegmenterTask(config))
+    assert isinstance(config, Config)
+    from brasyn_dist.training.gan_task import GanTask
+
+    return build.run(GanTask(config))
+
+
+def cost(config: "RunConfig") -> str:
+    """What a run would execute and need, as text."""
+    from brasyn_dist.config import Config, SegmenterRunConfig
+
+    if isinstance(config, SegmenterRunConfig):
+        from brasyn_dist.training import segmenter_task
+
+        return segmenter_task.cost(config)
+    assert isinstance(config, Config)
+    from brasyn_dist.training import cost_model
+
+    return cost_model.report(config)
+
+
+def write_report(run_dir: Path) -> None:
+    """Write report.html of a finished run. The run is complete without it, so a failure is only logged."""
+    try:
+        from brasyn_dist.report.training_report import write_run_report
+
+        log.info("report: %s", write_run_report(run_dir))
+    except Exception as error:  # such as a full disk or a missing font
+        log.warning("report.html could not be written (%s: %s)", type(error).__name__, error)
+
+
+def options_help() -> str:
+    """All options of a run: type, default and description, by task."""
+    from brasyn_dist.config import TASKS, all_options, to_dict
+
+    lines = []
+    shown: set[str] = set()
+    for task, cls in TASKS.items():
+        defaults = to_dict(cls())
+        lines += ["", f"Options of task {task}" + (", in addition:" if shown else ":")]
+        for key, option in all_options(cls):
+            if key in shown:
+                continue
+            shown.add(key)
+            default = defaults
+            for part in key.split("."):
+                default = default[part]
+            lines.append(f"  {key}={'null' if default is None else str(default).replace(chr(39), '')}  ({option.allowed})")
+            lines += textwrap.wrap(option.description, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+main = Command("train", TrainOptions, train, more_help=options_help)
