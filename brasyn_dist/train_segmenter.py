@@ -1,14 +1,9 @@
-"""Train a segmenter: `brasyn_dist.train` with `task=segmenter`."""
+"""`python -m brasyn_dist.train_segmenter` is `brasyn train task=segmenter`."""
 
 import sys
 
+from brasyn_dist.cli.train import main
 from brasyn_dist.common.processes import run_and_leave
-from brasyn_dist.train import main as train
-
-
-def main(arguments=None) -> int:
-    return train(["task=segmenter", *(sys.argv[1:] if arguments is None else arguments)])
-
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_leave(lambda: main(["task=segmenter", *sys.argv[1:]]))

@@ -1,21 +1,27 @@
-# Sourced by the job scripts, in the batch shell on the first node of the job: environment, and how a job makes room and goes on.
+# Sourced by the job scripts, in the batch shell on the first node of the job: environment, warning before the end, requeue.
 #
 #     the time limit is near, or a job of higher priority wants the nodes
 #       -> Slurm sends SIGUSR1 to this shell -> make_room (of the script) -> the work saves and ends -> scontrol requeue
 #
-# ROOT is the repository, set by the script; relative paths on its command line belong to the folder of `sbatch`.
+# ROOT is the folder above this one: the clone, or the installed package. Relative paths on the command line of a script are relative
+# to the folder of `sbatch`.
 set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Leaked from the job or shell in which sbatch was called, they contradict each other and the job's own --mem in srun.
+unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE
 PYTHON=${PYTHON:-python}
 if [ -x "${VENV:-$ROOT/.venv}/bin/python" ]; then
     export PATH="$(cd "${VENV:-$ROOT/.venv}/bin" && pwd):$PATH"
 fi
-export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-STOP_PATIENCE=${STOP_PATIENCE:-240}   # seconds from the warning until the job is requeued though the work has not ended; at
-                                      # the latest 15 s before the time limit, which would end it for good
-MAX_RESTARTS=${MAX_RESTARTS:-100}     # a job that was requeued more often than this does not work any more
+if [ -d "$ROOT/brasyn_dist" ]; then
+    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+fi
+STOP_PATIENCE=${STOP_PATIENCE:-240}   # seconds from the warning to the requeue if the work has not ended; at the latest 15 s
+                                      # before the time limit, which would end the job without a requeue
+MAX_RESTARTS=${MAX_RESTARTS:-100}     # requeues after which the job ends
 
 JOB=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-# This job alone: one task of an array has the number of the whole array as its own.
+# Name of this job: one task of an array has the number of the whole array.
 SELF=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 SELF=${SELF:-$SLURM_JOB_ID}
 warned=""
@@ -34,11 +40,11 @@ patience() {
     fi
 }
 
-# Run "$@" in the background; wait for it; leave its exit status in `status`. SIGUSR1 calls make_room, once. Ending late is no
-# reason to lose the job: it is requeued with what it last saved.
+# Run "$@" in the background and wait for it; its exit status is in `status`. SIGUSR1 calls make_room, once. If the work does not end
+# in time, the job is requeued with what it saved last.
 run_until_warned() {
     trap 'warned=${warned:-$SECONDS}' USR1
-    trap 'say "asked to end (SIGTERM)"' TERM   # the steps get it, too, and end by themselves
+    trap 'say "asked to end (SIGTERM)"' TERM   # the steps receive it, too, and end
     "$@" &
     local work=$! told="" patience
     status=0
@@ -77,12 +83,12 @@ requeue() {
     exit 0
 }
 
-# For work that keeps what is finished and goes on when its command is given again: shard, infer, evaluate.
+# For work that a repeated command continues: shard, infer, evaluate.
 run_repeatable() {
-    make_room() { scancel --signal=TERM "$SELF" || true; }   # to the steps; srun itself would kill them at once
+    make_room() { scancel --signal=TERM "$SELF" || true; }   # to the steps; srun would kill them at once
     say "on ${SLURM_JOB_NODELIST}: $*"
     run_until_warned "$@"
-    # 75: ended by a signal, its own choice; 143: by SIGTERM. Without a warning that was preemption (or scancel, see requeue).
+    # 75: ended on request; 143: by SIGTERM. Without a warning that was preemption (or scancel, see requeue).
     case $status in
         0) exit 0 ;;
         75 | 143) requeue ;;

@@ -14,6 +14,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from typing import Any, Generic, Literal, TypeVar
 
 import typer
@@ -23,9 +24,16 @@ from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.errors import BrasynError
 
 T = TypeVar("T")
-View = Literal["axial", "sagittal", "coronal"]
 Precision = Literal["no", "bf16", "fp16"]
-OVERRIDES = "[section.key=value]..."
+OVERRIDES = "section.key=value"
+
+
+class View(StrEnum):
+    """Choices of `--views`; the names are brats.VIEWS."""
+
+    axial = "axial"
+    sagittal = "sagittal"
+    coronal = "coronal"
 
 
 class Command(Generic[T]):

@@ -65,9 +65,7 @@ def run(options: CompareOptions) -> None:
     a = read_rows(options.a, options.method_a)
     b = read_rows(options.b, options.method_b)
     pairs = pair_rows(a, b, options.common)
-    result = compare(
-        pairs, options.rank_by or CHALLENGE_SCORES, options.resamples or RESAMPLES, options.seed
-    )
+    result = compare(pairs, options.rank_by or CHALLENGE_SCORES, options.resamples or RESAMPLES, options.seed)
     print(f"A: {options.a} ({options.method_a})\nB: {options.b} ({options.method_b})\n")
     print(comparison_table(result))
     if options.out is not None:

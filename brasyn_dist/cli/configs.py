@@ -23,7 +23,7 @@ class ConfigsOptions:
 
     names: Annotated[
         list[str] | None,
-        Argument(metavar="[NAME]...", help="Folders or files, such as `slurm` or `r3.yaml`; all without."),
+        Argument(metavar="NAME", help="Folders or files, such as `slurm` or `r3.yaml`; all without."),
     ] = None
     copy: Annotated[
         Path | None, Option("--copy", metavar="DIR", help="Copy them to folders of the same name in DIR.")
@@ -56,7 +56,9 @@ def run(options: ConfigsOptions) -> None:
 
 def files_of(folder: Folder) -> list[Path]:
     """Files of a packaged folder."""
-    return sorted(p for p in resource_folder(folder).iterdir() if p.is_file() and p.suffix not in (".py", ".pyc"))
+    return sorted(
+        p for p in resource_folder(folder).iterdir() if p.is_file() and p.suffix not in (".py", ".pyc")
+    )
 
 
 def matches(file: Path, name: str) -> bool:

@@ -30,15 +30,19 @@ class ConvertOptions:
         str,
         Option("--statistics", metavar="FILE", help="statistics.json of the training, or `published`."),
     ] = "published"
-    views: Annotated[
-        list[View] | None, Option("--views", help="Views that the weights were trained on.")
-    ] = None
+    views: Annotated[list[View] | None, Option("--views", help="Views that the weights were trained on.")] = (
+        None
+    )
 
 
 def run(options: ConvertOptions) -> None:
     """Convert, and print the network's size."""
     generator = convert(
-        options.published, options.out, options.heads, options.statistics, list(options.views or ())
+        options.published,
+        options.out,
+        options.heads,
+        options.statistics,
+        [str(view) for view in options.views or ()],
     )
     parameters = sum(p.numel() for p in generator.parameters())
     print(f"{options.out}: generator with {parameters:,} parameters, {generator.config}")
@@ -47,15 +51,16 @@ def run(options: ConvertOptions) -> None:
 def convert(published: Path, out: Path, heads: int, statistics: str, views: list[str]) -> "Generator":
     """Read, convert, check by loading, write. Raises CheckpointError or DataError."""
     from brasyn_dist.models.generator import Generator
-    from brasyn_dist.models.pretrained import load_tensors, save_pretrained
+    from brasyn_dist.models.pretrained import load_tensors
     from brasyn_dist.models.published_weights import convert_generator
+    from brasyn_dist.preprocessing.preprocessing import Preprocessing
     from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 
     config, state = convert_generator(load_tensors(published), heads)
     generator = Generator(config)
     generator.load_state_dict(state)
     chosen = PUBLISHED if statistics == "published" else Statistics.load(statistics)
-    save_pretrained(generator, out, chosen, views)
+    generator.save_pretrained(out, Preprocessing(chosen, tuple(views)))
     return generator
 
 

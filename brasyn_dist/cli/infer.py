@@ -41,9 +41,9 @@ class InferOptions:
         list[View] | None,
         Option("--views", help="Views to run over.  [default: all that a model was trained on]"),
     ] = None
-    any_view: Annotated[
-        bool, Option("--any-view", help="Allow views that a model was not trained on.")
-    ] = False
+    any_view: Annotated[bool, Option("--any-view", help="Allow views that a model was not trained on.")] = (
+        False
+    )
     fusion: Annotated[
         Path | None, Option("--fusion", help="File of `brasyn fit-fusion`.  [default: the mean]")
     ] = None
@@ -88,7 +88,7 @@ def infer(options: InferOptions, place: Place) -> int:
         options.input,
         options.output,
         weights=options.weights,
-        views=options.views,
+        views=options.views and [str(view) for view in options.views],
         any_view=options.any_view,
         fusion=options.fusion,
         modalities=options.modality or (),

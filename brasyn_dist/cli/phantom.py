@@ -23,9 +23,11 @@ class PhantomOptions:
     ]
     gli: Annotated[int, Option("--gli", min=0, help="Glioma cases.")] = 6
     met: Annotated[int, Option("--met", min=0, help="Metastasis cases.")] = 2
-    shape: Annotated[
-        tuple[int, int, int], Option("--shape", metavar="X Y Z", help="Voxels of a volume.")
-    ] = (240, 240, 155)
+    shape: Annotated[tuple[int, int, int], Option("--shape", metavar="X Y Z", help="Voxels of a volume.")] = (
+        240,
+        240,
+        155,
+    )
     seed: Annotated[int, Option("--seed", min=0, help="Seed of the cases.")] = 0
     workers: Annotated[
         int | None, Option("--workers", min=1, help="Processes.  [default: the processors, at most 8]")

@@ -21,16 +21,14 @@ if TYPE_CHECKING:
 class ShardCommandOptions:
     """Options of `brasyn shard`."""
 
-    cohorts: Annotated[
-        list[Path] | None, Argument(metavar="[COHORT_DIR]...", help="Folders of case folders.")
-    ] = None
+    cohorts: Annotated[list[Path] | None, Argument(metavar="COHORT_DIR", help="Folders of case folders.")] = (
+        None
+    )
     out: Annotated[Path | None, Option("--out", help="Folder of the shard set.")] = None
     views: Annotated[list[View] | None, Option("--views", help="Views to slice.  [default: all]")] = None
     workers: Annotated[
         int | None,
-        Option(
-            "--workers", min=1, help="Processes, 0.5 GB each.  [default: the processors, at most 8]"
-        ),
+        Option("--workers", min=1, help="Processes, 0.5 GB each.  [default: the processors, at most 8]"),
     ] = None
     statistics: Annotated[
         str | None,
@@ -59,12 +57,11 @@ class ShardCommandOptions:
         ),
     ] = None
     seed: Annotated[int, Option("--seed", help="Seed of the split and of the order of slices.")] = 0
-    skip_bad: Annotated[
-        bool, Option("--skip-bad", help="Leave out bad cases instead of stopping.")
-    ] = False
+    skip_bad: Annotated[bool, Option("--skip-bad", help="Leave out bad cases instead of stopping.")] = False
     round: Annotated[bool, Option("--round", help="Round intensities that are not integers.")] = False
     codec: Annotated[
-        Literal["npy", "zstd", "blosc"] | None, Option("--codec", help="Compression of a slice.")
+        Literal["npy.zst", "npy"] | None,
+        Option("--codec", help="Storage of a slice.  [default: npy.zst]"),
     ] = None
     samples_per_shard: Annotated[
         int, Option("--samples-per-shard", min=1, metavar="N", help="Slices of a tar file.")
@@ -124,7 +121,7 @@ def shard(options: ShardCommandOptions) -> None:
         options.cohorts,
         options.out,
         ShardOptions(
-            views=tuple(options.views or VIEWS),
+            views=tuple(map(str, options.views or VIEWS)),
             seed=options.seed,
             validation_fraction=0.1 if fraction is None else fraction,
             validation_cases=read_split_file(options.split) if options.split else None,

@@ -17,7 +17,10 @@ def brasyn(*arguments: str | Path) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Environment in which the package is found from every folder, also from a clone that is not installed."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]),
+    }
 
 
 def title(text: str) -> None:

@@ -6,6 +6,7 @@ The option `task` of the configuration says what is trained. To continue an inte
 Exit status: 0 finished, 75 stopped on request (the same command continues), 1 failed, 2 wrong usage.
 """
 
+import json
 import logging
 import os
 import textwrap
@@ -116,7 +117,8 @@ def options_help() -> str:
             default = defaults
             for part in key.split("."):
                 default = default[part]
-            lines.append(f"  {key}={'null' if default is None else str(default).replace(chr(39), '')}  ({option.allowed})")
+            text = default if isinstance(default, str) else json.dumps(default)
+            lines.append(f"  {key}={text}  ({option.allowed})")
             lines += textwrap.wrap(option.description, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 

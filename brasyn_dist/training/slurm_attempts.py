@@ -8,10 +8,8 @@ can be counted; a job that is submitted anew starts counting at nothing. Slurm i
 an attempt has a beginning and no end.
 """
 
-import argparse
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from typing import Any, Literal
 
 from brasyn_dist.common import provenance
 from brasyn_dist.common.files import fsync
-from brasyn_dist.config import RunConfig, load_config
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.training import run_dir as run_folder
 from brasyn_dist.training.checkpoint import MANIFEST, step_folders
@@ -187,37 +184,3 @@ def append(run_dir: Path, line: Mapping[str, Any]) -> None:
     with (run_dir / ATTEMPTS).open("a") as file:
         file.write(json.dumps(line) + "\n")
     fsync(run_dir / ATTEMPTS)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m brasyn_dist.training.slurm_attempts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    first = commands.add_parser("begin")
-    first.add_argument("--config", type=Path)
-    first.add_argument("overrides", nargs="*", metavar="section.key=value")
-    last = commands.add_parser("end")
-    last.add_argument("run_dir", type=Path)
-    last.add_argument("--exit-status", type=int, required=True)
-    last.add_argument("--warned", action="store_true")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "begin":
-            run_dir = load_config(options.config, options.overrides, RunConfig).run_dir.absolute()
-            begin(run_dir)
-            print(run_dir)
-            return 0
-        verdict = end(options.run_dir, options.exit_status, options.warned)
-    except (BrasynError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    print(verdict.reason, file=sys.stderr, flush=True)
-    print(verdict.action)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Measure single parts of the method, each trained and evaluated as the base is: `brasyn ablate CASES --out DIR`.
+
+The plan names runs and the options that each changes; `base`, which changes none, comes first. A run with another seed shows the
+effect of chance. Each run is `brasyn cross-validate` in DIR/NAME, over all folds or those of --fold; `section.key=value` applies to
+all runs. Finished evaluations are not repeated, so runs can be spread over processes by --only and --fold, which may be repeated. A
+run that was made with other options is refused. Last, the table DIR/ablations.md: the runs that exist, and their differences from
+`base` on the same volumes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from brasyn_dist.cli.command import OVERRIDES, Command
+from brasyn_dist.cli.subprocesses import brasyn, call, title
+from brasyn_dist.common.files import atomic_write_text, write_json
+from brasyn_dist.common.resources import find_resource
+from brasyn_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from brasyn_dist.evaluation.tables import Row
+
+BASE = "base"
+SCORES = {"mae/brain": "MAE", "psnr/brain": "PSNR, dB", "ssim/healthy": "SSIM, healthy"}
+Plan = dict[str, list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateOptions:
+    """Options of `brasyn ablate`."""
+
+    cases: Annotated[Path, Argument(metavar="CASES", help="Folder of complete cases.")]
+    overrides: Annotated[list[str] | None, Argument(metavar=OVERRIDES, help="Options of all trainings.")] = (
+        None
+    )
+    out: Annotated[Path, Option("--out", metavar="DIR", help="Folder for everything, with one for each run.")]
+    plan: Annotated[
+        str, Option("--plan", metavar="FILE", help="YAML file of runs, or a packaged one's name.")
+    ] = "ablations"
+    only: Annotated[
+        list[str] | None, Option("--only", metavar="NAME", help="This run of the plan; may be repeated.")
+    ] = None
+    config: Annotated[
+        str, Option("--config", metavar="FILE", help="YAML file of the base, or a packaged one's name.")
+    ] = "narrow"
+    folds: Annotated[int, Option("--folds", help="Number of folds.")] = 4
+    fold: Annotated[
+        list[int] | None, Option("--fold", metavar="N", help="Only this fold (from 0); may be repeated.")
+    ] = None
+
+
+def run(options: AblateOptions) -> None:
+    """Train and evaluate what is missing, then write the table."""
+    from brasyn_dist.config import read_yaml
+
+    path = find_resource("configs", options.plan)
+    plan = read_plan(path)
+    unknown = sorted(set(options.only or ()) - set(plan))
+    if unknown:
+        raise ConfigError(f"{path}: no run is called {unknown[0]!r}; there are {', '.join(plan)}")
+    folds = options.fold or range(options.folds)
+    config, overrides = find_resource("configs", options.config), options.overrides or []
+    for name in options.only or plan:
+        made_of = {
+            "config": read_yaml(config),
+            "folds": options.folds,
+            "options": [*overrides, *plan[name]],
+        }
+        record_options(options.out / folder(name) / "options.json", made_of)
+        for fold in folds:
+            if not evaluation(options.out, name, fold).exists():
+                title(f"{name}: {', '.join(plan[name]) or 'nothing changed'}")
+                call(
+                    brasyn("cross-validate", options.cases, "--out", options.out / folder(name), "--config", config,
+                           "--folds", str(options.folds), "--fold", str(fold), *overrides, *plan[name])
+                )  # fmt: skip
+    rows = {name: rows_of(options.out, name, folds) for name in plan}
+    text = table(plan, {name: found for name, found in rows.items() if found})
+    atomic_write_text(options.out / "ablations.md", text)
+    title("Ablations")
+    print(text, end="")
+
+
+def record_options(path: Path, made_of: dict[str, Any]) -> None:
+    """Record the options of a run. Raises ConfigError if it was begun with others: results would be mixed."""
+    if path.exists() and json.loads(path.read_text()) != made_of:
+        raise ConfigError(
+            f"{path.parent} was made with other options; give another --out, or remove that folder"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, made_of)
+
+
+def read_plan(path: Path) -> Plan:
+    """Options by name of run, the base first. Raises ConfigError unless the file is such a plan."""
+    from brasyn_dist.config import read_yaml
+
+    values = read_yaml(path)
+    for name, changed in values.items():
+        if not isinstance(changed, list) or not all(isinstance(o, str) and "=" in o for o in changed):
+            raise ConfigError(f"{path}: {name}: a list of section.key=value is expected, got {changed!r}")
+    return {BASE: [], **values}
+
+
+def folder(name: str) -> str:
+    """Folder of a run."""
+    return name.replace(" ", "-")
+
+
+def evaluation(out: Path, name: str, fold: int) -> Path:
+    """Last file of a fold: if it exists, the fold is finished."""
+    return out / folder(name) / f"fold-{fold}" / "evaluation" / "cases.csv"
+
+
+def rows_of(out: Path, name: str, folds: Sequence[int]) -> "list[Row]":
+    """Synthetic volumes of the finished folds."""
+    from brasyn_dist.evaluation.scoring import SYNTHETIC
+    from brasyn_dist.evaluation.tables import read_table
+
+    done = [path for fold in folds if (path := evaluation(out, name, fold)).exists()]
+    return [row for path in done for row in read_table(path) if row.method == SYNTHETIC]
+
+
+def table(plan: Plan, rows: "Mapping[str, Sequence[Row]]") -> str:
+    """Markdown: means of each run over its volumes, and of the differences from the base on common volumes."""
+    head = ["run", "changed", "volumes", *SCORES.values(), *(f"{s} - {BASE}" for s in SCORES.values())]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    base = {(r.case, r.modality): r.scores for r in rows.get(BASE, ())}
+    for name, found in rows.items():
+        scores = {(r.case, r.modality): r.scores for r in found}
+        pairs = [(scores[volume], base[volume]) for volume in scores if volume in base and name != BASE]
+        cells = [name, ", ".join(plan[name]), str(len(scores))]
+        cells += [mean([s[score] for s in scores.values()], "{0.mean:.4g}") for score in SCORES]
+        cells += [mean([less(a[score], b[score]) for a, b in pairs]) for score in SCORES]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "± half of the 95 % interval over volumes, for one seed; compare with the change by another seed.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def mean(values: Sequence[float | None], form: str | None = None) -> str:
+    """Mean of the known values with its interval, or formatted by `form`; empty if no value is known."""
+    from brasyn_dist.evaluation.tables import mean_of, number
+
+    known = [value for value in values if value is not None]
+    return "" if not known else form.format(mean_of(known)) if form else number(mean_of(known))
+
+
+def less(a: float | None, b: float | None) -> float | None:
+    """Difference of known values."""
+    return None if a is None or b is None else a - b
+
+
+main = Command("ablate", AblateOptions, run)

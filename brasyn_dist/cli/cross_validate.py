@@ -1,0 +1,144 @@
+"""Evaluate every case with a network that was trained without its patient: `brasyn cross-validate CASES --out DIR`.
+
+A seed assigns the patients to folds. For each fold: shards of the other cases, a training, synthesis of each modality of the
+fold's cases in turn, evaluation beside the baselines (the regression is fitted on the training cases). Last, the pooled table:
+DIR/cases.csv and DIR/summary.json. The same command again continues with what is missing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from brasyn_dist.cli.command import OVERRIDES, Command
+from brasyn_dist.cli.subprocesses import brasyn, call, title
+from brasyn_dist.common.files import atomic_path, atomic_write_text, write_json
+from brasyn_dist.common.resources import find_resource
+from brasyn_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from brasyn_dist.brats import Case
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidateOptions:
+    """Options of `brasyn cross-validate`."""
+
+    cases: Annotated[Path, Argument(metavar="CASES", help="Folder of complete cases.")]
+    overrides: Annotated[list[str] | None, Argument(metavar=OVERRIDES, help="Options of the training.")] = (
+        None
+    )
+    out: Annotated[
+        Path, Option("--out", metavar="DIR", help="Folder for everything, with one for each fold.")
+    ]
+    folds: Annotated[int, Option("--folds", help="Number of folds.")] = 5
+    config: Annotated[
+        str, Option("--config", metavar="FILE", help="YAML file of the training, or a packaged one's name.")
+    ] = "narrow"
+    headroom: Annotated[float, Option("--headroom", metavar="F", help="As of `brasyn shard`.")] = 1.0
+    minimum_foreground: Annotated[
+        int, Option("--minimum-foreground", min=0, metavar="N", help="As of `brasyn shard`.")
+    ] = 2000
+    seed: Annotated[int, Option("--seed", min=0, help="Seed of the folds.")] = 0
+    fold: Annotated[
+        int | None,
+        Option("--fold", metavar="N", help="Do only this fold (from 0), without the pooled table."),
+    ] = None
+
+
+def run(options: CrossValidateOptions) -> None:
+    """All folds, or one of them; then the pooled table."""
+    from brasyn_dist.brats import find_cases
+    from brasyn_dist.evaluation.tables import (
+        read_table,
+        rows_csv,
+        summarise,
+        summary_json,
+        text_table,
+        with_best_copy,
+    )
+
+    cases = find_cases(options.cases)
+    incomplete = [c.name for c in cases if c.missing]
+    if incomplete:
+        raise ConfigError(
+            f"{options.cases}: only complete cases can be left out; not {', '.join(incomplete)}"
+        )
+    folds = split_into_folds(cases, options.folds, options.seed)
+    if options.fold is not None and not 0 <= options.fold < len(folds):
+        raise ConfigError(f"--fold {options.fold}: from 0 to {len(folds) - 1}")
+    for number, held_out in enumerate(folds):
+        if options.fold in (None, number):
+            name = f"Fold {number + 1} of {len(folds)}"
+            evaluate_fold(options, cases, held_out, options.out / f"fold-{number}", name)
+    if options.fold is not None:
+        return
+    rows = with_best_copy(
+        r for n in range(len(folds)) for r in read_table(options.out / f"fold-{n}" / "evaluation")
+    )
+    summary = summarise(rows)
+    atomic_write_text(options.out / "cases.csv", rows_csv(rows))
+    write_json(options.out / "summary.json", {"means": summary_json(summary)})
+    title(f"All folds: {len(cases)} cases, each by a network trained without its patient")
+    print(text_table(summary))
+
+
+def split_into_folds(cases: "Sequence[Case]", folds: int, seed: int) -> "list[list[Case]]":
+    """Cases by fold; all cases of a patient are in one fold. Raises ConfigError if there are fewer patients than folds."""
+    import numpy as np
+
+    patients = sorted({c.patient for c in cases})
+    if not 2 <= folds <= len(patients):
+        raise ConfigError(f"--folds {folds}: from 2 to {len(patients)}, the number of patients")
+    order = np.random.default_rng(seed).permutation(len(patients))
+    fold_of = {patients[patient]: position % folds for position, patient in enumerate(order)}
+    return [[c for c in cases if fold_of[c.patient] == fold] for fold in range(folds)]
+
+
+def evaluate_fold(
+    options: CrossValidateOptions, cases: "Sequence[Case]", held_out: "Sequence[Case]", out: Path, name: str
+) -> None:
+    """All stages of one fold; each stage skips what is complete."""
+    from brasyn_dist.brats import MODALITIES
+    from brasyn_dist.config import load_config
+
+    title(f"{name}: {', '.join(c.name for c in held_out)} left out")
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(out / "held_out.txt", "".join(f"{c.name}\n" for c in held_out))
+    unseen = link(held_out, out / "unseen")
+    training = link([c for c in cases if c not in held_out], out / "training")
+    overrides, config = options.overrides or (), find_resource("configs", options.config)
+    views = load_config(config, overrides).data.views
+    shards, trained, predictions = out / "shards", out / "run", out / "predictions"
+    call(
+        brasyn("shard", options.cases, "--out", shards, "--split", out / "held_out.txt", "--views", *views,
+               "--headroom", str(options.headroom), "--minimum-foreground", str(options.minimum_foreground))
+    )  # fmt: skip
+    call(
+        brasyn(
+            "train", "--config", config, f"data.shards={shards}", f"runs_dir={out}", "name=run", *overrides
+        )
+    )
+    for modality in MODALITIES:
+        call(
+            brasyn("infer", "--weights", trained, "--input", unseen, "--output", predictions,
+                   "--modality", modality)
+        )  # fmt: skip
+    call(
+        brasyn("evaluate", "--predictions", predictions, "--references", unseen, "--out", out / "evaluation",
+               "--statistics", shards / "statistics.json", "--regression-cases", training, "--curves", trained)
+    )  # fmt: skip
+
+
+def link(cases: "Sequence[Case]", folder: Path) -> Path:
+    """A folder of links to the cases."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        with atomic_path(folder / case.name) as temporary:
+            temporary.symlink_to(case.folder.resolve(), target_is_directory=True)
+    return folder
+
+
+main = Command("cross-validate", CrossValidateOptions, run)

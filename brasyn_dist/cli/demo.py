@@ -1,0 +1,159 @@
+"""Run the whole pipeline on this machine, command by command: `brasyn demo [--data CASES] [--out demo]`; used by demo.sh.
+
+    cases -> shards -> train (killed, then the same command again) -> synthesise -> evaluate -> report.html
+
+Every command is printed before it runs. Without --data, a synthetic cohort is written first. To continue after an interruption,
+run the same command again.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from brasyn_dist.cli.command import OVERRIDES, Command
+from brasyn_dist.cli.subprocesses import brasyn, call, check, environment, show, title
+from brasyn_dist.common.files import atomic_path
+from brasyn_dist.common.processes import kill_tree
+from brasyn_dist.common.resources import find_resource, resource_folder
+from brasyn_dist.errors import BrasynError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Options of `brasyn demo`."""
+
+    overrides: Annotated[list[str] | None, Argument(metavar=OVERRIDES, help="Options of the training.")] = (
+        None
+    )
+    data: Annotated[
+        Path | None, Option("--data", metavar="DIR", help="Folder of BraTS cases, or of cohort folders.")
+    ] = None
+    out: Annotated[Path, Option("--out", metavar="DIR", help="Folder for everything.")] = Path("demo")
+    gli: Annotated[int, Option("--gli", min=0, help="Synthetic glioma cases.")] = 6
+    met: Annotated[int, Option("--met", min=0, help="Synthetic metastasis cases.")] = 2
+    config: Annotated[
+        str, Option("--config", metavar="FILE", help="YAML file of the training, or a packaged one's name.")
+    ] = "demo"
+    kill_at: Annotated[
+        int, Option("--kill-at", min=0, help="Kill the training when this step is saved; 0: never.")
+    ] = 60
+    seed: Annotated[int, Option("--seed", min=0, help="Seed of the cohort and of the split.")] = 0
+
+
+def run(options: DemoOptions) -> None:
+    """All stages."""
+    begun = time.monotonic()
+    out = options.out
+    cohorts = cohort_folders(options.data) if options.data else synthesise_cohorts(options)
+    title("Shard: statistics, slices, tars")
+    shards, workers = out / "shards", str(os.cpu_count())
+    call(
+        brasyn("shard", *cohorts, "--out", shards, "--views", "axial", "--validation-fraction", "0.25",
+               "--workers", workers, "--seed", str(options.seed))
+    )  # fmt: skip
+    title("Train on every processor, kill it, run the same command again")
+    train(options, shards)
+    held_out = link_held_out(shards, cohorts, out / "held_out")
+    title(f"Synthesise the missing modality of {len(list(held_out.iterdir()))} held-out cases")
+    dropped, predictions, weights = out / "dropped", out / "predictions", out / "runs" / "demo"
+    call(brasyn("drop-modality", held_out, dropped, "--link"))
+    call(brasyn("infer", "--weights", weights, "--input", dropped, "--output", predictions, "--overwrite"))
+    title("Evaluate against the truth and two baselines")
+    call(
+        brasyn("evaluate", "--predictions", predictions, "--references", held_out, "--out", out / "evaluation",
+               "--workers", workers, "--statistics", shards / "statistics.json", "--curves", weights)
+    )  # fmt: skip
+    minutes = (time.monotonic() - begun) / 60
+    print(f"\nDone in {minutes:.1f} minutes. Open {out / 'evaluation' / 'report.html'}")
+
+
+def synthesise_cohorts(options: DemoOptions) -> list[Path]:
+    """Write the synthetic cohort; its cohort folders."""
+    title("Write a synthetic cohort (real BraTS folders; no download)")
+    cases = options.out / "cases"
+    counts = ("--gli", str(options.gli), "--met", str(options.met), "--seed", str(options.seed))
+    call(brasyn("phantom", cases, *counts))
+    return cohort_folders(cases)
+
+
+def cohort_folders(data: Path) -> list[Path]:
+    """`data` itself if it contains cases, otherwise its subfolders that do. Raises BrasynError if there is none."""
+    from brasyn_dist.brats import modality_of
+
+    if not data.is_dir():
+        raise BrasynError(f"{data}: no such folder; DATA must be a folder of BraTS cases")
+
+    def holds_cases(folder: Path) -> bool:
+        return any(modality_of(file) for case in folder.iterdir() if case.is_dir() for file in case.iterdir())
+
+    if holds_cases(data):
+        return [data]
+    cohorts = sorted(p for p in data.iterdir() if p.is_dir() and holds_cases(p))
+    if not cohorts:
+        raise BrasynError(
+            f"{data}: no BraTS case found; expected CASE/CASE-t1c.nii.gz and so on, or cohorts of these"
+        )
+    return cohorts
+
+
+def train(options: DemoOptions, shards: Path) -> None:
+    """Launch the training, kill all its processes when step `kill_at` is saved, launch it again."""
+    command = [
+        *launch_command(), "-m", "brasyn_dist.train", "--config", str(find_resource("configs", options.config)),
+        "name=demo", f"runs_dir={options.out / 'runs'}", f"data.shards={shards}", *(options.overrides or ()),
+    ]  # fmt: skip
+    checkpoints = options.out / "runs" / "demo" / "checkpoints"
+    if options.kill_at and saved_step(checkpoints) == 0:
+        show(command)
+        process = subprocess.Popen(command, env=environment())
+        while process.poll() is None and saved_step(checkpoints) < options.kill_at:
+            time.sleep(0.2)
+        if process.poll() is None:
+            kill_tree(process.pid)
+            process.wait()
+            print(
+                f"\n--- killed all processes with SIGKILL after step {options.kill_at}; the same command again ---\n"
+            )
+        else:
+            check(process.returncode, command)
+    call(command)
+
+
+def saved_step(checkpoints: Path) -> int:
+    """Step of the newest complete checkpoint; 0 if there is none."""
+    complete = checkpoints.glob("step-*/manifest.json")
+    return max((int(path.parent.name.removeprefix("step-")) for path in complete), default=0)
+
+
+def launch_command() -> list[str]:
+    """Launcher with one process for each GPU, or two processes without GPUs."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    name = "single_gpu" if gpus == 1 else "one_node" if gpus else "cpu"
+    processes = [] if gpus == 1 else ["--num_processes", str(gpus or 2)]
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    return [*launch, "--config_file", str(resource_folder("launch") / f"{name}.yaml"), *processes]
+
+
+def link_held_out(shards: Path, cohorts: list[Path], folder: Path) -> Path:
+    """A folder of links to the cases that the shard set holds out of training."""
+    from brasyn_dist.data.format.index import ShardIndex
+    from brasyn_dist.data.sharding.write_shards import VALIDATION
+
+    names = {case.name for case in ShardIndex.load(shards).header.cases if case.split == VALIDATION}
+    folder.mkdir(parents=True, exist_ok=True)
+    for cohort in cohorts:
+        for case in sorted(p for p in cohort.iterdir() if p.name in names):
+            with atomic_path(folder / case.name) as temporary:
+                temporary.symlink_to(case.resolve(), target_is_directory=True)
+    return folder
+
+
+main = Command("demo", DemoOptions, run)

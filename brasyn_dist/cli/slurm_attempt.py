@@ -1,0 +1,58 @@
+"""Record an attempt of a batch job at a run; slurm/train.sbatch calls it.
+
+brasyn slurm-attempt begin --config C [section.key=value ...]          prints the run folder
+brasyn slurm-attempt end RUN_DIR --exit-status N [--warned]            prints what to do: finished, requeue, stop, give-up
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, BadParameter, Option
+
+from brasyn_dist.cli.command import Command
+from brasyn_dist.common.resources import find_resource
+from brasyn_dist.errors import BrasynError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptOptions:
+    """Options of `brasyn slurm-attempt`."""
+
+    event: Annotated[Literal["begin", "end"], Argument(help="What happened.")]
+    words: Annotated[
+        list[str] | None,
+        Argument(metavar="WORD", help="`begin`: section.key=value; `end`: the run folder."),
+    ] = None
+    config: Annotated[str | None, Option("--config", help="YAML file of the run.")] = None
+    exit_status: Annotated[int | None, Option("--exit-status", help="Exit status of the launcher.")] = None
+    warned: Annotated[bool, Option("--warned", help="The batch script was signalled to end.")] = False
+
+    def __post_init__(self) -> None:
+        if self.event == "end" and (self.exit_status is None or len(self.words or ()) != 1):
+            raise BadParameter("`end` needs the run folder and --exit-status")
+
+
+def run(options: AttemptOptions) -> None:
+    """Record the event; print the run folder or the verdict."""
+    from brasyn_dist.config import RunConfig, load_config
+    from brasyn_dist.training import slurm_attempts
+
+    words = options.words or []
+    try:
+        if options.event == "begin":
+            path = find_resource("configs", options.config) if options.config else None
+            run_dir = load_config(path, words, RunConfig).run_dir.absolute()
+            slurm_attempts.begin(run_dir)
+            print(run_dir)
+            return
+        assert options.exit_status is not None
+        verdict = slurm_attempts.end(Path(words[0]), options.exit_status, options.warned)
+    except OSError as error:
+        raise BrasynError(str(error)) from error
+    print(verdict.reason, file=sys.stderr, flush=True)
+    print(verdict.action)
+
+
+main = Command("slurm-attempt", AttemptOptions, run)

@@ -1,0 +1,133 @@
+"""Submit the Slurm jobs shard, train, infer and evaluate, each after the success of the one before: `brasyn submit CONFIG`.
+
+    brasyn submit configs/r3.yaml --cohorts data/train_gli data/train_met --shards shards \\
+        --cases cases --completed completed --references complete_cases --evaluation evaluation \\
+        --sbatch="--partition=gpu --account=lab" --sbatch-train="--nodes=4 --gpus-per-node=2" [section.key=value ...]
+
+A stage without input is left out: without --cohorts the shards exist already, without --cases nothing is synthesised, without
+--references nothing is scored. Prints the number of every job. If one fails, the jobs after it are removed from the queue. The
+same command submits all of them again; finished work is not repeated.
+"""
+
+import shlex
+import subprocess
+from dataclasses import dataclass
+from typing import Annotated
+
+from typer import Argument, Option
+
+from brasyn_dist.cli.command import OVERRIDES, Command
+from brasyn_dist.common.resources import find_resource, resource_folder
+from brasyn_dist.errors import BrasynError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitOptions:
+    """Options of `brasyn submit`."""
+
+    config: Annotated[str, Argument(metavar="CONFIG", help="YAML file of the run, or a packaged one's name.")]
+    overrides: Annotated[list[str] | None, Argument(metavar=OVERRIDES, help="Options of the run.")] = None
+    cohorts: Annotated[
+        list[str] | None, Option("--cohorts", metavar="DIR...", help="Cohort folders to shard.")
+    ] = None
+    shards: Annotated[
+        str | None, Option("--shards", metavar="DIR", help="Shard set.  [default: data.shards of the run]")
+    ] = None
+    cases: Annotated[str | None, Option("--cases", metavar="DIR", help="Cases to complete.")] = None
+    completed: Annotated[
+        str, Option("--completed", metavar="DIR", help="Folder for synthesised volumes.")
+    ] = "completed"
+    references: Annotated[
+        str | None, Option("--references", metavar="DIR", help="Complete cases to compare with.")
+    ] = None
+    evaluation: Annotated[str, Option("--evaluation", metavar="DIR", help="Folder for the scores.")] = (
+        "evaluation"
+    )
+    sbatch: Annotated[
+        str, Option("--sbatch", metavar="OPTIONS", help="Options of sbatch for every stage, as one word.")
+    ] = ""
+    sbatch_shard: Annotated[
+        str, Option("--sbatch-shard", metavar="OPTIONS", help="Options of sbatch for shard only.")
+    ] = ""
+    sbatch_train: Annotated[
+        str, Option("--sbatch-train", metavar="OPTIONS", help="Options of sbatch for train only.")
+    ] = ""
+    sbatch_infer: Annotated[
+        str, Option("--sbatch-infer", metavar="OPTIONS", help="Options of sbatch for infer only.")
+    ] = ""
+    sbatch_evaluate: Annotated[
+        str, Option("--sbatch-evaluate", metavar="OPTIONS", help="Options of sbatch for evaluate only.")
+    ] = ""
+    shard_options: Annotated[
+        str, Option("--shard-options", metavar="OPTIONS", help="More options of `brasyn shard`.")
+    ] = ""
+    infer_options: Annotated[
+        str, Option("--infer-options", metavar="OPTIONS", help="More options of `brasyn infer`.")
+    ] = ""
+    evaluate_options: Annotated[
+        str, Option("--evaluate-options", metavar="OPTIONS", help="More options of `brasyn evaluate`.")
+    ] = ""
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the commands; submit nothing.")] = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job: name of its script, its options of sbatch, and the words after the script."""
+
+    name: str
+    sbatch: str
+    arguments: tuple[str, ...]
+
+
+def stages(options: SubmitOptions) -> list[Stage]:
+    """The jobs to submit, in order. Raises ConfigError if the run's configuration is not valid."""
+    from brasyn_dist.config import RunConfig, load_config
+
+    overrides = [*(options.overrides or ()), *([f"data.shards={options.shards}"] if options.shards else [])]
+    path = find_resource("configs", options.config)
+    config = load_config(path, overrides, RunConfig)
+    chain = []
+    if options.cohorts:
+        what = (*options.cohorts, "--out", config.data.shards, *shlex.split(options.shard_options))
+        chain.append(Stage("shard", options.sbatch_shard, what))
+    chain.append(Stage("train", options.sbatch_train, (str(path), *overrides)))
+    if options.cases:
+        what = ("--weights", str(config.run_dir), "--input", options.cases, "--output", options.completed)
+        chain.append(Stage("infer", options.sbatch_infer, (*what, *shlex.split(options.infer_options))))
+    if options.references:
+        what = ("--predictions", options.completed, "--references", options.references)
+        what = (*what, "--out", options.evaluation, *shlex.split(options.evaluate_options))
+        chain.append(Stage("evaluate", options.sbatch_evaluate, what))
+    return chain
+
+
+def sbatch_command(stage: Stage, common: str, after: str | None) -> list[str]:
+    """The `sbatch` command of a stage that waits for job `after` (for the whole array, if it is one)."""
+    depends = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    script = str(resource_folder("slurm") / f"{stage.name}.sbatch")
+    chosen = [*shlex.split(common), *shlex.split(stage.sbatch)]
+    return ["sbatch", "--parsable", *depends, *chosen, script, *stage.arguments]
+
+
+def run(options: SubmitOptions) -> None:
+    """Submit the jobs, or print the commands."""
+    after = None
+    for stage in stages(options):
+        command = sbatch_command(stage, options.sbatch, after)
+        if options.dry_run:
+            print(shlex.join(command))
+            after = stage.name.upper()
+            continue
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise BrasynError(
+                "sbatch was not found; run this command on a login node of the cluster"
+            ) from None
+        if done.returncode != 0:
+            raise BrasynError(f"{shlex.join(command)}\n{done.stderr.strip()}")
+        after = done.stdout.strip().partition(";")[0]  # `number;cluster` where clusters are federated
+        print(f"{stage.name:<9}{after}", flush=True)
+
+
+main = Command("submit", SubmitOptions, run, lists=("--cohorts",))
