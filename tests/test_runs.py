@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from brasyn_dist.config import Config, SegmenterRunConfig, load_config
+from brasyn_dist.config import RunConfig, load_config
 from brasyn_dist.inference.ensemble import load_inference
-from brasyn_dist.train import main as train
-from brasyn_dist.train_segmenter import main as train_segmenter
+from brasyn_dist.cli.train import main as train
 from tests.small import small_shard_set
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -57,8 +56,8 @@ class Runs:
         if not run_dir.exists():
             for other in NEEDS.get(name, ()):
                 self(other)
-            main, size = (train_segmenter, SEGMENTER) if name == "segmenter" else (train, GENERATOR)
-            assert main(["--config", str(CONFIGS / f"{name}.yaml"), *COMMON, *size]) == 0
+            size = SEGMENTER if name == "segmenter" else GENERATOR
+            assert train(["--config", str(CONFIGS / f"{name}.yaml"), *COMMON, *size]) == 0
         return run_dir
 
 
@@ -182,9 +181,8 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
     assert 0 < result.max() < 7 * unit
 
 
-def load_run(name: str) -> Config | SegmenterRunConfig:
-    kind = SegmenterRunConfig if name == "segmenter" else Config
-    return load_config(CONFIGS / f"{name}.yaml", (), kind)
+def load_run(name: str) -> RunConfig:
+    return load_config(CONFIGS / f"{name}.yaml", (), RunConfig)
 
 
 def test_what_the_method_says_of_each_run():

@@ -10,9 +10,9 @@ import pytest
 from scipy.ndimage import label as components
 
 from brasyn_dist.brats import ED, ET, MODALITIES, NETC, VOLUME_SHAPE, find_case
+from brasyn_dist.cli.phantom import main
 from brasyn_dist.data.nifti import read_case
 from brasyn_dist.phantom import make_case, write_case
-from brasyn_dist.phantom.__main__ import main
 from brasyn_dist.phantom.anatomy import TISSUES, make_anatomy
 from brasyn_dist.phantom.grid import make_grid
 from brasyn_dist.phantom.scan import scan_all

@@ -25,7 +25,7 @@ def test_a_set_is_made_and_described(made, cohorts, tmp_path):
 
 
 def test_a_bad_case(tmp_path, capsys):
-    from tools.shard_dataset import main
+    from brasyn_dist.cli.shard import main
 
     write_case(tmp_path / "gli", "good", 0)
     (write_case(tmp_path / "gli", "worse", 1) / "worse-t1c.nii.gz").write_bytes(b"bad")
@@ -42,7 +42,7 @@ def test_a_bad_case(tmp_path, capsys):
 
 
 def test_a_split_file_and_published_statistics(cohorts, tmp_path):
-    from tools.shard_dataset import main
+    from brasyn_dist.cli.shard import main
 
     (tmp_path / "split.txt").write_text("BraTS-GLI-00001\n")
     assert main([

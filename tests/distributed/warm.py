@@ -2,7 +2,7 @@
 
     fork server (imports torch, Accelerate, brasyn_dist once) --fork--> launcher --fork--> rank 0, rank 1, ...
 
-The ranks are real processes over gloo and run `brasyn_dist.train.main` as the command line does; only the launcher is ours.
+The ranks are real processes over gloo and run `brasyn_dist.cli.train.main` as the command line does; only the launcher is ours.
 It does what torchrun does: sets the environment, waits, ends all ranks when one fails. Tests of launchers use the real ones.
 """
 
@@ -85,6 +85,6 @@ def _fork_rank(arguments: list[str], rank: int, processes: int, port: int) -> in
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         )  # fmt: skip
-    from brasyn_dist.train import main
+    from brasyn_dist.cli.train import main
 
     run_and_leave(lambda: main(arguments))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import MODALITIES, find_cases
+from brasyn_dist.cli.evaluate import main
 from brasyn_dist.data.nifti import read_case, write_like
-from brasyn_dist.evaluate import main
 from brasyn_dist.evaluation.baselines import MEAN, baseline_volumes
 from brasyn_dist.evaluation.tables import mean_of
 from brasyn_dist.preprocessing.statistics import ModalityStatistics, Statistics

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brasyn_dist.compare import main
+from brasyn_dist.cli.compare import main
 from brasyn_dist.evaluation.paired_tests import Pair, compare, difference, rank_of, ranking, sign_flip_p
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import MODALITIES, find_cases
+from brasyn_dist.cli.evaluate import main
 from brasyn_dist.data.nifti import read_case, write_like
 from brasyn_dist.errors import DataError
-from brasyn_dist.evaluate import main
 from brasyn_dist.evaluation.regression import REGRESSION, Regression, fit, products
 from brasyn_dist.preprocessing.statistics import PUBLISHED, ModalityStatistics, Statistics
 from tests.small import small_cases

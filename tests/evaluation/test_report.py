@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import MODALITIES, find_cases
+from brasyn_dist.cli.evaluate import main
 from brasyn_dist.data.nifti import read_case, write_like
-from brasyn_dist.evaluate import main
 from brasyn_dist.evaluation.scoring import CaseResult, Prediction
 from brasyn_dist.evaluation.tables import Row, rows_of, summarise
 from brasyn_dist.report.case_views import at_least, busiest, contour_path, outline_layer

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import find_cases
+from brasyn_dist.cli.evaluate import main
 from brasyn_dist.data.nifti import read_labels, write_like
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.evaluate import main
 from brasyn_dist.evaluation.segmentation_sources import parse_command
 from tests.data.case_files import NAMES_2021, write_case
 

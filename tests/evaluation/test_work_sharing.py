@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from brasyn_dist.brats import MODALITIES, find_cases
-from brasyn_dist.evaluate import main
+from brasyn_dist.cli.evaluate import main
 from tests.small import small_cases
 from tests.workqueue.processes import (
     ACCELERATE,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from brasyn_dist.brats import MODALITIES, UNKNOWN_TYPE, VIEW_AXES, VIEWS, find_cases, tumour_type
+from brasyn_dist.cli.evaluate import main
 from brasyn_dist.config import SegmenterConfig
 from brasyn_dist.data.nifti import read_case, write_like
 from brasyn_dist.errors import CheckpointError, DataError
-from brasyn_dist.evaluate import main
 from brasyn_dist.evaluation.segmentation_metrics import score_labels
 from brasyn_dist.inference.segmentation import segment_volume
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter

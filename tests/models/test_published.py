@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from brasyn_dist.cli.convert import main
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.errors import CheckpointError
 from brasyn_dist.models.generator import Generator
@@ -17,7 +18,6 @@ from brasyn_dist.models.published_weights import convert_discriminator, convert_
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from tests.conftest import REPOSITORY
 from tests.models.conftest import reference
-from tools.convert_checkpoint import main
 
 FLAVOURS = ["generator-grouped", "generator-separate", "generator-grouped-view"]
 

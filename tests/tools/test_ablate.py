@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from brasyn_dist.cli import ablate
 from brasyn_dist.evaluation.baselines import MEAN
 from brasyn_dist.evaluation.scoring import SYNTHETIC
 from brasyn_dist.evaluation.tables import Row, rows_csv
 from tests.conftest import REPOSITORY
-from tools import ablate
 
 PLAN = "one: [a.b=1]\ntwo words: [a.c=2, d=3]\n"
 
@@ -18,8 +18,8 @@ def calls(monkeypatch) -> list[list[str]]:
     """Commands that were called; each leaves an evaluation in which MAE is the run's length of name, plus the fold."""
     made: list[list[str]] = []
 
-    def call(*command: str) -> None:
-        made.append(list(command))
+    def call(command: list[str]) -> None:
+        made.append(command)
         out, fold = Path(command[command.index("--out") + 1]), int(command[command.index("--fold") + 1])
         folder = out / f"fold-{fold}/evaluation"
         folder.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_plans_that_are_none(tmp_path: Path, calls, capsys, plan: str, only: lis
 def test_the_plan_in_the_repository_changes_what_exists():
     from brasyn_dist.config import load_config
 
-    plan = ablate.read_plan(REPOSITORY / "tools/ablations.yaml")
+    plan = ablate.read_plan(REPOSITORY / "configs/ablations.yaml")
     base = load_config(REPOSITORY / "configs/narrow.yaml", [])
     assert len(plan) > 5
     for name, changed in plan.items():

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from brasyn_dist.brats import MODALITIES, Case, find_cases
+from brasyn_dist.cli.cross_validate import main, split_into_folds
 from brasyn_dist.data.format.index import ShardIndex
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.evaluation.tables import BEST_COPY, METHODS, read_table
 from tests.small import small_cases
 from tests.test_readme import NARROW
-from tools.cross_validate import deal, main
 
 NAMES = [f"BraTS-GLI-{patient:05d}-{time:03d}" for patient in range(7) for time in range(1 + patient % 2)]
 CASES = [Case(name, Path(name)) for name in NAMES]
@@ -19,22 +19,22 @@ CASES = [Case(name, Path(name)) for name in NAMES]
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_case_is_left_out_once_together_with_its_patient(seed: int):
-    folds = deal(CASES, 3, seed)
+    folds = split_into_folds(CASES, 3, seed)
     assert sorted(c.name for fold in folds for c in fold) == NAMES
     patients = [{c.patient for c in fold} for fold in folds]
     assert sum(map(len, patients)) == len(set().union(*patients)) == 7
     assert {len(p) for p in patients} == {2, 3}
-    assert deal(CASES[::-1], 3, seed) == [[c for c in CASES[::-1] if c in fold] for fold in folds]
+    assert split_into_folds(CASES[::-1], 3, seed) == [[c for c in CASES[::-1] if c in fold] for fold in folds]
 
 
 def test_seed_deals_anew():
-    assert deal(CASES, 3, 0) != deal(CASES, 3, 1)
+    assert split_into_folds(CASES, 3, 0) != split_into_folds(CASES, 3, 1)
 
 
 @pytest.mark.parametrize("folds", [1, 8])
 def test_impossible_numbers_of_folds_are_refused(folds: int):
     with pytest.raises(ConfigError, match="from 2 to 7"):
-        deal(CASES, folds, 0)
+        split_into_folds(CASES, folds, 0)
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import find_cases
+from brasyn_dist.cli.drop_modality import choose, main
 from tests.small import small_cases
-from tools.drop_modality import draw, main
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def test_draw_is_the_challenges():
     names = [f"case-{i:03d}" for i in range(219)]
     np.random.seed(123456)
     expected = [["t1c", "t1n", "t2f", "t2w"][i] for i in np.random.randint(0, 4, size=219)]
-    assert list(draw(names).values()) == expected
+    assert list(choose(names).values()) == expected
 
 
 def test_cases_lose_one_modality_and_the_segmentation(cases: Path, tmp_path: Path):
@@ -45,7 +45,7 @@ def test_links_fixed_modality_and_segmentation(cases: Path, tmp_path: Path):
 def test_another_draw_in_the_same_folder_is_refused(cases: Path, tmp_path: Path, capsys):
     assert main([str(cases), str(tmp_path / "out"), "--modality", "t1c"]) == 0
     assert main([str(cases), str(tmp_path / "out"), "--modality", "t2w"]) == 1
-    assert "another draw" in capsys.readouterr().err
+    assert "another choice" in capsys.readouterr().err
 
 
 def test_incomplete_cases_are_refused(cases: Path, tmp_path: Path, capsys):

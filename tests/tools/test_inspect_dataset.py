@@ -1,6 +1,5 @@
 """Every planted fault is found, under its own name and no other's; a clean cohort has none of them."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +9,11 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import find_case, find_cases
+from brasyn_dist.cli.inspect import main
 from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, robust_z, similar_pairs
 from brasyn_dist.data.qc.measurements import end_areas, inspect_case, measure
 from tests.small import small_cases
 
-SCRIPT = Path(__file__).parents[2] / "tools/inspect_dataset.py"
 IGNORED = ("geometry",)
 """Small phantoms are none of BraTS' shape."""
 
@@ -191,14 +190,10 @@ def test_a_case_that_cannot_be_read_is_a_finding(cohort: Path):
 
 @pytest.mark.slow
 def test_as_its_user_runs_it(cohort: Path, tmp_path: Path, capsys):
-    spec = importlib.util.spec_from_file_location("inspect_dataset", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     name = change(cohort, 2, "t2f", cut_top)
     find_cases(cohort)[4].files["t1c"].unlink()
     out = tmp_path / "out"
-    assert script.main([str(cohort), "--out", str(out)]) == 0
+    assert main([str(cohort), "--out", str(out)]) == 0
     assert "truncated" in capsys.readouterr().out
     values = json.loads((out / "inspection.json").read_text())
     assert len(values["cases"]) == 7 and {"case", "kind", "modality", "detail"} == set(values["findings"][0])
@@ -210,5 +205,5 @@ def test_as_its_user_runs_it(cohort: Path, tmp_path: Path, capsys):
     assert name in page and "http" not in page
     (tmp_path / "bad/case").mkdir(parents=True)
     (tmp_path / "bad/case/case-t1c.nii.gz").write_bytes(b"x")
-    assert script.main([str(tmp_path / "bad"), "--out", str(tmp_path / "none")]) == 1
+    assert main([str(tmp_path / "bad"), "--out", str(tmp_path / "none")]) == 1
     assert "no case can be read" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from brasyn_dist.cli.slurm_attempt import main as attempt_main
 from brasyn_dist.common import provenance
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.training import run_dir as run_folder
@@ -154,13 +155,13 @@ def test_records_nodes_and_code(tmp_path: Path, job, monkeypatch: pytest.MonkeyP
 
 def test_command_line(tmp_path: Path, job, capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert attempts.main(["begin", "name=x"]) == 0
+    assert attempt_main(["begin", "name=x"]) == 0
     printed = capsys.readouterr().out.strip()
     assert printed == str(tmp_path / "runs/x")
-    assert attempts.main(["end", printed, "--exit-status", "3"]) == 0
+    assert attempt_main(["end", printed, "--exit-status", "3"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "requeue\n" and "status 3" in captured.err
-    assert attempts.main(["begin", "training.nonsense=1"]) == 1
+    assert attempt_main(["begin", "training.nonsense=1"]) == 1
     assert "training.nonsense" in capsys.readouterr().err
 
 

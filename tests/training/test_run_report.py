@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from brasyn_dist.cli.report import main as report_main
 from brasyn_dist.common.typed_yaml import to_yaml
 from brasyn_dist.config import Config, load_config
 from brasyn_dist.errors import DataError
-from brasyn_dist.report.__main__ import main as report_main
 from brasyn_dist.report.training_report import differences, write_run_report
 from tests.distributed.launch import SMALL
 from tests.report.checked import checked
@@ -18,7 +18,7 @@ from tests.small import small_shard_set
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six updates in this process."""
-    from brasyn_dist.train import main
+    from brasyn_dist.cli.train import main
 
     root = tmp_path_factory.mktemp("run")
     shards = small_shard_set(root / "shards")
@@ -60,7 +60,7 @@ def test_a_finished_run_leaves_its_report(run_dir: Path) -> None:
 def test_a_report_that_cannot_be_drawn_does_not_fail_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from brasyn_dist.train import main
+    from brasyn_dist.cli.train import main
 
     def broken(run_dir: Path) -> Path:
         assert json.loads((run_dir / "status.json").read_text())["status"] == "finished"
