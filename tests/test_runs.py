@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from brasyn_dist.cli.train import main as train
 from brasyn_dist.config import RunConfig, load_config
 from brasyn_dist.inference.ensemble import load_inference
-from brasyn_dist.cli.train import main as train
 from tests.small import small_shard_set
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -22,7 +22,7 @@ from brasyn_dist.common.resources import find_resource
 from brasyn_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from brasyn_dist.evaluation.tables import Row
+    import pandas as pd
 
 BASE = "base"
 SCORES = {"mae/brain": "MAE", "psnr/brain": "PSNR, dB", "ssim/healthy": "SSIM, healthy"}
@@ -78,8 +78,8 @@ def run(options: AblateOptions) -> None:
                     brasyn("cross-validate", options.cases, "--out", options.out / folder(name), "--config", config,
                            "--folds", str(options.folds), "--fold", str(fold), *overrides, *plan[name])
                 )  # fmt: skip
-    rows = {name: rows_of(options.out, name, folds) for name in plan}
-    text = table(plan, {name: found for name, found in rows.items() if found})
+    scores = {name: scores_of(options.out, name, folds) for name in plan}
+    text = table(plan, {name: found for name, found in scores.items() if found is not None})
     atomic_write_text(options.out / "ablations.md", text)
     title("Ablations")
     print(text, end="")
@@ -116,26 +116,29 @@ def evaluation(out: Path, name: str, fold: int) -> Path:
     return out / folder(name) / f"fold-{fold}" / "evaluation" / "cases.csv"
 
 
-def rows_of(out: Path, name: str, folds: Sequence[int]) -> "list[Row]":
-    """Synthetic volumes of the finished folds."""
+def scores_of(out: Path, name: str, folds: Sequence[int]) -> "pd.DataFrame | None":
+    """Metrics of the synthetic volumes of the finished folds, by (case, modality); None if no fold is finished."""
+    import pandas as pd
+
     from brasyn_dist.evaluation.scoring import SYNTHETIC
     from brasyn_dist.evaluation.tables import read_table
 
     done = [path for fold in folds if (path := evaluation(out, name, fold)).exists()]
-    return [row for path in done for row in read_table(path) if row.method == SYNTHETIC]
+    if not done:
+        return None
+    rows = pd.concat([read_table(path) for path in done])
+    return rows[rows.method == SYNTHETIC].set_index(["case", "modality"])
 
 
-def table(plan: Plan, rows: "Mapping[str, Sequence[Row]]") -> str:
-    """Markdown: means of each run over its volumes, and of the differences from the base on common volumes."""
+def table(plan: Plan, scores: "Mapping[str, pd.DataFrame]") -> str:
+    """Markdown: means of each run over its volumes, and of the differences from the base on the volumes that both have."""
     head = ["run", "changed", "volumes", *SCORES.values(), *(f"{s} - {BASE}" for s in SCORES.values())]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    base = {(r.case, r.modality): r.scores for r in rows.get(BASE, ())}
-    for name, found in rows.items():
-        scores = {(r.case, r.modality): r.scores for r in found}
-        pairs = [(scores[volume], base[volume]) for volume in scores if volume in base and name != BASE]
-        cells = [name, ", ".join(plan[name]), str(len(scores))]
-        cells += [mean([s[score] for s in scores.values()], "{0.mean:.4g}") for score in SCORES]
-        cells += [mean([less(a[score], b[score]) for a, b in pairs]) for score in SCORES]
+    for name, found in scores.items():
+        cells = [name, ", ".join(plan[name]), str(len(found))]
+        cells += [mean(found[score], "{0.mean:.4g}") for score in SCORES]
+        base = scores.get(BASE) if name != BASE else None
+        cells += [mean(found[score] - base[score]) if base is not None else "" for score in SCORES]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -144,17 +147,12 @@ def table(plan: Plan, rows: "Mapping[str, Sequence[Row]]") -> str:
     return "\n".join(lines) + "\n"
 
 
-def mean(values: Sequence[float | None], form: str | None = None) -> str:
+def mean(values: "pd.Series", form: str | None = None) -> str:
     """Mean of the known values with its interval, or formatted by `form`; empty if no value is known."""
     from brasyn_dist.evaluation.tables import mean_of, number
 
-    known = [value for value in values if value is not None]
-    return "" if not known else form.format(mean_of(known)) if form else number(mean_of(known))
-
-
-def less(a: float | None, b: float | None) -> float | None:
-    """Difference of known values."""
-    return None if a is None or b is None else a - b
+    known = values.dropna()
+    return "" if known.empty else form.format(mean_of(known)) if form else number(mean_of(known))
 
 
 main = Command("ablate", AblateOptions, run)

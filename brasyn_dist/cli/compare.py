@@ -56,16 +56,18 @@ def run(options: CompareOptions) -> None:
     from brasyn_dist.evaluation.paired_tests import (
         CHALLENGE_SCORES,
         RESAMPLES,
-        compare,
+        compare_scores,
         comparison_table,
-        pair_rows,
-        read_rows,
+        pair_scores,
+        read_scores,
     )
 
-    a = read_rows(options.a, options.method_a)
-    b = read_rows(options.b, options.method_b)
-    pairs = pair_rows(a, b, options.common)
-    result = compare(pairs, options.rank_by or CHALLENGE_SCORES, options.resamples or RESAMPLES, options.seed)
+    a = read_scores(options.a, options.method_a)
+    b = read_scores(options.b, options.method_b)
+    pairs = pair_scores(a, b, options.common)
+    result = compare_scores(
+        pairs, options.rank_by or CHALLENGE_SCORES, options.resamples or RESAMPLES, options.seed
+    )
     print(f"A: {options.a} ({options.method_a})\nB: {options.b} ({options.method_b})\n")
     print(comparison_table(result))
     if options.out is not None:

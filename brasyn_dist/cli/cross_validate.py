@@ -50,12 +50,14 @@ class CrossValidateOptions:
 
 def run(options: CrossValidateOptions) -> None:
     """All folds, or one of them; then the pooled table."""
+    import pandas as pd
+
     from brasyn_dist.brats import find_cases
     from brasyn_dist.evaluation.tables import (
         read_table,
-        rows_csv,
         summarise,
         summary_json,
+        table_csv,
         text_table,
         with_best_copy,
     )
@@ -75,11 +77,10 @@ def run(options: CrossValidateOptions) -> None:
             evaluate_fold(options, cases, held_out, options.out / f"fold-{number}", name)
     if options.fold is not None:
         return
-    rows = with_best_copy(
-        r for n in range(len(folds)) for r in read_table(options.out / f"fold-{n}" / "evaluation")
-    )
-    summary = summarise(rows)
-    atomic_write_text(options.out / "cases.csv", rows_csv(rows))
+    tables = [read_table(options.out / f"fold-{n}" / "evaluation") for n in range(len(folds))]
+    table = with_best_copy(pd.concat(tables))
+    summary = summarise(table)
+    atomic_write_text(options.out / "cases.csv", table_csv(table))
     write_json(options.out / "summary.json", {"means": summary_json(summary)})
     title(f"All folds: {len(cases)} cases, each by a network trained without its patient")
     print(text_table(summary))

@@ -19,15 +19,15 @@ from typer import BadParameter, Option
 
 import brasyn_dist
 from brasyn_dist.cli.command import Command, at_most_one
-from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.errors import ConfigError, DataError
-from brasyn_dist.workqueue.worker_processes import helpers
+from brasyn_dist.workqueue.worker_processes import worker_processes
 
 if TYPE_CHECKING:
     from brasyn_dist.brats import Case
     from brasyn_dist.evaluation.regression import Regression
-    from brasyn_dist.evaluation.scoring import CaseResult, Prediction, Scoring, Segment
+    from brasyn_dist.evaluation.scoring import CaseScores, CaseSegmenter, Prediction, ScoringSettings
     from brasyn_dist.preprocessing.statistics import Statistics
 
 
@@ -115,18 +115,17 @@ class EvaluateOptions:
 def run(options: EvaluateOptions) -> int:
     """Score all predictions together with worker processes; the exit status."""
     from brasyn_dist.brats import find_cases
-    from brasyn_dist.evaluation.scoring import by_name, find_predictions
+    from brasyn_dist.evaluation.scoring import find_predictions, modality_set_of
 
     with ending_on_signals(STOPPED):
-        predictions = find_predictions(options.predictions)
-        evaluation = Evaluation(
-            options, by_name(find_cases(options.references)), predictions, scoring_of(options, predictions)
-        )
+        predictions = find_predictions(options.predictions, modality_set_of(options.predictions))
+        cases = {case.name: case for case in find_cases(options.references)}
+        evaluation = Evaluation(options, cases, predictions, scoring_of(options, predictions))
         options.out.mkdir(parents=True, exist_ok=True)
-        with helpers(options.workers, place_of(), score, evaluation) as place:
-            score(evaluation, place)
+        with worker_processes(options.workers, launch_context(), score, evaluation) as context:
+            score(evaluation, context)
         # The first process of a node reports for all; a launcher ends it when another one fails earlier.
-        return print_results(options.out) if place.local_rank == 0 else 0
+        return print_results(options.out) if context.local_rank == 0 else 0
 
 
 @dataclass(frozen=True)
@@ -136,40 +135,44 @@ class Evaluation:
     options: EvaluateOptions
     cases: "dict[str, Case]"
     predictions: "list[Prediction]"
-    scoring: "Scoring"
+    scoring: "ScoringSettings"
 
 
-def score(evaluation: Evaluation, place: Place) -> None:
+def score(evaluation: Evaluation, context: LaunchContext) -> None:
     """Work of one process; one of them writes the tables and the report."""
-    from brasyn_dist.evaluation.score_queue import share_predictions
+    from brasyn_dist.evaluation.score_queue import score_predictions
 
     own = ("workers", "lease", "out", "curves")
     settings = {k: str(v) for k, v in sorted(asdict(evaluation.options).items()) if k not in own}
-    share_predictions(
+    score_predictions(
         evaluation.predictions,
         evaluation.cases,
         evaluation.scoring,
         partial(write_results, evaluation),
         out=evaluation.options.out,
-        settings={"brasyn_dist": brasyn_dist.__version__, **settings, "basis": evaluation.scoring.basis},
-        place=place,
+        settings={
+            "brasyn_dist": brasyn_dist.__version__,
+            **settings,
+            "basis": evaluation.scoring.fingerprint,
+        },
+        context=context,
         lease=evaluation.options.lease,
     )
 
 
-def write_results(evaluation: Evaluation, results: "Sequence[CaseResult]") -> None:
+def write_results(evaluation: Evaluation, results: "Sequence[CaseScores]") -> None:
     """Write summary.json, cases.csv and report.html."""
     from brasyn_dist.common.files import atomic_write_text, write_json
-    from brasyn_dist.evaluation.tables import rows_csv, rows_of, summarise, summary_json
+    from brasyn_dist.evaluation.tables import score_table, summarise, summary_json, table_csv
     from brasyn_dist.report.evaluation_report import write_report
 
     options, regression = evaluation.options, evaluation.scoring.regression
     problems = [r for r in results if r.problem is not None]
-    rows = rows_of(results)
-    summary = summarise(rows)
+    table = score_table(results)
+    summary = summarise(table)
     if regression is not None:
         regression.save(options.out / "regression.json")
-    atomic_write_text(options.out / "cases.csv", rows_csv(rows))
+    atomic_write_text(options.out / "cases.csv", table_csv(table))
     write_json(
         options.out / "summary.json",
         {
@@ -180,15 +183,15 @@ def write_results(evaluation: Evaluation, results: "Sequence[CaseResult]") -> No
             ],
         },
     )
-    if rows:
+    if len(table):
         write_report(
             options.out / "report.html",
             results,
-            rows,
-            summary,
+            table,
             evaluation.cases,
             options.predictions,
             options.curves,
+            evaluation.scoring.modality_set,
         )
 
 
@@ -212,26 +215,28 @@ def print_results(out: Path) -> int:
     return 1 if values["problems"] else 0
 
 
-def scoring_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") -> "Scoring":
+def scoring_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") -> "ScoringSettings":
     """Settings of the scoring. All problems of the options are found here, before anything is scored."""
-    from brasyn_dist.evaluation.scoring import Scoring
+    from brasyn_dist.evaluation.scoring import ScoringSettings, modality_set_of
     from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 
     if options.no_baselines and (options.regression or options.regression_cases):
         raise ConfigError("--no-baselines and a regression exclude each other; leave one out")
+    modality_set = modality_set_of(options.predictions)
     segment = segment_of(options, predictions)
     if options.no_baselines:
-        return Scoring(segment=segment, tolerance_mm=options.tolerance)
+        return ScoringSettings(segment=segment, tolerance_mm=options.tolerance, modality_set=modality_set)
     published = options.statistics == "published"
     statistics = PUBLISHED if published else Statistics.load(options.statistics)
     regression = regression_of(options, statistics)
     if regression is not None and (seen := sorted({p.case for p in predictions} & set(regression.cases))):
         print(f"note: the regression was fitted on evaluated cases: {', '.join(seen)}", file=sys.stderr)
-    return Scoring(statistics, regression, segment, options.tolerance)
+    return ScoringSettings(statistics, regression, segment, options.tolerance, modality_set)
 
 
-def segment_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") -> "Segment | None":
+def segment_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") -> "CaseSegmenter | None":
     """Source of the completed cases' segmentations."""
+    from brasyn_dist.evaluation.scoring import modality_set_of
     from brasyn_dist.evaluation.segmentation_sources import (
         ProjectSegmenter,
         find_segmentations,
@@ -245,20 +250,25 @@ def segment_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") ->
     if options.segmentations is not None:
         return find_segmentations(options.segmentations, predictions, options.label_order)
     if options.segment_command is not None:
-        return parse_command(options.segment_command, options.label_order, options.segment_timeout)
+        return parse_command(
+            options.segment_command,
+            options.label_order,
+            options.segment_timeout,
+            modality_set_of(options.predictions),
+        )
     return None
 
 
 def regression_of(options: EvaluateOptions, statistics: "Statistics") -> "Regression | None":
     """Regression that is read or fitted."""
     from brasyn_dist.brats import find_cases
-    from brasyn_dist.evaluation.regression import Regression, fit
+    from brasyn_dist.evaluation.regression import Regression, fit_regression
 
     if options.regression is not None:
         return Regression.load(options.regression, statistics)
     if options.regression_cases:
         cases = [case for folder in options.regression_cases for case in find_cases(folder)]
-        return fit(cases, statistics, options.workers)
+        return fit_regression(cases, statistics, options.workers)
     return None
 
 

@@ -18,9 +18,9 @@ from typing import Annotated
 from typer import Option
 
 from brasyn_dist.cli.command import Command, Precision, View
-from brasyn_dist.common.launch_environment import Place, place_of
+from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
-from brasyn_dist.workqueue.worker_processes import helpers
+from brasyn_dist.workqueue.worker_processes import worker_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +76,14 @@ class InferOptions:
 
 def run(options: InferOptions) -> int:
     """Start the worker processes and take part; the exit status."""
-    with ending_on_signals(STOPPED), helpers(options.workers, place_of(), infer, options) as place:
-        return infer(options, place)
+    with (
+        ending_on_signals(STOPPED),
+        worker_processes(options.workers, launch_context(), infer, options) as context,
+    ):
+        return infer(options, context)
 
 
-def infer(options: InferOptions, place: Place) -> int:
+def infer(options: InferOptions, context: LaunchContext) -> int:
     """Work of one process; the exit status."""
     from brasyn_dist.inference.api import infer_batch
 
@@ -97,11 +100,11 @@ def infer(options: InferOptions, place: Place) -> int:
         device=options.device,
         overwrite=options.overwrite,
         round_values=options.round,
-        place=place,
+        context=context,
         lease=options.lease,
         say=lambda text: print(text, flush=True),
     )
-    if place.local_rank > 0:
+    if context.local_rank > 0:
         return 0  # the first process of a node reports for all; a launcher ends it when another one fails earlier
     failed = [result for result in results if result.status == "failed"]
     for result in failed:

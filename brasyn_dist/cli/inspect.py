@@ -1,18 +1,24 @@
 """Check a data set before training: histograms, masks, truncation, quality, outliers, duplicates: `brasyn inspect COHORT_DIR --out DIR`.
 
-Writes OUT/inspection.html (start there), inspection.json, cases.csv, histograms.png, spread.png and cases.png. Findings are
-hints for a visual check and exclude no case (limits: brasyn_dist/data/qc/anomalies.py).
+Writes OUT/inspection.html (one file, no network), inspection.json and cases.csv. Findings are hints for a visual check and
+exclude no case (limits: brasyn_dist/data/qc/anomalies.py).
 Exit status 0 even with findings, 1 if no case can be read.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from brasyn_dist.cli.command import Command
 from brasyn_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from brasyn_dist.data.qc.anomalies import Finding
+    from brasyn_dist.data.qc.measurements import CaseFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +32,12 @@ class InspectOptions:
 
 def run(options: InspectOptions) -> None:
     """Measure all cases, report what is unusual."""
+    from brasyn_dist.common.files import atomic_write_text, write_json
     from brasyn_dist.common.process_pool import worker_pool
     from brasyn_dist.data.case_folders import find_cohorts
-    from brasyn_dist.data.qc.anomalies import Finding, find_anomalies
+    from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, to_json
     from brasyn_dist.data.qc.measurements import inspect_case
-    from brasyn_dist.report.dataset_report import text_summary, write_dataset_report
+    from brasyn_dist.report.dataset_report import case_table_csv, write_dataset_report
 
     cases, unrecognised = find_cohorts(options.cohorts)
     with worker_pool(min(options.workers, len(cases))) as pool:
@@ -38,11 +45,26 @@ def run(options: InspectOptions) -> None:
     facts = sorted(found, key=lambda f: (f.case.cohort, f.case.name))
     findings = find_anomalies(facts)
     findings += [Finding(p.folder.name, "unreadable", "", p.reason) for p in unrecognised]
-    if not any(f.modalities for f in facts):
+    readable = [f for f in facts if f.modalities]
+    if not readable:
         raise DataError("no case can be read:\n  " + "\n  ".join(f.detail for f in findings))
-    write_dataset_report(options.out, facts, findings)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / "inspection.json", to_json(facts, findings))
+    atomic_write_text(options.out / "cases.csv", case_table_csv(readable))
+    write_dataset_report(options.out / "inspection.html", facts, findings)
     print(text_summary(facts, findings))
     print(f"look at {options.out / 'inspection.html'}")
+
+
+def text_summary(facts: "Sequence[CaseFacts]", findings: "Sequence[Finding]") -> str:
+    """Number of cases by kind of finding, and all findings."""
+    from brasyn_dist.data.qc.anomalies import summary_counts
+
+    readable = sum(bool(f.modalities) for f in facts)
+    counts = ", ".join(f"{kind} {number}" for kind, number in summary_counts(findings).items())
+    lines = [f"{len(facts)} cases, {readable} readable; findings by kind (cases): {counts or 'none'}"]
+    lines += [f"{f.kind:<13} {f.case:<24} {f.modality:<4} {f.detail}" for f in findings]
+    return "\n".join(lines)
 
 
 main = Command("inspect", InspectOptions, run)

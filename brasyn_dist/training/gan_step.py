@@ -110,7 +110,10 @@ class GanStep:
         for number, (real_B1HW, synthetic_B1HW, target_B) in enumerate(judged):
             with self._discriminator.accumulate(last=number == len(judged) - 1):
                 patch, classes = self._discriminator.wrapped(torch.cat([real_B1HW, synthetic_B1HW]))
-                (real_patch, synthetic_patch), (real_class, synthetic_class) = patch.chunk(2), classes.chunk(2)
+                (real_patch, synthetic_patch), (real_class, synthetic_class) = (
+                    patch.chunk(2),
+                    classes.chunk(2),
+                )
                 terms = discriminator_terms(
                     real_patch, real_class, synthetic_patch, synthetic_class, target_B
                 )

@@ -73,9 +73,7 @@ class RankMonitor:
         self._log = open_log(self._folder, group.rank)
         runtime = config.runtime
         minutes = runtime.hang_minutes or runtime.collective_timeout_minutes / 2
-        self._watchdog = Watchdog(
-            self._log, self._folder, self._peers[group.rank], self._peers, 60 * minutes
-        )
+        self._watchdog = Watchdog(self._log, self._folder, self._peers[group.rank], self._peers, 60 * minutes)
         self._totals: list[Timings] = [{} for _ in self._peers]
         self._steps = 0
 

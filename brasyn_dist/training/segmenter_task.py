@@ -202,7 +202,9 @@ def cost(config: SegmenterRunConfig) -> str:
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         segmenter = Segmenter(config.segmenter, index.header.modality_set)
         number_B = torch.zeros(1, dtype=torch.int64)
-        segmenter(torch.empty(1, len(index.header.modality_set), *config.image_shape), number_B, number_B).sum().backward()
+        segmenter(
+            torch.empty(1, len(index.header.modality_set), *config.image_shape), number_B, number_B
+        ).sum().backward()
     batch, steps = config.training.global_batch_size, total_steps(config.training, len(training))
     lines = {
         "run": str(config.run_dir),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brasyn_dist.report.score_distributions import distributions
 
 from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.cli.evaluate import main
@@ -15,7 +16,6 @@ from brasyn_dist.evaluation.scoring import CaseResult, Prediction
 from brasyn_dist.evaluation.tables import Row, rows_of, summarise
 from brasyn_dist.report.case_views import at_least, busiest, contour_path, outline_layer
 from brasyn_dist.report.evaluation_report import write_report
-from brasyn_dist.report.score_distributions import distributions
 from brasyn_dist.report.score_tables import best_baseline, score_table, standing, title_of
 from tests.report.checked import Page, checked
 from tests.small import small_cases

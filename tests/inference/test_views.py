@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.common.files import sha256_of
-from brasyn_dist.errors import ConfigError
 from brasyn_dist.cli.fit_fusion import main as fit_main
 from brasyn_dist.cli.infer import main
+from brasyn_dist.common.files import sha256_of
+from brasyn_dist.errors import ConfigError
 from brasyn_dist.inference.ensemble import load_members
 from tests.inference.small import export, write_subject
 

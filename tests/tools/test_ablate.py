@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from brasyn_dist.cli import ablate
 from brasyn_dist.evaluation.baselines import MEAN
 from brasyn_dist.evaluation.scoring import SYNTHETIC
-from brasyn_dist.evaluation.tables import Row, rows_csv
+from brasyn_dist.evaluation.tables import table_csv
 from tests.conftest import REPOSITORY
 
 PLAN = "one: [a.b=1]\ntwo words: [a.c=2, d=3]\n"
@@ -23,17 +24,16 @@ def calls(monkeypatch) -> list[list[str]]:
         out, fold = Path(command[command.index("--out") + 1]), int(command[command.index("--fold") + 1])
         folder = out / f"fold-{fold}/evaluation"
         folder.mkdir(parents=True)
-        rows = [
-            Row(
-                f"case-{fold}",
-                "",
-                "t1n",
-                method,
-                {"mae/brain": mae, "psnr/brain": 10.0, "ssim/healthy": None},
-            )
-            for method, mae in ((SYNTHETIC, float(len(out.name) + fold)), (MEAN, 99.0))
-        ]
-        (folder / "cases.csv").write_text(rows_csv(rows))
+        table = pd.DataFrame(
+            [
+                {
+                    "case": f"case-{fold}", "cohort": "", "modality": "t1n", "method": method, "mae/brain": mae,
+                    "psnr/brain": 10.0, "ssim/healthy": None,
+                }
+                for method, mae in ((SYNTHETIC, float(len(out.name) + fold)), (MEAN, 99.0))
+            ]
+        )  # fmt: skip
+        (folder / "cases.csv").write_text(table_csv(table))
 
     monkeypatch.setattr(ablate, "call", call)
     return made

@@ -50,20 +50,20 @@ def test_from_cases_to_the_pooled_table(tmp_path: Path, capfd: pytest.CaptureFix
     assert "All folds: 4 cases" in capfd.readouterr().out
     names = {c.name for c in find_cases(cases)}
     for fold in range(2):
-        held_out = {r.case for r in read_table(out / f"fold-{fold}" / "evaluation")}
+        held_out = set(read_table(out / f"fold-{fold}" / "evaluation").case)
         table = ShardIndex.load(out / f"fold-{fold}" / "shards").header.cases
         assert len(held_out) == 2 and {c.name for c in table if c.split == "train"} == names - held_out
     rows = read_table(out)
     for modality in MODALITIES:
-        found = {m: [r.case for r in rows if (r.modality, r.method) == (modality, m)] for m in METHODS}
-        assert all(sorted(cases) == sorted(names) for cases in found.values())
-        copies = {
-            r.method
-            for best in rows
-            for r in rows
-            if (best.method, best.modality) == (BEST_COPY, modality) and r.method.startswith("copy of")
-            if (r.case, r.modality, r.scores) == (best.case, modality, best.scores)
-        }
-        assert len(copies) == 1, "the best copy is one for all folds"
+        of_modality = rows[rows.modality == modality]
+        for method in METHODS:
+            assert sorted(of_modality[of_modality.method == method].case) == sorted(names)
+        best = of_modality[of_modality.method == BEST_COPY].drop(columns="method").set_index("case").sort_index()
+        copies = [
+            method
+            for method, copy in of_modality[of_modality.method.str.startswith("copy of")].groupby("method")
+            if copy.drop(columns="method").set_index("case").sort_index().equals(best)
+        ]
+        assert len(copies) == 1, "the best copy is the same for all folds"
     means = json.loads((out / "summary.json").read_text())["means"]
     assert means["all"]["synthetic"]["mae/brain"]["cases"] == 4 * len(MODALITIES)
