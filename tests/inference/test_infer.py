@@ -12,11 +12,11 @@ import torch
 
 import brasyn_dist
 from brasyn_dist.brats import MODALITIES, find_cases
+from brasyn_dist.cli.infer import main
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.evaluation.scoring import find_predictions, modality_set_of
-from brasyn_dist.infer import main
 from brasyn_dist.inference.ensemble import load_members
 from brasyn_dist.inference.synthesis import synthesise_case
 from brasyn_dist.modality_set import ModalitySet
