@@ -51,7 +51,7 @@ def launch_context(environment: Mapping[str, str] = os.environ) -> LaunchContext
 
 
 def job_name(environment: Mapping[str, str]) -> str | None:
-    """A name of the job, None if there is none. It differs between starts, but not when Slurm requeues a job."""
+    """A name of the job, None if there is none. It differs between starts; a requeued Slurm job keeps it."""
     launched = "LOCAL_RANK" in environment
     if JOB_VARIABLE in environment:
         return environment[JOB_VARIABLE]

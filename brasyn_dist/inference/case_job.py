@@ -1,6 +1,6 @@
 """One case on its way through the stages read, synthesise and write, and the loop over cases.
 
-    requests --read (one ahead, in a thread)--> volumes --synthesise--> synthetic volumes --write (in a thread)-->
+    requests --read, one ahead in a thread--> volumes --synthesise--> synthetic volumes --write, in a thread
 
     --> files, CaseRecord
 
@@ -120,7 +120,7 @@ def run_jobs(
 
 
 def stored_type(inputs: Iterable[np.dtype], array: np.ndarray) -> np.dtype:
-    """Type of a written volume: the widest of the input files, at least int16, and wide enough for `array`."""
+    """Type of a written volume: the widest of the inputs, at least int16, and wide enough for `array`."""
     kind = np.result_type(*inputs)
     if kind.kind not in "iu":
         return kind

@@ -129,8 +129,8 @@ def cross_validate(
 ) -> dict[str, dict[str, float]] | None:
     """Mean absolute error by target: of each member (by `names`), of their mean and of the fusion.
 
-    The unit is that of the files. The fusion is scored on cases that its fit has not seen, in at most `FOLDS` folds of cases. None for a
-    single case.
+    The unit is that of the files. The fusion is scored on cases that its fit has not seen, in at most `FOLDS`
+    folds of cases. None for a single case.
     """
     cases = sorted({s.case for s in samples})
     folds = min(FOLDS, len(cases))

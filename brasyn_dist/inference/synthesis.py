@@ -2,7 +2,7 @@
 
 No state is kept between calls.
 
-    integers (M, x, y, z) --slice, pad, normalise--> batches --generator--> slices --crop, denormalise, stack-->
+    integers (M, x, y, z) --slice, pad, normalise--> batches --generator--> slices --crop, denormalise-->
             |
             +--> brain mask
 
@@ -264,7 +264,7 @@ def brain_mask(images_MXYZ: Tensor, present: Sequence[int]) -> Tensor:
 
 
 def to_slices(volumes: Tensor, view: str) -> Tensor:
-    """(..., x, y, z) to (slices, ..., H, W) without a copy; as `extract_slices` of preprocessing/slicing.py."""
+    """(..., x, y, z) to (slices, ..., H, W) without a copy, as preprocessing.slicing.extract_slices."""
     return volumes.movedim(VIEW_AXES[view] - 3, 0)
 
 
@@ -282,8 +282,9 @@ def check_window(brain_KHW: Tensor, padding: Sequence[int], view: str) -> None:
         if lost:
             height, width = (n + sum(p) for n, p in zip(brain_KHW.shape[1:], (padding[2:], padding[:2])))
             raise DataError(
-                f"{lost} voxels of the brain lie outside the {height} x {width} pixels of {view} slices that this model "
-                "sees; use one with a larger generator.image_size, or move the brain to the middle of its volume"
+                f"{lost} voxels of the brain lie outside the {height} x {width} pixels of {view} slices that "
+                "this model sees; use one with a larger generator.image_size, or move the brain to the "
+                "middle of its volume"
             )
 
 
