@@ -14,26 +14,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import igzip
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from brasyn_dist.brats import VIEWS, Case
 from brasyn_dist.common.provenance import environment
-from brasyn_dist.data.case_folders import examine, find_cohorts, read_checked
+from brasyn_dist.data.case_folders import find_cohorts, read_usable_case
 from brasyn_dist.data.format.codec import encode_slice
-from brasyn_dist.data.gunzip import open_stream
 from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.data.sharding.options import ShardOptions
+from brasyn_dist.data.sharding.scan_cases import scan_lot
 from brasyn_dist.data.sharding.write_shards import make_shards
 from brasyn_dist.preprocessing.slicing import extract_slices, kept_slices
-
-MEMORY = memoryview(bytearray(2**24))
 
 
 def main() -> int:
@@ -69,7 +67,6 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             scratch / f"shards-{workers}",
             ShardOptions(views=views, validation_fraction=0.0),
             workers=workers,
-            say=lambda line: None,
         )
         wall, cpu = time.perf_counter() - begun, time.process_time() - begun_cpu
         run = {"workers": workers, "seconds": wall, "subjects_per_minute": 60 * len(cases) / wall}
@@ -114,9 +111,9 @@ def stage_seconds(cases: list[Case], views: tuple[str, ...]) -> tuple[dict[str, 
     slices = 0
     for case in cases:
         seconds["gunzip"] += timed(partial(gunzip, case))[0]
-        spent, volumes = timed(partial(read_checked, case, views))
+        spent, volumes = timed(partial(read_usable_case, case, views))
         seconds["read"] += spent
-        both, _ = timed(partial(examine, [case], {case.name}, views))
+        both, _ = timed(partial(scan_lot, [case], {case.name}, ShardOptions(views=views), "int16", None))
         seconds["statistics"] += max(0.0, both - spent)
         spent, planes = timed(partial(cut, volumes, views))
         seconds["slice"] += spent
@@ -137,11 +134,10 @@ def encode_all(planes: list[np.ndarray]) -> list[bytes]:
 
 
 def gunzip(case: Case) -> None:
-    """Into the same memory again and again."""
     for path in case.files.values():
-        with closing(open_stream(path)) as stream:
-            while stream.readinto(MEMORY):
-                pass
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            igzip.decompress(data)
 
 
 def cut(volumes: CaseVolumes, views: tuple[str, ...]) -> list[np.ndarray]:

@@ -101,7 +101,6 @@ def phantom_shards(folder: Path, count: int) -> Path:
         [folder / "cases"],
         folder / "shards",
         ShardOptions(views=("axial",), validation_fraction=0.0),
-        say=lambda line: None,
     )
     return folder / "shards"
 
@@ -113,7 +112,7 @@ def read_all(index: Any, count: int) -> list[Any]:
     from brasyn_dist.data.loading.reader import ShardFiles
 
     selection = index.select("train")
-    files = ShardFiles(index.source, index.shards)
+    files = ShardFiles(index.storage, index.shards)
     names = ("case", "view", "index", "tumour_pixels", "shard", "size", "offset")
     rows = zip(*(selection.column(name).tolist()[:count] for name in names))
     samples = []

@@ -1,117 +1,91 @@
 """Independent pieces of work on several processes, with progress.
 
-    with worker_pool(8) as pool:
-        for result in pool.run("encode", function, items): ...
+    for result in parallel_map("encode", function, items, workers=8): ...
 
-Results come in any order: whoever needs an order sorts them. Workers end with their parent, so that a killed program leaves
-nobody behind who still writes.
+The worker processes stay for the next call. They end when the calling process ends, also if it is killed, so that no worker
+writes files afterwards.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 from signal import SIGKILL
 from typing import Any, TypeVar
+
+from joblib.externals import loky
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from tqdm import tqdm
 
 from brasyn_dist.common.processes import signal_when_parent_dies
 from brasyn_dist.errors import BrasynError
 
 T = TypeVar("T")
 LINES = 4
-"""Progress lines for each piece of work where there is no terminal."""
+"""Progress lines of one call if stderr is not a terminal."""
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-class Pool:
-    """Worker processes; with None, the calling process does the work itself."""
+def parallel_map(
+    what: str,
+    work: Callable[[Any], T],
+    items: Sequence[Any],
+    workers: int = 1,
+    weight: Callable[[Any], int] = lambda _: 1,
+) -> Iterator[T]:
+    """Results of `work` for all items, in the order in which they are ready.
 
-    def __init__(self, executor: ProcessPoolExecutor | None, workers: int) -> None:
-        self._executor = executor
-        self.workers = workers
+    Args:
+        what: Name of the work in the progress display.
+        work: Picklable if `workers` is above 1.
+        items: Arguments, one for each call of `work`.
+        workers: Processes; 1: the calling process does the work.
+        weight: Contribution of an item to the progress.
 
-    def run(
-        self,
-        what: str,
-        work: Callable[[Any], T],
-        items: Sequence[Any],
-        weight: Callable[[Any], int] = lambda _: 1,
-    ) -> Iterator[T]:
-        """Results as they come. `weight` is what an item counts in the progress shown.
+    Raises:
+        BrasynError: A worker process was killed.
+        Exception: Whatever `work` raises.
+    """
+    total = sum(map(weight, items))
+    with tqdm(total=total, desc=what, disable=None) as bar:
+        done = reported = 0
+        for item, result in _results(work, items, workers):
+            done += weight(item)
+            bar.update(weight(item))
+            if bar.disable and (done == total or done - reported >= total / LINES):
+                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+                reported = done
+            yield result
 
-        Raises what `work` raises, and BrasynError if a worker process was killed.
-        """
-        from tqdm import tqdm
 
-        total = sum(map(weight, items))
-        with tqdm(total=total, desc=what, disable=None) as bar:
-            done = said = 0
-            for item, result in self._results(work, items):
-                done += weight(item)
-                bar.update(weight(item))
-                if bar.disable and (done == total or done - said >= total / LINES):
-                    print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
-                    said = done
-                yield result
-
-    def _results(self, work: Callable[[Any], T], items: Sequence[Any]) -> Iterator[tuple[Any, T]]:
-        if self._executor is None:
-            for item in items:
-                yield item, work(item)
-            return
-        try:
-            futures = {self._executor.submit(work, item): item for item in items}
-            for future in as_completed(futures):
-                yield futures.pop(future), future.result()
-        except BrokenProcessPool:
+def _results(work: Callable[[Any], T], items: Sequence[Any], workers: int) -> Iterator[tuple[Any, T]]:
+    if workers <= 1:
+        for item in items:
+            yield item, work(item)
+        return
+    executor = loky.get_reusable_executor(
+        workers, initializer=_end_with_parent, initargs=(os.getpid(),), env=_ONE_THREAD
+    )
+    try:
+        futures = {executor.submit(work, item): item for item in items}
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+    except BaseException as error:
+        executor.shutdown(kill_workers=True)
+        if isinstance(error, TerminatedWorkerError):
             raise BrasynError(
                 "a worker process was killed (out of memory?); run the same command again, with fewer --workers"
             ) from None
+        raise
 
 
 def available_processors(most: int) -> int:
-    """Processors that this process may use, but not more than `most`: what a login node has is not all ours."""
+    """Processors that this process may use, at most `most`."""
     return min(most, len(os.sched_getaffinity(0)))
 
 
-@contextmanager
-def worker_pool(workers: int) -> Iterator[Pool]:
-    """A pool of `workers` processes; one means this process."""
-    if workers <= 1:
-        yield Pool(None, 1)
-        return
-    # `spawn`: a forked child would inherit the threads and locks of whoever called us.
-    executor = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
-    )
-    with _one_thread_each(), executor:
-        try:
-            yield Pool(executor, workers)
-        except BaseException:
-            executor.shutdown(cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started within use one thread for linear algebra: with one for each processor, they would fight."""
-    before = {
-        name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    }
-    os.environ.update(dict.fromkeys(before, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def _end_with(parent: int) -> None:
-    """Tie a worker's life to its parent's, even if that has been killed while the worker was starting."""
+def _end_with_parent(parent: int) -> None:
+    """Have this worker killed when its parent ends, also if that happened while the worker was starting."""
     signal_when_parent_dies(SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

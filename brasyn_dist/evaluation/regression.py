@@ -17,7 +17,7 @@ import numpy as np
 
 from brasyn_dist.brats import Case
 from brasyn_dist.common.files import write_json
-from brasyn_dist.common.process_pool import worker_pool
+from brasyn_dist.common.process_pool import parallel_map
 from brasyn_dist.data.nifti import read_case
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.baselines import background_rule
@@ -103,8 +103,8 @@ def fit_regression(cases: Sequence[Case], statistics: Statistics, workers: int =
     Raises:
         DataError: A case cannot be read or is incomplete.
     """
-    with worker_pool(min(workers, len(cases))) as pool:
-        parts = dict(pool.run("regression", partial(_gram_of_case, statistics=statistics), cases))
+    gram_of_case = partial(_gram_of_case, statistics=statistics)
+    parts = dict(parallel_map("regression", gram_of_case, cases, min(workers, len(cases))))
     names = tuple(sorted(parts))
     gram = np.sum([parts[n] for n in names], axis=0)
     return Regression(gram, tuple(statistics.modalities), names, statistics.hash)

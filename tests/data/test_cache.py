@@ -17,7 +17,7 @@ import pytest
 
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.data.format.index import ShardIndex
-from brasyn_dist.data.loading import cache
+from brasyn_dist.data.loading import cache, storage
 from brasyn_dist.data.loading.loader import SliceStream
 from brasyn_dist.data.loading.sampler import SampleOrder
 from brasyn_dist.errors import ConfigError, DataError
@@ -67,8 +67,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 
 @pytest.fixture
 def folder(local: ShardIndex) -> Path:
-    assert local.source is not None
-    return Path(local.source.describe(""))
+    assert local.storage is not None
+    return Path(local.storage.describe(""))
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def nothing_half_written(root: Path) -> bool:
 
 
 def read_start(index: ShardIndex, number: int) -> bytes:
-    assert index.source is not None
-    descriptor = index.source.open(index.shards[number])
+    assert index.storage is not None
+    descriptor = index.storage.open(index.shards[number])
     try:
         return os.pread(descriptor, 4096, 0)
     finally:
@@ -125,7 +125,52 @@ def test_http_gives_the_same_batches_and_fetches_each_shard_once(
 def test_pipes_file_urls_and_folders(tmp_path: Path, folder: Path, local: ShardIndex, pattern: str) -> None:
     location = pattern.format(folder=str(folder).rstrip("/"))
     assert all_pixels(ShardIndex.load(location, cache_dir=tmp_path)) == all_pixels(local)
-    assert bool(kept(tmp_path)) == location.startswith("pipe:")  # what is local is not copied
+    assert kept(tmp_path) == {f"train-0000{i}.tar" for i in range(4)}
+
+
+def test_a_folder_is_copied_once_if_a_cache_folder_is_set(
+    tmp_path: Path, folder: Path, local: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow network storage: each shard is read once per node, and after that only the index."""
+    fetched: collections.Counter[str] = collections.Counter()
+    real = storage.ShardFolder.chunks
+    monkeypatch.setattr(
+        storage.ShardFolder, "chunks", lambda self, name: (fetched.update([name]), real(self, name))[1]
+    )
+    remote = tmp_path / "remote"
+    shutil.copytree(folder, remote)
+    for _ in range(2):
+        assert all_pixels(ShardIndex.load(remote, cache_dir=tmp_path / "cache")) == all_pixels(local)
+    assert fetched == {f"train-0000{i}.tar": 1 for i in range(4)}
+    assert nothing_half_written(tmp_path / "cache")
+    for path in remote.glob("*.tar"):
+        path.unlink()
+    assert all_pixels(ShardIndex.load(remote, cache_dir=tmp_path / "cache")) == all_pixels(local)
+
+
+def test_without_a_cache_folder_a_folder_is_read_directly(
+    tmp_path: Path, local: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert local.storage is not None
+    assert isinstance(ShardIndex.load(local.storage.describe("")).storage, storage.ShardFolder)
+    read_start(local, 0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "absent"])
+def test_damage_in_a_folder_is_found_when_it_is_copied(tmp_path: Path, folder: Path, damage: str) -> None:
+    shutil.copytree(folder, tmp_path / "remote")
+    path = tmp_path / "remote" / "train-00001.tar"
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    index = ShardIndex.load(tmp_path / "remote", cache_dir=tmp_path / "cache")
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))}: .*\(tried 2 times\); restore the shard"):
+        read_start(index, 1)
+    assert kept(tmp_path / "cache") == set() and nothing_half_written(tmp_path / "cache")
 
 
 def test_braces_stand_for_the_file_name_in_any_url(tmp_path: Path, server: Server, local: ShardIndex) -> None:
@@ -174,6 +219,8 @@ def test_a_damaged_download_is_tried_again(
     server.spoil = spoil_first(1, DAMAGE[kind])
     assert all_pixels(ShardIndex.load(server.url, cache_dir=tmp_path)) == all_pixels(local)
     assert all(server.requests[f"train-0000{i}.tar"] == 2 for i in range(4))
+    sizes = {shard.name: shard.size for shard in local.shards if shard.split == "train"}
+    assert {path.name: path.stat().st_size for path in tmp_path.rglob("*.tar")} == sizes
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -259,8 +306,8 @@ def test_other_sets_count_and_go_too(tmp_path: Path, server: Server) -> None:
 def test_a_shard_in_use_survives_its_removal(tmp_path: Path, server: Server, folder: Path) -> None:
     index = ShardIndex.load(server.url, cache_dir=tmp_path)
     tight = ShardIndex.load(server.url, cache_dir=tmp_path, cache_gib=(index.shards[1].size + 10) / GIB)
-    assert index.source is not None
-    descriptor = index.source.open(index.shards[0])
+    assert index.storage is not None
+    descriptor = index.storage.open(index.shards[0])
     read_start(tight, 1)
     assert kept(tmp_path) == {"train-00001.tar"}
     size = index.shards[0].size
@@ -347,12 +394,18 @@ def _read_all(url: str, cache_dir: str) -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_processes_of_a_node_fetch_each_shard_once(tmp_path: Path, server: Server, local: ShardIndex) -> None:
+@pytest.mark.parametrize("kind", ["url", "folder"])
+def test_processes_of_a_node_fetch_each_shard_once(
+    tmp_path: Path, server: Server, folder: Path, local: ShardIndex, kind: str
+) -> None:
     expected = all_pixels(local)
+    location = server.url if kind == "url" else str(folder)
     with multiprocessing.get_context("spawn").Pool(4) as pool:
-        results = pool.starmap(_read_all, [(server.url, str(tmp_path))] * 4, chunksize=1)
+        results = pool.starmap(_read_all, [(location, str(tmp_path))] * 4, chunksize=1)
     assert all(result == expected for result in results)
-    assert {n: c for n, c in server.requests.items() if n != "index.json"} == {
-        f"train-0000{i}.tar": 1 for i in range(4)
-    }
+    assert kept(tmp_path) == {f"train-0000{i}.tar" for i in range(4)}
+    if kind == "url":
+        assert {n: c for n, c in server.requests.items() if n != "index.json"} == {
+            f"train-0000{i}.tar": 1 for i in range(4)
+        }
     assert nothing_half_written(tmp_path)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from brasyn_dist.common import files
+from brasyn_dist.common.process_pool import parallel_map
 from brasyn_dist.common.processes import descendants
 from brasyn_dist.data.format.index import ShardIndex
-from brasyn_dist.data.sharding import staging as spool
+from brasyn_dist.data.sharding import staging
 from brasyn_dist.data.sharding import write_shards as module
 from brasyn_dist.data.sharding.write_shards import make_shards
 from brasyn_dist.errors import BrasynError, DataError
@@ -25,11 +26,12 @@ from tests.data.case_files import brain, write_case
 from tests.data.shard_runs import OPTIONS, contents, expected_slices, read_all, start
 
 
-def test_a_complete_set_is_left_alone(made, cohorts, capsys):
+def test_a_complete_set_is_left_alone(made, cohorts, caplog):
     before = {p.name: p.stat().st_mtime_ns for p in made.iterdir()}
-    make_shards(cohorts, made, OPTIONS)
+    with caplog.at_level("INFO"):
+        make_shards(cohorts, made, OPTIONS)
     assert {p.name: p.stat().st_mtime_ns for p in made.iterdir()} == before
-    assert "complete already" in capsys.readouterr().out
+    assert "complete already" in caplog.text
 
 
 def test_other_settings_are_refused_by_name(made, cohorts):
@@ -69,7 +71,7 @@ def test_shards_of_unknown_origin_are_not_deleted(made, cohorts, tmp_path):
 
 
 def test_a_second_run_at_the_same_time_is_refused(cohorts, tmp_path):
-    with spool.locked_work(tmp_path), pytest.raises(DataError, match="another run is writing here"):
+    with staging.locked_staging(tmp_path), pytest.raises(DataError, match="another run is writing here"):
         make_shards(cohorts, tmp_path, OPTIONS)
 
 
@@ -83,7 +85,7 @@ def test_input_edited_after_an_interruption_is_read_again(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "gather_shard", stop)
+        patch.setattr(module, "write_planned_shard", stop)
         make_shards([tmp_path / "gli"], tmp_path / "out", options)
     write_case(tmp_path / "gli", "case-1", 77, suffix=".nii")
     make_shards([tmp_path / "gli"], tmp_path / "out", options)
@@ -122,7 +124,7 @@ def test_killed_at_any_write_and_run_again(tmp_path):
     options = replace(OPTIONS, views=("axial",), samples_per_shard=30)
 
     def run(out: Path) -> None:
-        make_shards([tmp_path / "gli"], out, options, say=lambda _: None)
+        make_shards([tmp_path / "gli"], out, options)
 
     run(tmp_path / "undisturbed")
     truth = contents(tmp_path / "undisturbed")
@@ -142,7 +144,7 @@ def test_killed_at_any_write_and_run_again(tmp_path):
 
 def test_finished_cases_are_not_encoded_again(cohorts, tmp_path, monkeypatch):
     encoded = []
-    real = spool.SliceEncoder.__call__
+    real = staging.SliceEncoder.__call__
 
     def count(encoder, *planes):
         encoded.append(1)
@@ -151,13 +153,13 @@ def test_finished_cases_are_not_encoded_again(cohorts, tmp_path, monkeypatch):
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(spool.SliceEncoder, "__call__", count)
+    monkeypatch.setattr(staging.SliceEncoder, "__call__", count)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "plan_shards", stop)
         make_shards(cohorts, tmp_path / "out", OPTIONS)
     assert len(encoded) == len(expected_slices())
     make_shards(cohorts, tmp_path / "out", OPTIONS)
-    assert len(encoded) == len(expected_slices()), "the second run takes all from the spool"
+    assert len(encoded) == len(expected_slices()), "the second run takes all from the staging folder"
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 60) -> None:
@@ -200,10 +202,8 @@ def is_zombie(pid: int) -> bool:
 
 
 def test_a_worker_that_is_killed_is_reported(cohorts, tmp_path):
-    from brasyn_dist.common.process_pool import worker_pool
-
-    with worker_pool(2) as pool, pytest.raises(BrasynError, match="a worker process was killed"):
-        list(pool.run("die", die, [1, 2, 3]))
+    with pytest.raises(BrasynError, match="a worker process was killed"):
+        list(parallel_map("die", die, [1, 2, 3], workers=2))
 
 
 def die(_: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from brasyn_dist.brats import MODALITIES, find_case
-from brasyn_dist.data.nifti import CaseMemory, check_geometry, read_case, read_labels, read_volume, write_like
+from brasyn_dist.data.nifti import check_geometry, read_case, read_labels, read_volume, write_like
 from brasyn_dist.errors import DataError
 from tests.data.case_files import LPS, NAMES_2021, brain, save, to_ras, write_case
 
@@ -131,15 +131,52 @@ def test_fractions_are_refused_unless_rounding_is_asked_for(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "b.nii.gz").array, numbers())
 
 
+def gzipped_in(form: str, plain: bytes) -> bytes:
+    whole, first, second = gzip.compress(plain), gzip.compress(plain[:9000]), gzip.compress(plain[9000:], 1)
+    return {
+        "two members": first + second,
+        "three members, one of them empty": first + gzip.compress(b"") + second,
+        "zeros after it": whole + bytes(300_000),
+        "content after the values": gzip.compress(plain + b"more" * 50_000),
+    }[form]
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["two members", "three members, one of them empty", "zeros after it", "content after the values"],
+)
+def test_every_form_of_gzip(tmp_path, form):
+    plain = save(tmp_path / "a.nii", numbers(shape=(20, 20, 20))).read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(gzipped_in(form, plain))
+    np.testing.assert_array_equal(read_volume(tmp_path / "b.nii.gz").array, numbers(shape=(20, 20, 20)))
+
+
+def test_every_flipped_bit_of_the_checksum_is_noticed(tmp_path):
+    data = save(tmp_path / "a.nii.gz", numbers()).read_bytes()
+    for bit in range(64):
+        damaged = bytearray(data)
+        damaged[-8 + bit // 8] ^= 1 << bit % 8
+        (tmp_path / "bad.nii.gz").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"bad\.nii\.gz: truncated or damaged gzip"):
+            read_volume(tmp_path / "bad.nii.gz")
+
+
 def damaged(name: str, tmp_path) -> bytes:
     whole = save(tmp_path / "whole.nii.gz", numbers(shape=(20, 20, 20))).read_bytes()
     plain = gzip.decompress(whole)
-    flipped = bytearray(whole)
+    flipped, flags = bytearray(whole), bytearray(whole)
     flipped[len(whole) // 2] ^= 0xFF
+    flags[3] ^= 0xE5
     return {
         "gzip cut in the middle": whole[: len(whole) // 2],
         "gzip without its end": whole[:-8],
         "gzip with a flipped byte": bytes(flipped),
+        "gzip with other flags": bytes(flags),
+        "gzip of which two bytes are left": whole[:2],
+        "gzip without its last byte": whole[:-1],
+        "gzip with a second member that was cut": gzip.compress(plain[:9000])
+        + gzip.compress(plain[9000:])[:-9],
+        "gzip and something else": whole + b"something else",
         "gzip of a cut volume": gzip.compress(plain[:-100]),
         "volume cut": plain[:-1],
         "header cut": plain[:200],
@@ -152,8 +189,9 @@ def damaged(name: str, tmp_path) -> bytes:
 @pytest.mark.parametrize(
     "name",
     [
-        "gzip cut in the middle", "gzip without its end", "gzip with a flipped byte", "gzip of a cut volume", "volume cut",
-        "header cut", "nothing", "text", "gzip of text",
+        "gzip cut in the middle", "gzip without its end", "gzip with a flipped byte", "gzip with other flags",
+        "gzip of which two bytes are left", "gzip without its last byte", "gzip with a second member that was cut",
+        "gzip and something else", "gzip of a cut volume", "volume cut", "header cut", "nothing", "text", "gzip of text",
     ],
 )  # fmt: skip
 def test_damaged_files_are_named(tmp_path, name):
@@ -253,42 +291,10 @@ def test_a_case_with_one_volume_unlike_the_others(tmp_path, number, kind):
     found = read_case(case)
     np.testing.assert_array_equal(found.images, expected)
     assert found.images.dtype == (np.int32 if kind == "int32" else np.int16)
-    assert found.images[0].flags.f_contiguous
+    assert found.images[0].flags.f_contiguous and found.foreground[0].flags.f_contiguous
+    np.testing.assert_array_equal(found.foreground, np.array(expected) > 0)
     again = [nibabel.as_closest_canonical(nibabel.load(case.files[m])).get_fdata() for m in MODALITIES]
     np.testing.assert_array_equal(found.images[:, ::-1, ::-1], again)  # LPS, and nibabel's RAS
-
-
-@pytest.mark.parametrize("ras", [False, True])
-def test_volumes_are_read_or_turned_to_where_they_stay(tmp_path, ras):
-    found = read_case(find_case(write_case(tmp_path, "usual", 4, ras=ras)))
-    assert np.shares_memory(found.reference.array, found.images)
-    np.testing.assert_array_equal(found.images, [brain(4)[0][m] for m in MODALITIES])
-
-
-@pytest.mark.parametrize("kind", [None, *KINDS])
-def test_memory_is_used_again_whatever_was_in_it(tmp_path, kind):
-    """Cases of three shapes in turn, one of them with a volume unlike the others: each as if it were alone."""
-    shapes = [SHAPE, (36, 40, 28), SHAPE, (40, 36, 28), (40, 36, 28)]
-    memory, places = CaseMemory(), []
-    for number, shape in enumerate(shapes):
-        case = find_case(write_case(tmp_path, f"case{number}", number, shape=shape))
-        expected = [brain(number, shape)[0][m] for m in MODALITIES]
-        if number == 3 and kind:
-            expected[1] = unlike(kind, case.files["t1n"], expected[1])
-        found = read_case(case, memory=memory)
-        np.testing.assert_array_equal(found.images, expected)
-        np.testing.assert_array_equal(found.foreground, np.array(expected) > 0)
-        np.testing.assert_array_equal(found.labels, brain(number, shape)[1])
-        places.append(found.images.ctypes.data)
-    one = read_case(find_case(tmp_path / "case1"), ("t2w",), memory=memory)
-    np.testing.assert_array_equal(one.images, [brain(1, shapes[1])[0]["t2w"]])
-    assert kind or places[3] == places[4]
-
-
-def test_without_memory_cases_do_not_share_any(tmp_path):
-    first, second = (read_case(find_case(write_case(tmp_path, n, s))) for n, s in (("a", 1), ("b", 2)))
-    assert not np.shares_memory(first.images, second.images)
-    assert not np.shares_memory(first.foreground, second.foreground)
 
 
 def test_all_problems_of_a_case_come_in_one_message(tmp_path):

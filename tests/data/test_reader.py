@@ -109,7 +109,7 @@ def test_an_index_from_memory_has_nothing_to_read_from(tmp_path: Path) -> None:
 def test_descriptors_stay_below_the_limit_and_are_given_back(tmp_path: Path) -> None:
     index = write_set(tmp_path, train=8, slices=8, shards=60)
     before = open_descriptors()
-    files = ShardFiles(index.source, index.shards, limit=5)
+    files = ShardFiles(index.storage, index.shards, limit=5)
     for _ in range(3):
         for number in random.Random(0).sample(range(60), 60):
             files.read(number, 0, bytearray(100))
@@ -125,7 +125,7 @@ def test_the_limit_follows_what_the_process_may_open(tmp_path: Path) -> None:
     before = open_descriptors()
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
     try:
-        files = ShardFiles(index.source, index.shards)
+        files = ShardFiles(index.storage, index.shards)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     for number in range(60):

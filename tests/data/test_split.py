@@ -88,5 +88,5 @@ def test_bad_split_files(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_split_file(tmp_path / "absent")
     (tmp_path / "split").write_text('["a", ')
-    with pytest.raises(DataError, match="no list of case names"):
+    with pytest.raises(DataError, match="not a list of case names"):
         read_split_file(tmp_path / "split")

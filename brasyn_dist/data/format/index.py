@@ -31,7 +31,7 @@ from brasyn_dist.data.format.tar_shards import (
     sample_key,
     shard_name,
 )
-from brasyn_dist.data.loading.storage import ShardSource, open_source
+from brasyn_dist.data.loading.storage import ShardStorage, open_storage
 from brasyn_dist.errors import DataError
 
 INDEX_NAME = "index.json"
@@ -45,7 +45,7 @@ class ShardIndex:
 
     header: SetHeader
     shards: tuple[ShardEntry, ...]
-    source: ShardSource | None = None
+    storage: ShardStorage | None = None
 
     def __post_init__(self) -> None:
         expected = [
@@ -69,18 +69,18 @@ class ShardIndex:
 
         Raises DataError if there is none, if it was changed or damaged, or if another version wrote it.
         """
-        source = open_source(location, cache_dir, cache_gib)
-        data = source.read(INDEX_NAME)
-        index = cls.from_json(data, where=source.describe(INDEX_NAME), source=source)
-        source.use_set(index.fingerprint)
+        storage = open_storage(location, cache_dir, cache_gib)
+        data = storage.read(INDEX_NAME)
+        index = cls.from_json(data, where=storage.describe(INDEX_NAME), storage=storage)
+        storage.use_set(index.fingerprint)
         return index
 
     @classmethod
-    def from_json(cls, data: bytes, where: object, source: ShardSource | None = None) -> "ShardIndex":
+    def from_json(cls, data: bytes, where: object, storage: ShardStorage | None = None) -> "ShardIndex":
         try:
             values = json.loads(data)
             header = SetHeader.from_dict(values, where)
-            index = cls(header, tuple(_entry_from_dict(shard) for shard in values["shards"]), source)
+            index = cls(header, tuple(_entry_from_dict(shard) for shard in values["shards"]), storage)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where}: damaged index ({error!r}); {REBUILD}") from None
         if index.fingerprint != values.get("fingerprint"):

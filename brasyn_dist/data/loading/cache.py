@@ -1,56 +1,72 @@
-"""A node-local cache of shards that lie behind a URL.
+"""Node-local cache of shards that are in a slow folder or behind a URL.
 
-    open --> kept? --yes--> descriptor
+    open --> in the cache? --yes--> descriptor
                |no
-             lock --> make room --> fetch --> verify size and sha256 --> rename --> descriptor
+             lock --> make room --> fetch --> verify size and SHA-256 --> rename --> descriptor
 
-    <cache_dir>/<fingerprint of the set>/train-00000.tar    appears whole and verified, or not at all
+    <cache_dir>/<fingerprint of the set>/train-00000.tar    complete and verified, or absent
 
-Processes of a node agree by file locks: one fetches a shard, the others wait for it. Above the size limit, or when the
-disk is full, the shards that were opened longest ago go first; one that is in use stays readable, since its readers
-hold it open, and gives its space back when they close it. Where the limit is below the size of a set, order.block_shards
-spares fetching shards over and over. The cache folder may be removed at any time between runs.
+File locks coordinate the processes of a node: one fetches a shard, the others wait for it. Above the size limit, or if the disk
+is full, the least recently opened shards are removed. A removed shard that is in use stays readable, because its readers have
+it open; its space is free when they close it. If the limit is below the size of the set, order.block_shards avoids fetching
+shards repeatedly. The cache folder may be removed at any time between runs.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
 
 from brasyn_dist.data.format.tar_shards import ShardEntry
 from brasyn_dist.errors import ConfigError, DataError
 
 ATTEMPTS = 2
-"""Times that a shard is fetched before it counts as damaged at its source."""
+"""A shard is fetched at most this often before it counts as damaged at its source."""
 CHUNK = 2**20
+"""Bytes that are read at a time."""
+
+
+class ShardOrigin(Protocol):
+    """Where the cache fetches files from (storage.py)."""
+
+    def describe(self, name: str) -> str: ...
+
+    def read(self, name: str) -> bytes: ...
+
+    def chunks(self, name: str) -> Iterator[bytes]: ...
 
 
 def default_cache_dir() -> Path:
-    """Below the system's temporary folder (TMPDIR, where Slurm sets one), one for each user."""
+    """A folder of this user below the system's temporary folder (TMPDIR, which Slurm may set)."""
     return Path(tempfile.gettempdir()) / f"brasyn_dist-{os.getuid()}"
 
 
 class ShardCache:
-    """Shards behind a URL, kept in `root`/<fingerprint>; all sets below `root` share its `limit` in bytes."""
+    """Copies of the shards of `origin` in `root`/<fingerprint>. All sets below `root` share the limit, in bytes."""
 
-    def __init__(self, url: str, root: Path, limit: int) -> None:
-        self._url = url if "{}" in url else url.rstrip("/") + "/{}"
+    def __init__(self, origin: ShardOrigin, root: Path, limit: int) -> None:
+        self._origin = origin
         self._root = root
         self._limit = limit
         self._folder = root
 
     def describe(self, name: str) -> str:
-        return self._url.replace("{}", name)
+        return self._origin.describe(name)
+
+    def read(self, name: str) -> bytes:
+        return self._origin.read(name)
 
     def use_set(self, fingerprint: str) -> None:
         self._folder = self._root / fingerprint[:16]
         try:
-            # Patient data: nobody else's to read, also where the system's temporary folder is everybody's.
+            # Patient data: not readable by others, also in a shared temporary folder.
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -58,32 +74,29 @@ class ShardCache:
                 f"{self._folder}: {error.strerror}; set data.cache_dir to a folder to write to"
             ) from None
 
-    def read(self, name: str) -> bytes:
-        return b"".join(_receive(self.describe(name)))
-
     def open(self, shard: ShardEntry) -> int:
         path = self._folder / shard.name
         try:
-            kept = _open_kept(path, shard.size)
-            if kept is None:
-                with _locked(_lock_of(path)):
+            descriptor = _open_cached(path, shard.size)
+            if descriptor is None:
+                with FileLock(_lock_of(path)):
                     # Another process may have fetched it while this one waited for the lock.
-                    kept = _open_kept(path, shard.size)
-                    if kept is None:
-                        kept = self._fetch(shard, path)
-            return kept
+                    descriptor = _open_cached(path, shard.size)
+                    if descriptor is None:
+                        descriptor = self._fetch(shard, path)
+            return descriptor
         except OSError as error:
             raise ConfigError(
                 f"{path}: {error.strerror}; free some space, or set data.cache_dir to another folder"
             ) from None
 
     def _fetch(self, shard: ShardEntry, path: Path) -> int:
-        """Fetch, verify, keep and open a shard, whose lock is held. What is not whole is removed."""
+        """Fetch, verify and open a shard whose lock is held. Incomplete files are removed."""
         part = _part_of(path)
         try:
             self._reserve(part, shard.size)
             self._download(shard, part)
-            # Opened before it has its name: from then on others may remove it to make room.
+            # Opened before it is renamed: afterwards another process may remove it to make room.
             descriptor = os.open(part, os.O_RDONLY)
             _mark_used(descriptor)
             os.fsync(descriptor)
@@ -93,26 +106,28 @@ class ShardCache:
             part.unlink(missing_ok=True)
 
     def _download(self, shard: ShardEntry, part: Path) -> None:
-        url, problem = self.describe(shard.name), ""
+        where, problem = self.describe(shard.name), ""
         for _ in range(ATTEMPTS):
             try:
-                found = _copy(_receive(url), part, shard.size)
+                size, sha256 = _copy(self._origin.chunks(shard.name), part, shard.size)
             except DataError as error:
                 problem = str(error)
                 continue
-            if found == (shard.size, shard.sha256):
+            if (size, sha256) == (shard.size, shard.sha256):
                 return
-            problem = f"{url}: fetched {found[0]} bytes with sha256 {found[1]}, the index says {shard.size} and {shard.sha256}"
+            problem = f"{where}: fetched {size} bytes with sha256 {sha256}, the index says {shard.size} and {shard.sha256}"
         raise DataError(f"{problem} (tried {ATTEMPTS} times); restore the shard at its source")
 
     def _reserve(self, part: Path, size: int) -> None:
-        """Make room for `size` bytes and take it, so that several fetches at a time do not exceed the limit."""
+        """Make room for `size` bytes and allocate them, so that simultaneous fetches do not exceed the limit."""
         part.unlink(missing_ok=True)
         while not self._try_reserve(part, size):
-            time.sleep(0.05)  # the fetches under way hold the room; when they are done their shards may go
+            time.sleep(
+                0.05
+            )  # other fetches hold the room; their shards may be removed when they are complete
 
     def _try_reserve(self, part: Path, size: int) -> bool:
-        with _locked(self._root / ".lock"):
+        with FileLock(self._root / ".lock"):
             missing, under_way = self._evict(size)
             if missing > 0 and not under_way:
                 raise ConfigError(
@@ -125,25 +140,26 @@ class ShardCache:
             return missing <= 0
 
     def _evict(self, size: int) -> tuple[int, bool]:
-        """Remove the shards that were used longest ago until `size` more bytes fit the limit and the disk.
+        """Remove the least recently opened shards until `size` more bytes fit the limit and the disk.
 
-        Returns how many bytes are still missing (0 or less: none), and whether fetches are under way.
+        Returns:
+            Bytes that are still missing (0 or less: none), and whether fetches are under way.
         """
         for part in self._root.glob("*/.*.part"):
             _remove_abandoned(part)
         under_way = [_use(path)[1] for path in self._root.glob("*/.*.part")]
-        kept = sorted((_use(path) for path in self._root.glob("*/*.tar")), reverse=True)
-        used = sum(under_way) + sum(bytes_ for _, bytes_, _ in kept)
+        cached = sorted((_use(path) for path in self._root.glob("*/*.tar")), reverse=True)
+        used = sum(under_way) + sum(bytes_ for _, bytes_, _ in cached)
         limit = min(self._limit, used + shutil.disk_usage(self._root).free)
-        while kept and used + size > limit:
-            _, freed, path = kept.pop()
+        while cached and used + size > limit:
+            _, freed, path = cached.pop()
             path.unlink(missing_ok=True)
             used -= freed
         return used + size - limit, bool(under_way)
 
 
-def _open_kept(path: Path, size: int) -> int | None:
-    """Descriptor of a fetched shard, which is marked as used now; None if it is not there."""
+def _open_cached(path: Path, size: int) -> int | None:
+    """Descriptor of a fetched shard, which is marked as used; None if it is absent or has another size."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -156,24 +172,12 @@ def _open_kept(path: Path, size: int) -> int | None:
 
 
 def _mark_used(descriptor: int) -> None:
-    """Keep the time of last use as that of modification: file systems are mounted without access times."""
+    """Store the time of last use as modification time: file systems are mounted without access times."""
     os.utime(descriptor, ns=(time.time_ns(), time.time_ns()))
 
 
-def _receive(url: str) -> Iterator[bytes]:
-    """Content behind a URL. Raises DataError if it cannot be had to the end."""
-    from webdataset.gopen import gopen  # costs seconds of imports, which local folders need not wait for
-
-    try:
-        with gopen(url, "rb") as stream:
-            while chunk := stream.read(CHUNK):
-                yield chunk
-    except (OSError, ValueError) as error:
-        raise DataError(f"{url}: cannot be fetched ({error})") from None
-
-
 def _copy(chunks: Iterator[bytes], path: Path, limit: int) -> tuple[int, str]:
-    """Write `chunks` to `path`; (bytes, sha256) of what came, which ends early once it is longer than `limit`."""
+    """Write `chunks` to `path`; stops when it is longer than `limit`. Returns (bytes, SHA-256)."""
     digest, size = hashlib.sha256(), 0
     with path.open("r+b") as file:
         for chunk in chunks:
@@ -182,11 +186,12 @@ def _copy(chunks: Iterator[bytes], path: Path, limit: int) -> tuple[int, str]:
             size += len(chunk)
             if size > limit:
                 break
+        file.truncate()  # an attempt before may have written more
     return size, digest.hexdigest()
 
 
 def _use(path: Path) -> tuple[int, int, Path]:
-    """(time of last use, bytes, path); zeros if it has just gone."""
+    """(time of last use, bytes, path); zeros if it was removed meanwhile."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -203,18 +208,7 @@ def _lock_of(path: Path) -> Path:
 
 
 def _remove_abandoned(part: Path) -> None:
-    """Remove a partial file if nobody is fetching it: its process was killed."""
+    """Remove a partial file whose process was killed: its lock is free."""
     path = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
-    with suppress(BlockingIOError, FileNotFoundError), _locked(_lock_of(path), fcntl.LOCK_NB):
+    with suppress(Timeout, FileNotFoundError), FileLock(_lock_of(path), blocking=False):
         part.unlink()
-
-
-@contextmanager
-def _locked(path: Path, flags: int = 0) -> Iterator[None]:
-    """Hold an exclusive lock that other processes, and other threads of this one, see; the kernel frees it at exit."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-        yield
-    finally:
-        os.close(descriptor)

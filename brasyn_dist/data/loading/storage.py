@@ -1,23 +1,25 @@
-"""Where shards are read from: a folder, or any URL that webdataset opens, by way of a node-local cache.
+"""Location of shards: a folder, or a URL that webdataset opens; with or without the node-local cache.
 
-open_source("/data/shards")                   --> LocalFolder: opened where they lie
-open_source("https://host/shards")            --> ShardCache (cache.py): fetched once a node, verified, kept
-open_source("pipe:ssh host cat shards/{}")
+open_storage("/data/shards")                      --> ShardFolder: shards are opened where they are
+open_storage("/nfs/shards", cache_dir="/scratch") --> ShardCache (cache.py): copied once per node, verified, kept
+open_storage("https://host/shards")               --> ShardCache, in a temporary folder by default
+open_storage("pipe:ssh host cat shards/{}")
 """
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from brasyn_dist.data.format.tar_shards import ShardEntry
-from brasyn_dist.data.loading.cache import ShardCache, default_cache_dir
+from brasyn_dist.data.loading.cache import CHUNK, ShardCache, default_cache_dir
 from brasyn_dist.errors import DataError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:", re.I)
 
 
-class ShardSource(Protocol):
+class ShardStorage(Protocol):
     """The files of one shard set."""
 
     def describe(self, name: str) -> str:
@@ -25,39 +27,45 @@ class ShardSource(Protocol):
         ...
 
     def read(self, name: str) -> bytes:
-        """A small file (index.json), whole, never cached. Raises DataError."""
+        """Content of a small file (index.json), not cached. Raises DataError."""
         ...
 
     def use_set(self, fingerprint: str) -> None:
-        """Tell which set this is, once its index is known."""
+        """Set the fingerprint, once the index is read. Must be called before `open`."""
         ...
 
     def open(self, shard: ShardEntry) -> int:
         """File descriptor of a shard of the right size, for `os.pread`; the caller closes it.
 
-        Raises DataError if the shard is damaged or not there, ConfigError if there is no place to keep it.
+        Raises:
+            DataError: The shard is damaged or missing.
+            ConfigError: The cache cannot store it.
         """
         ...
 
 
-def open_source(
+def open_storage(
     location: Path | str, cache_dir: Path | str | None = None, cache_gib: float = 200.0
-) -> ShardSource:
-    """Source of the shard set at `location`: a folder, a URL, or a URL or `pipe:` command with `{}` for the file name.
+) -> ShardStorage:
+    """Storage of the shard set at `location`.
 
-    Fetched shards are kept below `cache_dir` (None: a folder below the system's temporary one), at most `cache_gib`.
+    Args:
+        location: A folder, a URL, or a URL or `pipe:` command with `{}` for the file name.
+        cache_dir: Node-local folder for copies of shards; None: shards of a folder are not copied, and shards behind a URL
+            are stored in a folder below the system's temporary folder.
+        cache_gib: Largest size of the cache, in GiB.
     """
     text = str(location)
-    if Path(text).is_dir() or not _URL.match(text):
-        return LocalFolder(Path(text))
-    if text.startswith("file:"):
-        return LocalFolder(Path(re.sub("^file:(//)?", "", text)))
+    limit = int(cache_gib * 2**30)
+    if Path(text).is_dir() or not _URL.match(text) or text.startswith("file:"):
+        folder = ShardFolder(Path(re.sub("^file:(//)?", "", text)))
+        return folder if cache_dir is None else ShardCache(folder, Path(cache_dir), limit)
     if text.startswith("pipe:") and "{}" not in text:
         raise DataError(f"{text}: a pipe: command needs {{}} where the name of the file belongs")
-    return ShardCache(text, Path(cache_dir or default_cache_dir()), int(cache_gib * 2**30))
+    return ShardCache(ShardUrl(text), Path(cache_dir or default_cache_dir()), limit)
 
 
-class LocalFolder:
+class ShardFolder:
     """Shards in a folder of a mounted file system."""
 
     def __init__(self, folder: Path) -> None:
@@ -67,16 +75,23 @@ class LocalFolder:
         return str(self._folder / name)
 
     def use_set(self, fingerprint: str) -> None:
-        pass
+        """Nothing depends on the fingerprint."""
 
     def read(self, name: str) -> bytes:
         try:
             return (self._folder / name).read_bytes()
         except OSError as error:
             raise DataError(
-                f"{self._folder}: no readable {name} ({error.strerror}); give a folder that "
-                "tools/shard_dataset.py has written to the end"
+                f"{self._folder}: no readable {name} ({error.strerror}); give a folder with a complete shard set"
             ) from None
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        try:
+            with (self._folder / name).open("rb") as file:
+                while chunk := file.read(CHUNK):
+                    yield chunk
+        except OSError as error:
+            raise DataError(f"{self._folder / name}: cannot be read ({error.strerror})") from None
 
     def open(self, shard: ShardEntry) -> int:
         path = self._folder / shard.name
@@ -89,3 +104,27 @@ class LocalFolder:
             os.close(descriptor)
             raise DataError(f"{path}: {size} bytes instead of {shard.size}")
         return descriptor
+
+
+class ShardUrl:
+    """Shards behind a URL. They cannot be opened, only copied to the cache."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url if "{}" in url else url.rstrip("/") + "/{}"
+
+    def describe(self, name: str) -> str:
+        return self._url.replace("{}", name)
+
+    def read(self, name: str) -> bytes:
+        return b"".join(self.chunks(name))
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        from webdataset.gopen import gopen  # the import takes seconds, and local folders do not need it
+
+        url = self.describe(name)
+        try:
+            with gopen(url, "rb") as stream:
+                while chunk := stream.read(CHUNK):
+                    yield chunk
+        except (OSError, ValueError) as error:
+            raise DataError(f"{url}: cannot be fetched ({error})") from None

@@ -1,4 +1,4 @@
-"""Options of a shard set, and the split that follows from them."""
+"""Options of a shard set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """How a shard set is made. Everything here is part of the set's identity."""
+    """Content of a shard set. All fields are part of the identity of the set."""
 
     views: tuple[str, ...] = VIEWS
     seed: int = 0
     validation_fraction: float = 0.1
     validation_cases: tuple[str, ...] | None = None
-    """Held-out cases or patients by name; overrides the fraction."""
+    """Names of held-out cases or patients; used instead of the fraction."""
     minimum_foreground: int = MINIMUM_FOREGROUND
     samples_per_shard: int = 1000
     codec: str = DEFAULT_CODEC
     round_values: bool = False
     headroom: float = 1.0
-    """Computed statistics clip at so many times the 99.5th percentile: room for brighter scans than a small cohort has."""
+    """Computed statistics clip at this multiple of the 99.5th percentile. Above 1, brighter scans than those of a small cohort
+    are not clipped."""
 
     modality_set: ModalitySet = BRATS
     """Modalities, file names and labels of the cases."""
@@ -43,7 +44,7 @@ class ShardOptions:
         check_codec(self.codec)
 
     def training(self, cases: Sequence[Case]) -> set[str]:
-        """Names of the cases that are trained on; the others are held out."""
+        """Names of the training cases; the others are held out."""
         if self.validation_cases is not None:
             held_out = held_out_by_list(cases, self.validation_cases)
         else:

@@ -1,6 +1,6 @@
-"""Which cases are held out for validation. Always whole patients: no one is trained on and validated with.
+"""Patient-level split: all cases of a patient are either trained on or held out for validation.
 
-names in a file, or a fraction --> patients --> names of the cases that are held out
+names in a file, or a fraction --> patients --> names of the held-out cases
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from brasyn_dist.errors import DataError
 
 
 def held_out_by_list(cases: Iterable[Case], names: Collection[str]) -> set[str]:
-    """The cases named, by their own or their patient's name, and all others of these patients."""
+    """Names of the cases in `names` (names of cases or patients), and of all other cases of these patients."""
     patients = set(names) | {Case(name, Path(name)).patient for name in names}
     return {c.name for c in cases if c.patient in patients or c.name in patients}
 
@@ -30,9 +30,10 @@ def check_known(names: Iterable[str], known: Collection[str]) -> None:
 
 
 def held_out_by_fraction(cases: Iterable[Case], fraction: float, seed: int) -> set[str]:
-    """In each cohort the given fraction of patients, rounded; at least one of two or more, but never all.
+    """Names of the held-out cases: in each cohort the given fraction of patients, rounded.
 
-    Patients are ranked by a hash of (seed, name): a patient who is added later moves at most one other.
+    At least one of two or more patients is held out, but never all. Patients are ranked by a hash of (seed, name), so that
+    an additional patient moves at most one other.
     """
     if not 0 <= fraction < 1:
         raise DataError(f"validation fraction {fraction}: must be at least 0 and below 1")
@@ -54,7 +55,7 @@ def _rank(seed: int, name: str) -> bytes:
 
 
 def read_split_file(path: Path) -> tuple[str, ...]:
-    """Names in a split file: a JSON list, or one name a line (empty lines and # comments are left out)."""
+    """Names in a split file: a JSON list, or one name on each line (empty lines and # comments are ignored)."""
     try:
         text = path.read_text()
         if not text.lstrip().startswith("["):
@@ -65,5 +66,5 @@ def read_split_file(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise DataError(
-            f"{path}: no list of case names ({error}); give a JSON list or one name a line"
+            f"{path}: not a list of case names ({error}); give a JSON list or one name on each line"
         ) from None

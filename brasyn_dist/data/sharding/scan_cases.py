@@ -1,78 +1,124 @@
-"""Reading every case, in parallel: sort out the bad ones, count the voxels of those that are trained on, encode slices.
+"""First pass of sharding: every case is read once, in parallel.
 
-cases --examine, in lots--> Findings + Findings + ... --> good cases, training cases, exact histogram, problems
-                       \\--> slices in the spool
+cases --in lots, to the workers--> histogram, medians, problems of each lot --> ScanResult
+                              \\--> encoded slices of good cases in the staging folder
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from brasyn_dist.brats import Case
-from brasyn_dist.common.process_pool import Pool
-from brasyn_dist.data.case_folders import Findings, Problem, examine
-from brasyn_dist.data.nifti import CaseVolumes
+from brasyn_dist.common.process_pool import parallel_map
+from brasyn_dist.data.case_folders import BadCase, read_usable_case
+from brasyn_dist.data.format.codec import DTYPES
 from brasyn_dist.data.sharding.options import ShardOptions
-from brasyn_dist.data.sharding.staging import SliceOptions, spool_if_it_fits
+from brasyn_dist.data.sharding.staging import is_staged, stage_volumes
+from brasyn_dist.errors import DataError
+from brasyn_dist.preprocessing.intensity_scale import foreground_counts, median_of_counts
 from brasyn_dist.preprocessing.statistics import Histogram
 
 
+@dataclass
+class Scan:
+    """Result of reading cases. The results of different workers are added."""
+
+    histogram: Histogram
+    """Foreground of the training cases."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Case name -> reason."""
+    dtype: str = DTYPES[0]
+    """Smallest type that stores every intensity."""
+    medians: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name of each good case -> median of the foreground of each modality."""
+
+    def __iadd__(self, other: "Scan") -> "Scan":
+        self.histogram.add(other.histogram.counts)
+        self.problems |= other.problems
+        self.medians |= other.medians
+        self.dtype = max(self.dtype, other.dtype, key=DTYPES.index)
+        return self
+
+
 @dataclass(frozen=True)
-class Survey:
-    """What reading all cases showed."""
+class ScanResult:
+    """Result of the first pass over all cases."""
 
     cases: list[Case]
-    """Those that can be used."""
+    """Good cases."""
     training: set[str]
-    """Names of those that are trained on; the statistics are theirs."""
-    findings: Findings
-    bad: list[Problem]
+    """Names of the training cases; the statistics are theirs."""
+    scan: Scan
+    bad: list[BadCase]
 
 
-def survey(
-    cases: Sequence[Case], options: ShardOptions, pool: Pool, slicing: SliceOptions, work: Path
-) -> Survey:
-    """The result is as if bad cases had never been there: the split is drawn among the good ones.
+def scan_cases(
+    cases: Sequence[Case], options: ShardOptions, dtype: str, work: Path, workers: int
+) -> ScanResult:
+    """Read all cases, and encode the slices of those that `dtype` can store into the staging folder `work`.
 
-    Slices of good cases are in the spool `work` thereafter, as far as their values fit the type of `slicing`.
+    Bad cases have no influence on the result: the split is drawn among the good ones.
     """
     presumed = options.training(cases)
-    spool = partial(spool_if_it_fits, options=slicing, work=work)
-    findings = _read(cases, presumed, options, pool, "read and encode", spool)
-    bad = [
-        Problem(c.folder, c.cohort, findings.problems[c.name]) for c in cases if c.name in findings.problems
-    ]
-    good = [c for c in cases if c.name not in findings.problems]
+    scan = _scan_parallel("read and encode", cases, presumed, options, dtype, work, workers)
+    bad = [BadCase(c.folder, c.cohort, scan.problems[c.name]) for c in cases if c.name in scan.problems]
+    good = [c for c in cases if c.name not in scan.problems]
     training = options.training(good)
-    joined = [c for c in good if c.name in training - presumed]
-    left = [c for c in good if c.name in presumed - training]
-    for moved, times in ((joined, 1), (left, -1)):
-        if moved:
-            again = _read(moved, {c.name for c in moved}, options, pool, "split again", _nothing)
-            findings.histogram.add(again.histogram.counts, times)
-    return Survey(good, training, findings, bad)
+    for moved, times in ((training - presumed, 1), (presumed - training, -1)):
+        some = [c for c in good if c.name in moved]
+        if some:
+            again = _scan_parallel("split again", some, moved, options, dtype, work, workers)
+            scan.histogram.add(again.histogram.counts, times)
+    return ScanResult(good, training, scan, bad)
 
 
-def _nothing(volumes: CaseVolumes) -> None:
-    """A case that was used before."""
-
-
-def _read(
-    cases: Sequence[Case],
-    training: set[str],
-    options: ShardOptions,
-    pool: Pool,
+def _scan_parallel(
     what: str,
-    use: Callable[[CaseVolumes], object],
-) -> Findings:
-    """Cases go to the workers in small lots, each of which sends back one histogram."""
-    lot = max(1, min(8, len(cases) // (4 * pool.workers)))
-    lots = [cases[i : i + lot] for i in range(0, len(cases), lot)]
-    work = partial(
-        examine, training=training, views=options.views, round_values=options.round_values, use=use
-    )
-    findings = Findings(Histogram(options.modality_set))
-    for found in pool.run(what, work, lots, weight=len):
-        findings += found
-    return findings
+    cases: Sequence[Case],
+    training: Collection[str],
+    options: ShardOptions,
+    dtype: str,
+    work: Path,
+    workers: int,
+) -> Scan:
+    """Cases go to the workers in small lots; each lot returns one histogram."""
+    size = max(1, min(8, len(cases) // (4 * max(1, workers))))
+    lots = [cases[i : i + size] for i in range(0, len(cases), size)]
+    scan_one = partial(scan_lot, training=training, options=options, dtype=dtype, work=work)
+    scan = Scan(Histogram(options.modality_set))
+    for part in parallel_map(what, scan_one, lots, workers, weight=len):
+        scan += part
+    return scan
+
+
+def scan_lot(
+    cases: Sequence[Case], training: Collection[str], options: ShardOptions, dtype: str, work: Path | None
+) -> Scan:
+    """Read every volume of the cases, and count the voxels of the training cases.
+
+    Args:
+        cases: Cases to read.
+        training: Names of the training cases.
+        options: Views, rounding and encoding.
+        dtype: Type of the encoded slices; cases with larger values are not encoded.
+        work: Staging folder for the encoded slices; None: nothing is encoded.
+    """
+    scan = Scan(Histogram(options.modality_set))
+    for case in cases:
+        try:
+            volumes = read_usable_case(case, options.views, options.round_values)
+        except DataError as error:
+            scan.problems[case.name] = str(error)
+            continue
+        counts = [foreground_counts(*both) for both in zip(volumes.images, volumes.foreground)]
+        scan.dtype = max(scan.dtype, volumes.images.dtype.name, key=DTYPES.index)
+        scan.medians[case.name] = tuple(map(median_of_counts, counts))
+        if case.name in training:
+            scan.histogram.add(counts)
+        fits = np.can_cast(volumes.images.dtype, dtype)
+        if work is not None and fits and not is_staged(case.name, work):
+            stage_volumes(volumes, options, dtype, work)
+    return scan

@@ -1,17 +1,16 @@
-"""The spool: encoded slices of each case on disk, between reading the cases and filling the shards.
+"""Staging folder: encoded slices of each case on disk, between reading the cases and writing the shards.
 
-    <out>/.work/identity.json     what the spool was made of; another making empties it
-               /lock              held by the run that uses it
+    <out>/.work/identity.json     options and input of the slices; the folder is emptied if they differ
+               /lock              locked by the run that uses the folder
                /CASE.blob         encoded slices of a case, one after the other
-               /CASE.slices.json  where each begins; written after the blob, hence: the case is done
+               /CASE.slices.json  where each begins; written after the blob and therefore last: the case is complete
 
-Shards take their slices from all cases, so all must be encoded before the first shard is full. Memory stays bounded, and a
-killed run goes on where it was.
+A shard has slices of all cases, so all cases must be encoded before the first shard is complete. The folder bounds the memory
+and lets a killed run continue.
 """
 
-import fcntl
 import json
-import os
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,38 +20,31 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from brasyn_dist.brats import Case
 from brasyn_dist.common.files import atomic_path, canonical_json, write_json
-from brasyn_dist.data.case_folders import read_checked
+from brasyn_dist.data.case_folders import read_usable_case
 from brasyn_dist.data.format.codec import SliceEncoder
 from brasyn_dist.data.format.tar_shards import EncodedSample, is_shard_name
 from brasyn_dist.data.nifti import CaseVolumes
+from brasyn_dist.data.sharding.options import ShardOptions
 from brasyn_dist.errors import DataError
 from brasyn_dist.preprocessing.slicing import extract_slices, kept_slices
 
+log = logging.getLogger(__name__)
 WORK = ".work"
 _IDENTITY = "identity.json"
+_LOCK = "lock"
 
 
 @dataclass(frozen=True)
-class SliceOptions:
-    """How a case becomes encoded slices."""
-
-    views: tuple[str, ...]
-    minimum_foreground: int
-    codec: str
-    dtype: str
-    round_values: bool
-
-
-@dataclass(frozen=True)
-class SpooledSample:
-    """An encoded slice in the spool: bytes `offset` .. `offset` + `size` of the blob of case `name`."""
+class StagedSlice:
+    """An encoded slice: bytes `offset` to `offset` + `size` of the blob of case `name`."""
 
     name: str
     case: int
-    """Its number in the set's table of cases."""
+    """Number of the case in the case table of the set."""
     view: str
     index: int
     tumour_pixels: int
@@ -61,32 +53,32 @@ class SpooledSample:
 
 
 @contextmanager
-def locked_work(out: Path) -> Iterator[Path]:
-    """The working folder of `out`, made if need be, for this process alone. Raises DataError if another run has it."""
+def locked_staging(out: Path) -> Iterator[Path]:
+    """The staging folder of `out` with an exclusive lock. The kernel releases the lock if the process is killed.
+
+    Raises:
+        DataError: Another run has the lock.
+    """
     work = out / WORK
     work.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = FileLock(work / _LOCK, blocking=False)
     try:
-        _lock(descriptor, out)
-        yield work
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    """Held until the descriptor is closed, by the kernel if need be."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire()
+    except Timeout:
         raise DataError(f"{out}: another run is writing here; wait for it, or choose another --out") from None
     except OSError as error:  # a file system without locks
-        print(f"warning: {out} cannot be locked ({error.strerror}); make sure that no other run writes there")
+        log.warning("%s cannot be locked (%s); make sure that no other run writes there", out, error.strerror)
+    try:
+        yield work
+    finally:
+        lock.release()
 
 
-def prepare(work: Path, identity: dict[str, Any]) -> None:
-    """Empty the spool unless it is of the same making; shards of an unfinished set go in any case.
+def prepare_staging(work: Path, identity: dict[str, Any]) -> None:
+    """Remove the shards of an unfinished set, and empty the staging folder unless it has the same identity.
 
-    Raises DataError if there are shards of which no spool tells that they are unfinished: somebody's data.
+    Raises:
+        DataError: There are shards, but no identity file that shows that they are unfinished.
     """
     out, note = work.parent, work / _IDENTITY
     shards = sorted(path for path in out.iterdir() if is_shard_name(path.name))
@@ -98,51 +90,47 @@ def prepare(work: Path, identity: dict[str, Any]) -> None:
     for path in shards + [p for p in out.iterdir() if p.name.startswith(".tmp-")]:
         path.unlink()
     if not note.exists() or canonical_json(json.loads(note.read_text())) != canonical_json(identity):
-        for path in [p for p in work.iterdir() if p.name != "lock"]:
+        for path in [p for p in work.iterdir() if p.name != _LOCK]:
             path.unlink()
         write_json(note, identity)
 
 
-def discard(out: Path) -> None:
-    """Remove the working folder, and `out` if there is nothing else in it: as if there had been no run."""
-    clear(out)
+def remove_output(out: Path) -> None:
+    """Remove the staging folder, and `out` if it is empty then."""
+    remove_staging(out)
     with suppress(OSError):
         out.rmdir()
 
 
-def clear(out: Path) -> None:
-    """Remove the working folder, and what a killed run left half-written beside it."""
+def remove_staging(out: Path) -> None:
+    """Remove the staging folder and the temporary files of killed runs."""
     shutil.rmtree(out / WORK, ignore_errors=True)
     for path in out.glob(".tmp-*"):
         path.unlink(missing_ok=True)
 
 
-def is_spooled(name: str, work: Path) -> bool:
-    """Whether all kept slices of that case are there."""
+def is_staged(name: str, work: Path) -> bool:
+    """Whether all kept slices of a case are encoded."""
     return _listing(work, name).exists()
 
 
-def spool_case(case: Case, options: SliceOptions, work: Path) -> None:
-    """Read a case and encode its kept slices into the spool."""
-    spool_volumes(read_checked(case, options.views, options.round_values), options, work)
+def stage_case(case: Case, options: ShardOptions, dtype: str, work: Path) -> None:
+    """Read a case and encode its kept slices."""
+    stage_volumes(read_usable_case(case, options.views, options.round_values), options, dtype, work)
 
 
-def spool_if_it_fits(volumes: CaseVolumes, options: SliceOptions, work: Path) -> None:
-    """Encode the kept slices of a case, unless they are there, or are values that `options.dtype` cannot hold."""
-    if not is_spooled(volumes.case.name, work) and np.can_cast(volumes.images.dtype, options.dtype):
-        spool_volumes(volumes, options, work)
-
-
-def spool_volumes(volumes: CaseVolumes, options: SliceOptions, work: Path) -> None:
-    """Encode the kept slices of a case into the spool."""
+def stage_volumes(volumes: CaseVolumes, options: ShardOptions, dtype: str, work: Path) -> None:
+    """Encode the kept slices of a case into the staging folder `work`, as integers of type `dtype`."""
     name, encode = volumes.case.name, SliceEncoder(options.codec)
     rows: list[tuple[str, int, int, int, int]] = []
+    images, labels = volumes.images.astype(dtype, copy=False), volumes.labels
     kept = {v: kept_slices(volumes.foreground, v, options.minimum_foreground).tolist() for v in options.views}
-    as_read = volumes.images.astype(options.dtype, copy=False), volumes.labels
-    x_slowest = with_x_slowest(*as_read) if {*kept} - {"axial"} else as_read
     with atomic_path(_blob(work, name)) as temporary, temporary.open("wb") as blob:
         for view in options.views:
-            images, labels = as_read if view == "axial" else x_slowest
+            if view != "axial":
+                # As read, x is the fastest axis in memory: a sagittal slice would need a cache line for each value.
+                images = np.ascontiguousarray(images)
+                labels = None if labels is None else np.ascontiguousarray(labels)
             images_KMHW = extract_slices(images, view)
             labels_KHW = None if labels is None else extract_slices(labels, view)
             for index in kept[view]:
@@ -154,24 +142,17 @@ def spool_volumes(volumes: CaseVolumes, options: SliceOptions, work: Path) -> No
     write_json(_listing(work, name), rows)
 
 
-def with_x_slowest(images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Copies in C order.
-
-    As read, x is fastest in memory: right for axial slices, while a sagittal one would touch a cache line for each value.
-    """
-    return np.ascontiguousarray(images), None if labels is None else np.ascontiguousarray(labels)
-
-
-def spooled(work: Path, names: Sequence[str]) -> list[list[SpooledSample]]:
-    """The spooled slices of the cases, which are numbered in that order."""
+def staged_slices(work: Path, names: Sequence[str]) -> list[list[StagedSlice]]:
+    """Encoded slices of the cases; the position in `names` is the number of the case."""
     return [
-        [SpooledSample(name, number, *row) for row in json.loads(_listing(work, name).read_text())]
+        [StagedSlice(name, number, *row) for row in json.loads(_listing(work, name).read_text())]
         for number, name in enumerate(names)
     ]
 
 
-def payloads(samples: Iterable[SpooledSample], work: Path) -> Iterator[EncodedSample]:
-    for s in samples:
+def read_staged(slices: Iterable[StagedSlice], work: Path) -> Iterator[EncodedSample]:
+    """The encoded bytes of the slices, one after the other."""
+    for s in slices:
         with _blob(work, s.name).open("rb") as blob:
             blob.seek(s.offset)
             yield EncodedSample(s.case, s.view, s.index, s.tumour_pixels, blob.read(s.size))

@@ -83,7 +83,7 @@ def cohort(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_every_kind_of_bad_case(tmp_path, kind):
+def test_every_kind_of_bad_case(tmp_path, caplog, kind):
     damage, message = BAD[kind]
     root, out = cohort(tmp_path), tmp_path / "shards"
     damage(root / "bad")
@@ -94,14 +94,14 @@ def test_every_kind_of_bad_case(tmp_path, kind):
     assert f"{root}/{message}" in text
     assert not out.exists(), "nothing may be written"
 
-    said: list[str] = []
-    index = make_shards([root], out, OPTIONS, skip_bad=True, say=said.append)
+    with caplog.at_level("INFO"):
+        index = make_shards([root], out, OPTIONS, skip_bad=True)
     assert [c.name for c in index.header.cases] == ["good-1", "good-2"]
     (skipped,) = index.header.skipped
     assert (skipped["case"], skipped["cohort"]) == ("bad", "gli")
     assert message.split("/")[-1].partition(":")[2] in skipped["reason"]
     assert str(tmp_path) not in skipped["reason"], "a set must not depend on where its input lay"
-    assert said[-1].splitlines()[-1].startswith("left out: gli/bad")
+    assert caplog.messages[-1].splitlines()[-1].startswith("left out: gli/bad")
     assert ShardIndex.load(out).header.skipped == index.header.skipped
 
 
