@@ -32,15 +32,14 @@ class InspectOptions:
 def run(options: InspectOptions) -> None:
     """Measure all cases, report what is unusual."""
     from brasyn_dist.common.files import atomic_write_text, write_json
-    from brasyn_dist.common.process_pool import worker_pool
+    from brasyn_dist.common.process_pool import parallel_map
     from brasyn_dist.data.case_folders import find_cohorts
     from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, to_json
     from brasyn_dist.data.qc.measurements import inspect_case
     from brasyn_dist.report.dataset_report import case_table_csv, write_dataset_report
 
     cases, unrecognised = find_cohorts(options.cohorts)
-    with worker_pool(min(options.workers, len(cases))) as pool:
-        found = list(pool.run("inspect", inspect_case, cases))
+    found = parallel_map("inspect", inspect_case, cases, min(options.workers, len(cases)))
     facts = sorted(found, key=lambda f: (f.case.cohort, f.case.name))
     findings = find_anomalies(facts)
     findings += [Finding(p.folder.name, "unreadable", "", p.reason) for p in unrecognised]
