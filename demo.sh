@@ -3,5 +3,6 @@
 #   ./demo.sh                        on a synthetic cohort
 #   DATA=/path/to/cases ./demo.sh    on a folder of real BraTS cases
 cd "$(dirname "$0")"
+EXTRAS=eval
 source tools/setup.sh
-exec python tools/demo.py ${DATA:+--data "$DATA"} "$@"
+exec python -m brasyn_dist demo ${DATA:+--data "$DATA"} "$@"

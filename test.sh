@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Style, types and all tests. `./test.sh -m "not slow"` leaves the long ones out; arguments go to pytest.
+# Style, types, layers and all tests. `./test.sh -m "not slow"` leaves the long ones out; arguments go to pytest.
 cd "$(dirname "$0")"
-EXTRAS=test
+EXTRAS=dev
 source tools/setup.sh
 ruff check .
 ruff format --check .
 mypy
+lint-imports
 exec python -m pytest "$@"

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Completes every case below INPUT:   entrypoint.sh [INPUT [OUTPUT [option of brasyn_dist.infer ...]]]
+# Completes every case in INPUT:   entrypoint.sh [INPUT [OUTPUT [option of `brasyn infer` ...]]]
 #
 #   INPUT      folder of case folders, <case>/<case>-<modality>.nii.gz, each with three modalities   (default /input)
 #   OUTPUT     folder for <case>-<modality>.nii.gz and manifest.json                                 (default /output)
 #   WEIGHTS    export or run folder; default: /weights where something is mounted there, else those baked into the image
 #
-# Needs no network, no particular user and, but for OUTPUT, nothing that can be written to. Exit status: 0 all done, 1 a case
+# Needs no network, no particular user, and write access to OUTPUT only. Exit status: 0 all done, 1 a case
 # failed (all others are done) or nothing could be, 2 wrong usage.
 set -eu
 INPUT=${1:-/input}
@@ -22,10 +22,10 @@ fi
 [ -f "$WEIGHTS/config.json" ] || [ -f "$WEIGHTS/export/config.json" ] ||
     fail "$WEIGHTS holds no weights (config.json, model.safetensors); mount an export or run folder at /weights"
 
-# Libraries want a place for caches and temporary files when they are imported; home need not exist, nor the user have a name.
+# Libraries need a folder for caches and temporary files. The user may have neither a home folder nor a name.
 SCRATCH=/tmp
 [ -w "$SCRATCH" ] || SCRATCH=$OUTPUT
 export HOME="$SCRATCH" TMPDIR="$SCRATCH" XDG_CACHE_HOME="$SCRATCH" MPLCONFIGDIR="$SCRATCH" TORCHINDUCTOR_CACHE_DIR="$SCRATCH"
 export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-# In the shell's place: signals reach the work itself.
-exec python3 -m brasyn_dist.infer --weights "$WEIGHTS" --input "$INPUT" --output "$OUTPUT" "$@"
+# exec: signals reach the Python process.
+exec python3 -m brasyn_dist infer --weights "$WEIGHTS" --input "$INPUT" --output "$OUTPUT" "$@"

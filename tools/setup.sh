@@ -9,7 +9,7 @@ if [ ! -x "$VENV/bin/python" ]; then
     "$PYTHON" -m venv "$VENV"
 fi
 # The stamp holds what was installed: it is written last, so an interrupted installation is repeated.
-STAMP="$(cat pyproject.toml constraints.txt | cksum) ${EXTRAS:-} ${TORCH:-}"
+STAMP="$(cat pyproject.toml setup.py constraints.txt | cksum) ${EXTRAS:-} ${TORCH:-}"
 if [ "$(cat "$VENV/.brasyn_dist" 2>/dev/null || true)" != "$STAMP" ]; then
     echo "installing into $VENV (once) ..."
     "$VENV/bin/python" -m pip install --quiet "${TORCH:-$(grep '^torch==' constraints.txt)}"

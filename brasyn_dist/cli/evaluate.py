@@ -20,6 +20,7 @@ from typer import BadParameter, Option
 import brasyn_dist
 from brasyn_dist.cli.command import Command, at_most_one
 from brasyn_dist.common.launch_environment import LaunchContext, launch_context
+from brasyn_dist.common.optional_packages import require
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.workqueue.worker_processes import worker_processes
@@ -118,6 +119,8 @@ def run(options: EvaluateOptions) -> int:
     from brasyn_dist.brats import find_cases
     from brasyn_dist.evaluation.scoring import find_predictions, modality_set_of
 
+    for package in ("monai", "skimage"):
+        require(package, "eval", "brasyn evaluate")
     with ending_on_signals(STOPPED):
         modality_set = modality_set_of(options.predictions)
         predictions = find_predictions(options.predictions, modality_set)

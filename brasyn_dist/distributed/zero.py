@@ -47,7 +47,7 @@ class Zero:
         if find_spec("deepspeed") is None:
             raise ConfigError(
                 "the launch configuration asks for DeepSpeed, which is not installed: pip install "
-                "deepspeed, or use " + WITHOUT
+                "'brasyn_dist[deepspeed]', or use " + WITHOUT
             )
         if "LOCAL_RANK" not in os.environ:
             raise ConfigError(

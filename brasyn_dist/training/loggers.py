@@ -16,7 +16,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from brasyn_dist.common.files import atomic_write_text, fsync, write_json
+from brasyn_dist.common.optional_packages import require
 from brasyn_dist.config import TelemetryConfig
 from brasyn_dist.errors import ConfigError
 
@@ -170,8 +170,8 @@ def check_trackers(config: TelemetryConfig) -> None:
         (config.tensorboard, "telemetry.tensorboard=true", "tensorboard"),
         (mode != "off", f"telemetry.wandb={config.wandb}", "wandb"),
     ):
-        if wanted and find_spec(package) is None:
-            raise ConfigError(f"{option} needs a package that is not installed: pip install '.[{package}]'")
+        if wanted:
+            require(package, package, option)
     if mode == "online" and not has_wandb_key():
         raise ConfigError(
             "telemetry.wandb=online: no API key of Weights & Biases was found; set WANDB_API_KEY, run "

@@ -1,0 +1,49 @@
+"""`brasyn status`: one line for each run, from files that may be incomplete."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brasyn_dist.cli.status import find_runs, main
+from brasyn_dist.config import Config, SegmenterRunConfig, to_yaml
+
+
+def make_run(
+    folder: Path, config: object, status: dict[str, object] | None, lines: list[dict[str, object]]
+) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    if status is not None:
+        (folder / "status.json").write_text(json.dumps(status))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')
+
+
+def test_one_line_for_each_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "160")
+    train = {"step": 8, "kind": "train", "epoch": 0.1, "rate": 1e-3, "reconstruction": 2.0, "ssim": 0.5}
+    running = {"status": "running", "step": 4, "total_steps": 20, "job": "7.0", "reason": ""}
+    make_run(tmp_path / "a", Config(), running, [train | {"generator_norm": 3.0, "discriminator": 9.0}])
+    (tmp_path / "a/performance.jsonl").write_text(
+        '{"step": 8, "seconds_per_step": 2.5, "slices_per_second": 12.0}\n'
+    )
+    make_run(tmp_path / "b", SegmenterRunConfig(), None, [])
+    (tmp_path / "no run").mkdir()
+    a, b = find_runs(tmp_path)
+    assert (a.name, a.task, a.status, a.step, a.total_steps, a.loss) == (
+        "a",
+        "generator",
+        "running",
+        8,
+        20,
+        2.5,
+    )
+    assert (a.slices_per_second, a.seconds_left, a.job) == (12.0, 30.0, "7.0")
+    assert (b.task, b.status, b.loss) == ("segmenter", "unknown", None)
+    assert find_runs(tmp_path / "a") == [a]
+    assert main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "8/20" in text and "0:00:30" in text and "segmenter" in text
+    assert main([str(tmp_path / "none")]) == 1
