@@ -1,12 +1,13 @@
-"""What SSIM by the challenge's convention says of noise: the flaw shown in the thesis' appendix A, on any cases.
+"""SSIM of noise by the challenge's convention: the flaw shown in appendix A of the thesis, on any cases.
 
     python benchmarks/ssim_background.py --out results/ [--cases COMPLETE_CASES]
 
-The tumour of each real volume is replaced: by uniform noise over the volume's range, by one constant, by other voxels of the
-tumour (shuffled). None of this is a synthesis. Both scores are computed as `brasyn_dist.evaluate` does: by the challenge's
-convention all but the tumour is set to 0 and the mean runs over the whole volume, of which the tumour is a hundredth; in the
-region form the mean runs over the tumour's voxels. Without --cases, phantoms. Writes ssim_background.json and .png.
-Exit status 1 unless, on the mean of the cases and for every modality, noise scores above 98 by the convention and below 50 in the
+The tumour of each real volume is replaced: by uniform noise over the volume's range, by one constant, by
+other voxels of the tumour (shuffled). None of this is a synthesis. Both scores are computed as
+`brasyn_dist.evaluate` does: by the challenge's convention all but the tumour is set to 0 and the mean runs
+over the whole volume, of which the tumour is a hundredth; in the region form the mean runs over the
+tumour's voxels. Without --cases, phantoms. Writes ssim_background.json and .png. Exit status 1 unless, on
+the mean of the cases and for every modality, noise scores above 98 by the convention and below 50 in the
 region form (of 100). Single cases with tumours of more than 2 % of the volume come out at 97.5 or more.
 """
 
@@ -34,7 +35,8 @@ from brasyn_dist.evaluation.image_metrics import (
 )
 
 CLAIM = {"challenge": 0.98, "region": 0.50}
-"""On the mean of the cases, noise scores above the first by the convention and below the second in the region form."""
+"""On the mean of the cases, noise scores above the first by the convention and below the second in the
+region form."""
 Spoil = Callable[[np.random.Generator, np.ndarray, int], np.ndarray]
 
 
@@ -181,7 +183,8 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, A
                 ("real", f"{row['case']}\n{MODALITY_NAMES[row['modality']]}"),
                 (
                     "spoilt",
-                    f"noise in the tumour\nchallenge {100 * row['challenge']:.2f}, region {100 * row['region']:.1f}",
+                    f"noise in the tumour\nchallenge {100 * row['challenge']:.2f}, "
+                    f"region {100 * row['region']:.1f}",
                 ),
             )
         ):

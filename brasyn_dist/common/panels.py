@@ -2,7 +2,8 @@
 
     slice_panel --> one row of tiles      grid --> rows below each other      save_png --> a file
 
-The grey window is an argument and is never derived from the image, so that panels with the same window can be compared.
+The grey window is an argument and is never derived from the image, so that panels with the same window can
+be compared.
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ def slice_panel(
         synthetic_HW: Synthetic slice.
         labels_HW: Tumour labels; their outline is drawn on the target and on the synthetic slice.
         available_M: Whether each modality is an input.
-        window: (black, white) intensity. The difference runs from blue (synthetic darker) through white to red.
+        window: (black, white) intensity. The difference runs from blue (synthetic darker) through white to
+        red.
         view: Of the slices.
         modalities: Captions of the inputs.
 
@@ -77,7 +79,7 @@ def label_panel(
     view: str = "axial",
     modalities: Sequence[str] = MODALITIES,
 ) -> np.ndarray:
-    """(height, width, 3) uint8: all modalities, then the first one with reference labels and with predicted labels."""
+    """(height, width, 3) uint8: all modalities, then the first with reference and predicted labels."""
     tiles = [
         captioned(_upright_rgb(grey(image, window), view), name)
         for image, name in zip(slices_MHW, modalities, strict=True)

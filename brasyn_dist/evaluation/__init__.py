@@ -1,1 +1,1 @@
-"""evaluation"""
+"""Evaluation: image and segmentation metrics, baselines, score tables, paired tests."""

@@ -1,7 +1,7 @@
 """Baselines that need no network.
 
     mean of the available   z-scored with the data set's statistics, averaged, put on the target's scale
-    copy of one modality    z-scored, put on the target's scale; the best one is chosen in hindsight (evaluation/tables.py)
+    copy of one modality    z-scored, put on the target's scale; the best is chosen in hindsight (tables.py)
 
 Both follow the background rule of inference: 0 where at least two of the available modalities are background.
 """
@@ -36,12 +36,12 @@ def baseline_volumes(
 
 
 def rescale(volume: np.ndarray, source: str, target: str, statistics: Statistics) -> np.ndarray:
-    """Intensities of modality `source` on the scale of `target`, through z-scores; clipped as in training, at least 0."""
+    """Intensities of `source` on the scale of `target`, by z-scores; clipped as in training, at least 0."""
     a, b = statistics.modalities[source], statistics.modalities[target]
     score = (np.clip(volume, 0, a.clip_max).astype(np.float32) - a.mean) / a.std
     return np.clip(score * b.std + b.mean, 0, b.clip_max)
 
 
 def background_rule(available_MXYZ: np.ndarray) -> np.ndarray:
-    """(x, y, z) bool: voxels that are background in at least two of the available modalities (or in the only one)."""
+    """(x, y, z) bool: voxels that are background in at least two available modalities (or the only one)."""
     return np.count_nonzero(available_MXYZ <= 0, axis=0) >= min(2, len(available_MXYZ))

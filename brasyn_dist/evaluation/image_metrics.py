@@ -1,17 +1,18 @@
 """Image metrics of a synthetic volume against the real one: pure functions of 3-D arrays.
 
-    challenge SSIM   Each image is clipped to its own 0.5 and 99.5 percentiles and scaled to [0, 1]; voxels outside the
-                     region are set to 0. The metric is the mean of the 3-D SSIM map over the whole volume
-                     (docs/explanation/method.md, section 8). Background dominates it.
+    challenge SSIM   Each image is clipped to its own 0.5 and 99.5 percentiles and scaled to [0, 1]; voxels
+                     outside the region are set to 0. The metric is the mean of the 3-D SSIM map over the
+                     whole volume (docs/explanation/method.md, section 8). Background dominates it.
     region SSIM      The SSIM map of the brain, averaged over the voxels of the region only.
-    MAE, PSNR        Over the region, in the units of the files. PSNR's peak is the 99.5th percentile of the real brain.
+    MAE, PSNR        Over the region, in the units of the files. Peak: 99.5th percentile of the real brain.
 
-The SSIM map has torchmetrics' default parameters, which the challenge uses: Gaussian window of sigma 1.5 with 11 taps along
-each axis, K1 0.01, K2 0.03, data range of the pair. It is computed on the bounding box of the region with a margin of one
-window radius. Outside of that box both images are 0 and the map is 1.
+The SSIM map has torchmetrics' default parameters, which the challenge uses: Gaussian window of sigma 1.5
+with 11 taps along each axis, K1 0.01, K2 0.03, data range of the pair. It is computed on the bounding box
+of the region with a margin of one window radius. Outside of that box both images are 0 and the map is 1.
 
     real volume --> ReferenceVolume: regions, scaled volume, local moments in the boxes of brain and tumour
-    synthetic volume --scores()--> its moments in both boxes; healthy tissue: brain minus tumour (filters are linear)
+    synthetic volume --scores()--> its moments in both boxes
+                                   healthy tissue: brain minus tumour, since the filters are linear
 """
 
 from collections.abc import Mapping
@@ -36,8 +37,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "mae": "mean absolute error, in the units of the files",
     "psnr": "peak signal-to-noise ratio in dB, peak = 99.5th percentile of the real brain",
     "ssim": "structural similarity, averaged over the region only",
-    "challenge_ssim": "structural similarity as the challenge computes it: mean over the whole volume, in which all voxels "
-    "outside the region are 0; background dominates it",
+    "challenge_ssim": "structural similarity as the challenge computes it: mean over the whole volume, "
+    "in which all voxels outside the region are 0; background dominates it",
 }
 
 
@@ -51,7 +52,10 @@ class Regions:
 
 
 def regions_of(real_xyz: np.ndarray, labels_xyz: np.ndarray | None) -> Regions:
-    """Brain: foreground of the real volume. Tumour: labels above 0 within the brain. Healthy: the rest of the brain."""
+    """Brain: foreground of the real volume.
+
+    Tumour: labels above 0 within the brain. Healthy: the rest of the brain.
+    """
     brain = real_xyz > 0
     if labels_xyz is None:
         return Regions(brain, None, None)
@@ -68,10 +72,11 @@ class Moments:
 
     @classmethod
     def of(cls, volume: np.ndarray) -> "Moments":
+        """Moments of a float64 volume."""
         return cls(local_mean(volume), local_mean(volume * volume))
 
     def without(self, other: "Moments", inner: tuple[slice, ...]) -> "Moments":
-        """Moments after subtraction of a volume that lies in the box `inner` and equals this one where it is not 0."""
+        """Moments without the part `other` of the volume, which lies in the box `inner`."""
         return Moments(_subtract(self.mean, other.mean, inner), _subtract(self.square, other.square, inner))
 
 
@@ -79,7 +84,8 @@ class ReferenceVolume:
     """A real volume, prepared for comparison with several synthetic ones.
 
     Args:
-        real_xyz: Real volume in the units of the file; voxels above 0 are brain. At least one voxel must be brain.
+        real_xyz: Real volume in the units of the file; voxels above 0 are brain. At least one voxel must be
+        brain.
         labels_xyz: Tumour labels (0: none), or None if the case has no segmentation.
 
     Raises:
@@ -101,7 +107,7 @@ class ReferenceVolume:
         if tumour is not None and tumour.any():
             self._tumour_mask = tumour[self._box]
             self._healthy_mask = brain[self._box] & ~self._tumour_mask
-            # The box of the tumour within the box of the brain: both end at the volume's border, or have a margin.
+            # Box of the tumour within the box of the brain: both end at the volume's border or have a margin.
             self._inner = bounding_box(self._tumour_mask, RADIUS)
             self._tumour = (self._brain * self._tumour_mask)[self._inner]
             self._tumour_moments = Moments.of(self._tumour)
@@ -124,7 +130,7 @@ class ReferenceVolume:
         return values | self._ssim_scores(scale_to_unit(synthetic_xyz)[self._box].astype(np.float64))
 
     def _ssim_scores(self, scaled: np.ndarray) -> MetricValues:
-        """Region SSIM and challenge SSIM of a synthetic volume, scaled to [0, 1] and cropped to the box of the brain."""
+        """SSIM metrics of a synthetic volume, scaled to [0, 1] and cropped to the box of the brain."""
         brain_mask, size = self.regions.brain[self._box], self.regions.brain.size
         x = scaled * brain_mask
         moments, product = Moments.of(x), local_mean(x * self._brain)
@@ -156,7 +162,10 @@ class ReferenceVolume:
 def score_volume(
     synthetic_xyz: np.ndarray, real_xyz: np.ndarray, labels_xyz: np.ndarray | None
 ) -> MetricValues:
-    """All image metrics of one volume. To score several volumes against one real volume, use `ReferenceVolume`."""
+    """All image metrics of one volume.
+
+    To score several volumes against one real volume, use `ReferenceVolume`.
+    """
     return ReferenceVolume(real_xyz, labels_xyz).scores(synthetic_xyz)
 
 
@@ -187,8 +196,8 @@ def challenge_ssim(synthetic: np.ndarray, real: np.ndarray, mask: np.ndarray) ->
         mask: Region; all other voxels count as 0 in both volumes.
 
     Returns:
-        Mean of the SSIM map over the whole volume; None if both volumes are 0 in the mask. The data range is that of the
-        pair after masking (torchmetrics' default).
+        Mean of the SSIM map over the whole volume; None if both volumes are 0 in the mask. The data range
+        is that of the pair after masking (torchmetrics' default).
     """
     box = bounding_box(mask, RADIUS)
     x, y = ((v * mask)[box].astype(np.float64) for v in (synthetic, real))
@@ -247,7 +256,10 @@ def _subtract(whole: np.ndarray, part: np.ndarray, inner: tuple[slice, ...]) -> 
 
 
 def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Slices of the mask's bounding box, widened by `margin` up to the array's borders. Empty mask: the whole array."""
+    """Slices of the mask's bounding box, widened by `margin` up to the array's borders.
+
+    Empty mask: the whole array.
+    """
     bounds = []
     for axis in range(mask.ndim):
         hit = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))

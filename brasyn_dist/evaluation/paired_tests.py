@@ -1,17 +1,18 @@
-"""Comparison of two evaluations of the same cases: paired differences, the challenge's ranking, permutation tests.
+"""Comparison of two evaluations of the same cases: paired differences, ranking, permutation tests.
 
-    cases.csv of A --\\
-                      pair_scores: (case, modality) --> for each metric: mean difference B - A and p
-    cases.csv of B --/                              --> ranks within each pair and metric --> mean rank of A and B, and p
+    cases.csv of A, cases.csv of B --pair_scores--> pairs by (case, modality)
+        --> for each metric: mean difference B - A and p
+        --> ranks within each pair and metric --> mean rank of A and B, and p
 
-The ranking is that of BraTS. For every case and metric both methods are ranked (1 better, 2 worse, 1.5 each if equal). The rank
-of a method is the mean over cases and metrics with equal weights. The permutation test exchanges the results of both methods
-within each patient, because under the null hypothesis they are exchangeable there.
+The ranking is that of BraTS. For every case and metric both methods are ranked (1 better, 2 worse, 1.5 each
+if equal). The rank of a method is the mean over cases and metrics with equal weights. The permutation test
+exchanges the results of both methods within each patient, because under the null hypothesis they are
+exchangeable there.
 
-Several volumes of one patient (each modality dropped in turn, several time points) are not independent: they are averaged first.
-Tests are two-sided. If there are at most as many sign patterns (2 ^ patients) as resamples, all are enumerated and p is exact.
-Otherwise random ones are drawn, and p = (count + 1) / (resamples + 1), never 0. P values are not corrected for the number of
-metrics.
+Several volumes of one patient (each modality dropped in turn, several time points) are not independent:
+they are averaged first. Tests are two-sided. If there are at most as many sign patterns (2 ^ patients) as
+resamples, all are enumerated and p is exact. Otherwise random ones are drawn, and p = (count + 1) /
+(resamples + 1), never 0. P values are not corrected for the number of metrics.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ KEY = ["case", "modality"]
 
 @dataclass(frozen=True, eq=False)
 class PairedScores:
-    """Metrics of the same cases and modalities in both evaluations: frames with equal index (case, modality) and columns."""
+    """Metrics of the same volumes in both evaluations: equal index (case, modality) and equal columns."""
 
     a: pd.DataFrame
     b: pd.DataFrame
@@ -70,12 +71,15 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Differences of all metrics, and the ranking."""
+
     pairs: int
     differences: tuple[ScoreDifference, ...]
     ranking: Ranking | None
     """None if no metric of the ranking is known."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Values for JSON."""
         return asdict(self)
 
 
@@ -163,7 +167,7 @@ def score_difference(pairs: PairedScores, metric: str, resamples: int, seed: int
 
 
 def ranking(pairs: PairedScores, metrics: Sequence[str], resamples: int, seed: int) -> Ranking:
-    """Ranks within each pair and metric, averaged over the metrics of the pair, then over the pairs of the patient."""
+    """Ranks within each pair and metric, averaged over metrics, then over the volumes of each patient."""
     ranks = pd.concat([rank_of_a(pairs.values(m), m) for m in metrics], axis=1).mean(axis=1)
     patients = mean_of_patients(pd.DataFrame({"a": ranks, "b": 3 - ranks}))
     p = sign_flip_p((patients.b - patients.a).to_numpy(), resamples, seed)
@@ -181,7 +185,7 @@ def mean_of_patients(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def sign_flip_p(differences: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> float:
-    """Two-sided p of the mean of paired differences, each of which may change its sign; exact if 2 ^ n <= resamples."""
+    """Two-sided p of the mean of paired differences under sign changes; exact if 2 ^ n <= resamples."""
     from scipy.stats import permutation_test
 
     if not differences.any() or len(differences) == 1:
@@ -205,7 +209,7 @@ def comparison_table(comparison: Comparison) -> str:
         for d in comparison.differences
     ]
     notes = [
-        "p: paired permutation test over patients, two-sided, not corrected for the number of metrics; * p < 0.05"
+        "p: paired permutation test over patients, two-sided, not corrected for several metrics; * p < 0.05"
     ]
     if (r := comparison.ranking) is not None:
         difference = r.rank_b - r.rank_a

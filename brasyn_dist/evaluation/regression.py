@@ -1,10 +1,10 @@
-"""The strongest baseline without a network: voxel-wise linear regression of the missing modality on the available ones.
+"""The strongest baseline: voxel-wise linear regression of the missing modality on the available ones.
 
-    training cases --z-scores of foreground voxels--> Gram matrix (1 + M)^2 --solve--> weights for any target and inputs
+    cases --z-scores of foreground--> Gram matrix (1 + M)^2 --solve--> weights of any target and inputs
 
-Exact least squares: the Gram matrix (sums over voxels of products of 1 and the M modalities) is sufficient for the fit of any
-target on any set of inputs. The cases are read once, in any order. regression.json holds the matrix.
-Foreground is what the background rule (baselines.py) leaves, applied to all modalities.
+Exact least squares: the Gram matrix (sums over voxels of products of 1 and the M modalities) is sufficient
+for the fit of any target on any set of inputs. The cases are read once, in any order. regression.json holds
+the matrix. Foreground is what the background rule (baselines.py) leaves, applied to all modalities.
 """
 
 import json
@@ -42,16 +42,17 @@ class Regression:
 
     @property
     def voxels(self) -> int:
+        """Number of foreground voxels of the fit."""
         return int(self.gram[0, 0])
 
     def weights(self, available: Sequence[str], target: str) -> np.ndarray:
-        """Intercept and one weight for each available modality, in their order, for the z-score of the target."""
+        """Intercept and one weight for each available modality, for the z-score of the target."""
         columns = [0, *(1 + self.modalities.index(m) for m in available)]
         matrix = self.gram[np.ix_(columns, columns)]
         return np.linalg.lstsq(matrix, self.gram[columns, 1 + self.modalities.index(target)], rcond=None)[0]
 
     def predict(self, available: Mapping[str, np.ndarray], target: str, statistics: Statistics) -> np.ndarray:
-        """(x, y, z) float32 in the units of the files, from 0 to the target's clipping maximum, 0 in the background."""
+        """(x, y, z) float32 in the units of the files, at most the clipping maximum; 0 in the background."""
         intercept, *weights = self.weights(tuple(available), target)
         score = intercept + sum(
             w * z_scores(v, m, statistics) for w, (m, v) in zip(weights, available.items())
@@ -61,6 +62,7 @@ class Regression:
         return np.where(background_rule(np.stack(list(available.values()))), 0, volume).astype(np.float32)
 
     def save(self, path: Path | str) -> None:
+        """Write regression.json."""
         values = {
             "version": VERSION,
             "statistics_hash": self.statistics_hash,

@@ -1,7 +1,8 @@
 """Scoring of one prediction against its case: the unit of work of an evaluation, in any process.
 
-<predictions>/<case>-<modality>.nii.gz  +  <references>/<case>/...  -->  image metrics of it and of the baselines --> CaseScores
-                                        --segmentation of the completed case-->  segmentation metrics            -/
+<predictions>/<case>-<modality>.nii.gz  +  <references>/<case>/...
+    --> image metrics of the prediction and of the baselines            --> CaseScores
+    --segmentation of the completed case--> segmentation metrics        --> CaseScores
 """
 
 import json
@@ -37,11 +38,14 @@ class Prediction:
 
 
 class CaseSegmenter(Protocol):
-    """Segments a case whose missing modality is replaced by the prediction. Picklable, because worker processes call it."""
+    """Segments a case whose missing modality is replaced by the prediction.
+
+    Picklable, because worker processes call it.
+    """
 
     @property
     def fingerprint(self) -> Any:
-        """JSON value that differs whenever the segmentations may differ; earlier scores are reused only if it is equal."""
+        """JSON value that differs whenever segmentations may differ; equal: scores are reused."""
 
     def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
         """(prediction, complete case, synthetic volume) -> canonical labels (x, y, z). Raises BrasynError."""
@@ -78,7 +82,8 @@ class ScoringSettings:
 class CaseScores:
     """Metrics of one prediction by method (`synthetic` and baselines) and metric name, and any problem.
 
-    `problem` with scores: the segmentation failed, the image metrics are valid. Without scores: nothing could be scored.
+    `problem` with scores: the segmentation failed, the image metrics are valid. Without scores: nothing
+    could be scored.
     """
 
     prediction: Prediction
@@ -116,7 +121,10 @@ def find_predictions(folder: Path, modality_set: ModalitySet = BRATS) -> list[Pr
 
 
 def score_prediction(prediction: Prediction, case: Case | None, settings: ScoringSettings) -> CaseScores:
-    """Score a prediction. A pure function of the files; problems are part of the result and are not raised."""
+    """Score a prediction.
+
+    A pure function of the files; problems are part of the result and are not raised.
+    """
     begun = time.monotonic()
     cohort = case.cohort if case else ""
     try:
@@ -154,7 +162,7 @@ def image_scores(
 def segmentation_scores(
     prediction: Prediction, synthetic_xyz: np.ndarray, volumes: CaseVolumes, settings: ScoringSettings
 ) -> MetricValues:
-    """Metrics of the segmentation of the completed case; all None if the case has no reference segmentation."""
+    """Metrics of the completed case's segmentation; all None if the case has no reference segmentation."""
     if settings.segment is None or volumes.labels is None:
         return dict.fromkeys(metric_names(settings.modality_set))
     segmented = settings.segment(prediction, volumes, synthetic_xyz)

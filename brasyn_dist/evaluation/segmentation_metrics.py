@@ -5,17 +5,20 @@
     voxel_nsd/R   the same with another definition of a surface, see below
     hd95/R        95th percentile of the distances from one surface to the other, the larger direction, in mm
 
-R is a region of the modality set (BraTS: ET; TC = NETC + ET; WT = all three) or a single label that is not a region by itself
-(BraTS: NETC, ED). `dice/tutorial` is the number that the script of the challenge's tutorial prints: the mean over all labels,
-background included, each smoothed by 1e-6. Background agrees with background, so it is near 1/4 or more for any segmentation.
+R is a region of the modality set (BraTS: ET; TC = NETC + ET; WT = all three) or a single label that is not
+a region by itself (BraTS: NETC, ED). `dice/tutorial` is the number that the script of the challenge's
+tutorial prints: the mean over all labels, background included, each smoothed by 1e-6. Background agrees
+with background, so it is near 1/4 or more for any segmentation.
 
-MONAI computes the metrics. It has two definitions of a surface. `nsd` uses pieces of surface between the voxels, weighted by
-their area, as DeepMind's code and the BraTS scripts since 2024 do. `voxel_nsd` counts the voxels of the mask that have a face
-neighbour outside of it, as the script of the thesis did; compare the numbers of the thesis only with these. The two differ
-much: 0.86 and 0.70 for the tumour of a real subject moved by two voxels. HD95 uses border voxels.
+MONAI computes the metrics. It has two definitions of a surface. `nsd` uses pieces of surface between the
+voxels, weighted by their area, as DeepMind's code and the BraTS scripts since 2024 do. `voxel_nsd` counts
+the voxels of the mask that have a face neighbour outside of it, as the script of the thesis did; compare
+the numbers of the thesis only with these. The two differ much: 0.86 and 0.70 for the tumour of a real
+subject moved by two voxels. HD95 uses border voxels.
 
-Both masks empty: Dice and NSD 1, HD95 0. One mask empty: Dice and NSD 0, HD95 374 mm (the diagonal of a BraTS volume, rounded
-up; the penalty of the challenge since 2023). Metrics are of the whole region, not of single lesions.
+Both masks empty: Dice and NSD 1, HD95 0. One mask empty: Dice and NSD 0, HD95 374 mm (the diagonal of a
+BraTS volume, rounded up; the penalty of the challenge since 2023). Metrics are of the whole region, not of
+single lesions.
 """
 
 import warnings
@@ -38,13 +41,14 @@ DESCRIPTIONS: Mapping[str, str] = {
     "dice": "overlap of the segmentation of the completed case with the reference, 1 if both are empty",
     "nsd": "share of both surfaces within the tolerance of the other, surfaces by area as BraTS since 2024",
     "voxel_nsd": "the same, surfaces by border voxels as in the thesis",
-    "hd95": f"95th percentile of the distances between the surfaces, in mm; {HD95_PENALTY:g} if one mask is empty",
+    "hd95": "95th percentile of the distances between the surfaces, in mm; "
+    f"{HD95_PENALTY:g} if one mask is empty",
 }
 """Metrics in the order of the table."""
 
 
 def masks_of(modality_set: ModalitySet = BRATS) -> dict[str, tuple[int, ...]]:
-    """Labels of each scored mask by name: the regions, then the labels that are not a region by themselves."""
+    """Labels of each mask by name: regions, then labels that are not a region by themselves."""
     single = {label for labels in modality_set.regions.values() if len(labels) == 1 for label in labels}
     labels = {n: label for label, n in modality_set.labels.items() if label not in single}
     return dict(modality_set.regions) | {_SHORT_NAMES.get(n, n): (label,) for n, label in labels.items()}

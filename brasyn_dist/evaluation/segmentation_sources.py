@@ -1,11 +1,11 @@
-"""Sources of segmentations of completed cases: the project's segmenter, a folder of files, or a command for each case.
+"""Sources of segmentations of completed cases: the project's segmenter, files, or a command for each case.
 
     ProjectSegmenter     completed case --the segmenter's views--> labels
     GivenSegmentations   DIR/<case>[-<modality>]-seg.nii.gz
     CommandSegmenter     completed case in a temporary folder --any program--> a file that is read and checked
 
-Each is a `CaseSegmenter` (scoring.py). Labels that are not on the grid of the case are refused. The files of a program do not
-show the order of its labels, so the user must give it (brats.LABEL_ORDERS).
+Each is a `CaseSegmenter` (scoring.py). Labels that are not on the grid of the case are refused. The files
+of a program do not show the order of its labels, so the user must give it (brats.LABEL_ORDERS).
 """
 
 import shlex
@@ -133,8 +133,8 @@ def find_segmentations(
 class CommandSegmenter:
     """Runs `words`, with placeholders filled in, on each completed case, without a shell.
 
-    A command that fails, exceeds `timeout_s` (it is then killed with all its children) or writes no usable segmentation
-    raises DataError with the end of its output.
+    A command that fails, exceeds `timeout_s` (it is then killed with all its children) or writes no usable
+    segmentation raises DataError with the end of its output.
     """
 
     words: tuple[str, ...]
@@ -161,7 +161,7 @@ class CommandSegmenter:
                 raise DataError(f"the command's output cannot be used: {error}") from None
 
     def _run(self, words: Sequence[str], log: Path) -> None:
-        # Output goes to a file: a grandchild that outlives the command would keep a pipe open and block this process.
+        # Output goes to a file: a grandchild that outlives the command would keep a pipe open and block us.
         with log.open("wb") as file:
             try:
                 process = subprocess.Popen(
@@ -205,8 +205,8 @@ def parse_command(
             word.format_map(dict.fromkeys(known, ""))
     except (KeyError, IndexError, ValueError) as error:
         raise ConfigError(
-            f"--segment-command: bad placeholder ({error}); known are {', '.join(f'{{{p}}}' for p in known)}; "
-            "{{ }} stand for braces"
+            f"--segment-command: bad placeholder ({error}); known are "
+            f"{', '.join(f'{{{p}}}' for p in known)}; {{{{ }}}} stand for braces"
         ) from None
     if not any("{output}" in word for word in words):
         raise ConfigError("--segment-command: must contain {output}, the file that the command is to write")
@@ -216,7 +216,7 @@ def parse_command(
 
 
 def write_completed_case(folder: Path, prediction: Prediction, volumes: CaseVolumes) -> dict[str, str]:
-    """Write the completed case as a folder of one file for each modality, named as the challenge does since 2023.
+    """Write the completed case as a folder with a file for each modality, with the names of 2023.
 
     The files are copies: a container sees nothing outside of the folders that are mounted into it.
 

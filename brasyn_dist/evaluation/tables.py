@@ -3,8 +3,8 @@
     CaseScores --> score_table: a row for each case, modality and method --> cases.csv (with every copy)
                --> summarise: means by target, method and metric         --> summary.json, text table
 
-The best copy is chosen for each target modality by its mean MAE over the very cases that are scored. This hindsight favours
-the baseline.
+The best copy is chosen for each target modality by its mean MAE over the very cases that are scored. This
+hindsight favours the baseline.
 """
 
 import io
@@ -29,7 +29,8 @@ ALL = "all"
 KEYS = ["case", "cohort", "modality", "method"]
 """Columns of a score table; all other columns are metrics, NaN where unknown."""
 IMAGE_HEADLINES = (
-    "mae/brain", "psnr/brain", "ssim/healthy", "ssim/tumour", "challenge_ssim/healthy", "challenge_ssim/tumour",
+    "mae/brain", "psnr/brain", "ssim/healthy", "ssim/tumour",
+    "challenge_ssim/healthy", "challenge_ssim/tumour",
 )  # fmt: skip
 """Metrics of the printed table."""
 
@@ -52,7 +53,8 @@ def score_table(results: Iterable[CaseScores]) -> pd.DataFrame:
     """A row for each scored prediction and method, the best copy included (see `with_best_copy`)."""
     rows = [
         {
-            "case": r.prediction.case, "cohort": r.cohort, "modality": r.prediction.modality, "method": method,
+            "case": r.prediction.case, "cohort": r.cohort,
+            "modality": r.prediction.modality, "method": method,
             **{name: np.nan if value is None else value for name, value in values.items()},
         }
         for r in results
@@ -62,7 +64,7 @@ def score_table(results: Iterable[CaseScores]) -> pd.DataFrame:
 
 
 def with_best_copy(table: pd.DataFrame) -> pd.DataFrame:
-    """The sorted table with rows of the best copy, which replace existing ones (as after pooling of folds)."""
+    """The sorted table with rows of the best copy, which replace existing ones (for pooled folds)."""
     table = table[table.method != BEST_COPY]
     copies = table[table.method.str.startswith(COPY)]
     if len(copies):
@@ -94,7 +96,8 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Means over cases.
 
     Returns:
-        Index: target (`all` first), method, metric; metrics that no case has are absent. Columns: the fields of `Mean`.
+        Index: target (`all` first), method, metric; metrics that no case has are absent. Columns: the
+        fields of `Mean`.
     """
     chosen = table[table.method.isin(METHODS)]
     both = pd.concat([chosen.assign(modality=ALL), chosen])
@@ -187,6 +190,7 @@ def number(mean: Mean | None) -> str:
 
 
 def is_segmentation_metric(name: str) -> bool:
+    """Whether a metric such as `dice/WT` is one of segmentation_metrics.py."""
     return name.partition("/")[0] in SEGMENTATION_METRICS
 
 
@@ -198,7 +202,7 @@ def segmentation_headlines(summary: pd.DataFrame, modality_set: ModalitySet = BR
 
 
 def text_table(summary: pd.DataFrame, modality_set: ModalitySet = BRATS) -> str:
-    """The headline metrics as text, one line for each target and method; segmentation metrics in a second table."""
+    """Headline metrics as text, a line for each target and method; segmentation metrics in a second table."""
     text = _render(summary, IMAGE_HEADLINES)
     text += "± half of the 95 % confidence interval over cases. Background dominates challenge SSIM."
     if segmentation := segmentation_headlines(summary, modality_set):

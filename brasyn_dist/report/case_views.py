@@ -1,7 +1,7 @@
-"""Slices of single cases: three planes through the tumour, each as tiles (inputs, target, synthetic, difference).
+"""Slices of single cases: three planes through the tumour as tiles (inputs, target, synthetic, difference).
 
-Tiles are pictures within the grid of the page, which wrap on a small screen. Outlines of the tumour's regions are SVG on top
-of them; they are sharp at any size and can be switched off.
+Tiles are pictures within the grid of the page, which wrap on a small screen. Outlines of the tumour's
+regions are SVG on top of them; they are sharp at any size and can be switched off.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +36,8 @@ _REGION_TITLES = {"WT": "whole tumour", "TC": "tumour core", "ET": "enhancing tu
 
 @dataclass(frozen=True)
 class Plane:
+    """Tiles of one slice."""
+
     title: str
     tiles: list[Tile]
 
@@ -52,7 +54,7 @@ class CaseView:
 
 
 def outline_colours(modality_set: ModalitySet = BRATS) -> dict[str, str]:
-    """Colour of each region's outline; the region with most labels first, since the others are drawn over it."""
+    """Colour of each region's outline, largest region first, since the others are drawn over it."""
     regions = sorted(modality_set.regions, key=lambda r: -len(modality_set.regions[r]))
     return dict(zip(regions, _OUTLINE_COLOURS))
 
@@ -93,7 +95,7 @@ def _psnr(result: CaseScores) -> float:
 
 
 def available_modalities(predictions: Path) -> dict[str, tuple[str, ...]]:
-    """Modalities from which each case was synthesised, as far as the manifest of the predictions contains it."""
+    """Modalities from which each case was synthesised, as far as the predictions' manifest lists them."""
     try:
         manifest = read_manifest(predictions / PREDICTIONS_MANIFEST)
     except BrasynError:
@@ -166,8 +168,8 @@ def plane_tiles(
     for image, caption, alt in (
         (grey(real, window), "target", f"Real {title}, {where}"),
         (grey(synthetic, window), SYNTHETIC, f"Synthetic {title}, {where}"),
-        (difference, "difference", f"Synthetic minus real {title}, {where}: mean absolute difference {error:.3f} "
-                                   "of the grey scale"),
+        (difference, "difference", f"Synthetic minus real {title}, {where}: mean absolute "
+                                   f"difference {error:.3f} of the grey scale"),
     ):  # fmt: skip
         tiles.append(Tile.of(image, caption, alt, outlines, main=True))
     return tiles

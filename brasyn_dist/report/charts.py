@@ -1,7 +1,8 @@
 """Charts as inline SVG, drawn by matplotlib, with the colours of the page.
 
-A colour is given as the name of a CSS variable (`colour("s1")`). matplotlib gets a placeholder, which is replaced by
-`var(--s1)` in the finished SVG, so that one chart serves the light and the dark theme. Texts remain texts.
+A colour is given as the name of a CSS variable (`colour("s1")`). matplotlib gets a placeholder, which is
+replaced by `var(--s1)` in the finished SVG, so that one chart serves the light and the dark theme. Texts
+remain texts.
 """
 
 import io
@@ -54,12 +55,17 @@ _DIGITS = re.compile(r"(\.\d\d)\d+")
 
 @dataclass(frozen=True)
 class Chart:
+    """A titled SVG."""
+
     title: str
     svg: Markup
 
 
 def colour(variable: str, raster: bool = False) -> str:
-    """The placeholder of a CSS variable, for matplotlib. Rastered shapes have the colour of the light theme instead."""
+    """The placeholder of a CSS variable, for matplotlib.
+
+    Rastered shapes have the colour of the light theme instead.
+    """
     return LIGHT[variable] if raster else f"#0b0d{VARIABLES.index(variable) + 16:02x}"
 
 
@@ -101,7 +107,7 @@ def chart(
 
 
 def themed(svg: str, title: str, description: str) -> Markup:
-    """matplotlib's SVG for use within a page: without XML head and size, with colours by variable and a description."""
+    """SVG for use within a page: without XML head and size, with colours by variable and a description."""
     body = svg[svg.index("<svg") :]
     head, body = body.split(">", 1)
     box = re.search(r'viewBox="[^"]+"', head)

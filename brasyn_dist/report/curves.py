@@ -1,6 +1,6 @@
 """Charts of a run from metrics.jsonl and performance.jsonl: one small chart for each number.
 
-    train lines       --> loss terms; norms and rate       thin: smallest and largest of a bin of steps; thick: their mean
+    train lines       --> loss terms; norms and rate (line: mean of a bin; shade: smallest to largest)
     validation lines  --> each score, overall and of each part (target, region)
     performance lines --> slices per second, share of time spent waiting for data
 
@@ -88,7 +88,7 @@ def binned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np.
 
 
 def term_chart(lines: Sequence[Line], name: str) -> Chart:
-    """One number of train or performance lines, binned; on a logarithmic axis if it spans more than a factor of 20."""
+    """One number of train or performance lines, binned; logarithmic if it spans more than a factor of 20."""
     steps, values = points_of(lines, name)
 
     def draw(axes: Any) -> None:
@@ -123,6 +123,7 @@ def validation_chart(
 
 
 def finish(axes: Any) -> None:
+    """Label the axis of steps."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("optimiser step")

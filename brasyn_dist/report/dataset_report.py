@@ -1,4 +1,4 @@
-"""inspection.html: intensities, distributions of volume statistics, cases with findings, findings, numbers of all cases."""
+"""inspection.html: findings, intensities, distributions of volume statistics, cases, numbers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ def cohort_colours(facts: Sequence[CaseFacts]) -> dict[str, str]:
 
 
 def histograms(facts: Sequence[CaseFacts], modality: str, title: str, colours: dict[str, str]) -> list[Chart]:
-    """Two charts of one modality: intensities as stored, and relative to the volume's own 99.5th percentile."""
+    """Two charts of one modality: intensities as stored, and relative to the 99.5th percentile."""
     some = [f for f in facts if modality in f.modalities]
     raster = len(some) > RASTERED_LINES
 
@@ -124,7 +124,7 @@ def histograms(facts: Sequence[CaseFacts], modality: str, title: str, colours: d
 def distribution(
     facts: Sequence[CaseFacts], name: str, modalities: Sequence[str], colours: dict[str, str]
 ) -> Chart:
-    """Points of one volume statistic, a column for each modality; the smallest and the largest value are named."""
+    """One volume statistic, a column of points for each modality; smallest and largest value are named."""
     columns = [[f for f in facts if m in f.modalities] for m in modalities]
     values = [
         np.array([float(getattr(f.modalities[m], name)) for f in c]) for m, c in zip(modalities, columns)
@@ -154,7 +154,8 @@ def distribution(
         axes.grid(axis="y", which="both", color=colour("line"))
 
     words = [
-        f"{m}: {v.min():.4g} ({c[int(v.argmin())].case.name}) to {v.max():.4g} ({c[int(v.argmax())].case.name})"
+        f"{m}: {v.min():.4g} ({c[int(v.argmin())].case.name}) to "
+        f"{v.max():.4g} ({c[int(v.argmax())].case.name})"
         for m, c, v in zip(modalities, columns, values)
         if len(c)
     ]
@@ -206,7 +207,8 @@ def case_table_csv(facts: Sequence[CaseFacts]) -> str:
     left_out = ("ends", "absent", "sha256")
     rows = [
         {
-            "case": f.case.name, "cohort": f.case.cohort, "modality": modality, "brain_voxels": f.brain_voxels,
+            "case": f.case.name, "cohort": f.case.cohort, "modality": modality,
+            "brain_voxels": f.brain_voxels,
             **{k: v for k, v in m.to_dict().items() if k not in left_out},
             "largest_end": max(m.ends.values()),
         }

@@ -1,6 +1,7 @@
 """report.html of an evaluation.
 
-typical case --> comparison with the baselines --> tables --> distributions --> worst and best cases --> training --> provenance
+typical case, comparison with the baselines --> tables --> distributions --> worst and best cases
+    --> data --> training --> provenance
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,8 @@ def write_report(
         path,
         "evaluation.html.j2",
         title="Synthesis of missing brain MRI sequences",
-        subtitle=f"{plural(len(scored), 'synthetic volume')} of {plural(subjects, 'case')}, compared with the real volumes",
+        subtitle=f"{plural(len(scored), 'synthetic volume')} of {plural(subjects, 'case')}, "
+        "compared with the real volumes",
         opening=opening,
         cards=cards,
         beaten=beaten,
@@ -76,6 +78,7 @@ def write_report(
 
 
 def plural(count: int, noun: str) -> str:
+    """`1 case`, `2 cases`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 

@@ -53,7 +53,7 @@ def export_facts(run_dir: Path) -> dict[str, str]:
 
 
 def manifest_facts(path: Path) -> dict[str, str]:
-    """Members, fusion, settings and environment of a synthesis, from its manifest.json; empty without such a file."""
+    """Members, fusion, settings and environment of a synthesis, from manifest.json; empty without it."""
     values = read_json(path)
     if "identity" not in values:
         return {}
@@ -70,7 +70,7 @@ def manifest_facts(path: Path) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty if the file is missing or damaged, since a report shows what is available."""
+    """The mapping in a JSON file; empty if the file is missing or damaged."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -14,15 +14,15 @@ from markupsafe import Markup
 from brasyn_dist.common.files import atomic_write_text
 
 LIGHT = {
-    "page": "#f4f6f8", "card": "#fff", "ink": "#18212c", "muted": "#586575", "line": "#dde3ea", "accent": "#1f5fa8",
-    "tint": "#e9f1fb", "bad": "#b3261e", "good": "#176f30", "s1": "#1f66b8", "s2": "#c25e00", "s3": "#7a8594",
-    "s4": "#0b7d69", "s5": "#a23b8f", "s6": "#8a6d00",
+    "page": "#f4f6f8", "card": "#fff", "ink": "#18212c", "muted": "#586575", "line": "#dde3ea",
+    "accent": "#1f5fa8", "tint": "#e9f1fb", "bad": "#b3261e", "good": "#176f30",
+    "s1": "#1f66b8", "s2": "#c25e00", "s3": "#7a8594", "s4": "#0b7d69", "s5": "#a23b8f", "s6": "#8a6d00",
 }  # fmt: skip
 """CSS variables of the light theme."""
 DARK = {
-    "page": "#10151b", "card": "#182029", "ink": "#e7ecf2", "muted": "#9caaba", "line": "#2b3643", "accent": "#7db4f5",
-    "tint": "#1e3148", "bad": "#ff8a80", "good": "#6fd58b", "s1": "#6daef7", "s2": "#f2a150", "s3": "#98a5b5",
-    "s4": "#4ccdb0", "s5": "#e08ad0", "s6": "#d9b93b",
+    "page": "#10151b", "card": "#182029", "ink": "#e7ecf2", "muted": "#9caaba", "line": "#2b3643",
+    "accent": "#7db4f5", "tint": "#1e3148", "bad": "#ff8a80", "good": "#6fd58b",
+    "s1": "#6daef7", "s2": "#f2a150", "s3": "#98a5b5", "s4": "#4ccdb0", "s5": "#e08ad0", "s6": "#d9b93b",
 }  # fmt: skip
 """CSS variables of the dark theme."""
 SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")
@@ -62,6 +62,7 @@ class Picture:
 
     @classmethod
     def of_png(cls, data: bytes, alt: str) -> "Picture":
+        """From the bytes of a PNG file."""
         from PIL import Image
 
         with Image.open(io.BytesIO(data)) as image:
@@ -86,6 +87,7 @@ class Tile:
     def of(
         cls, image: np.ndarray, caption: str, alt: str, overlay: Markup = NO_OVERLAY, main: bool = False
     ) -> "Tile":
+        """From (H, W) or (H, W, 3) uint8; `alt` describes the picture in words."""
         return cls(Picture.of(image, alt), caption, overlay, main)
 
 

@@ -1,4 +1,4 @@
-"""Scores of an evaluation for its report: cards, comparison with baselines, tables, and distribution charts."""
+"""Scores of an evaluation for its report: cards, comparison with baselines, tables, distributions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,7 +60,7 @@ def targets_of(summary: pd.DataFrame) -> list[str]:
 
 
 def overview(summary: pd.DataFrame, modality_set: ModalitySet = BRATS) -> tuple[list[Card], list[str]]:
-    """Cards of the main metrics over all targets, each with the best baseline; for each target, where a baseline wins."""
+    """Cards of the main metrics with the best baseline; for each target, where a baseline wins."""
     cards = [_card(summary, name) for name in CARDS if mean_at(summary, ALL, SYNTHETIC, name)]
     for name in (f"dice/{region}" for region in modality_set.regions):
         if (ours := mean_at(summary, ALL, SYNTHETIC, name)) is not None:
@@ -110,7 +110,7 @@ def _where_beaten(summary: pd.DataFrame, modality_set: ModalitySet) -> list[str]
 
 
 def score_tables(summary: pd.DataFrame, modality_set: ModalitySet = BRATS) -> dict[str, Any]:
-    """Template values: headline tables and complete tables of image and segmentation metrics, and definitions."""
+    """Template values: headline and complete tables of image and segmentation metrics, definitions."""
     names = list(dict.fromkeys(summary.index.get_level_values("metric")))
     segmentation = [n for n in names if is_segmentation_metric(n)]
     image = [n for n in names if n not in segmentation]
@@ -131,7 +131,7 @@ def score_tables(summary: pd.DataFrame, modality_set: ModalitySet = BRATS) -> di
 def metric_table(
     summary: pd.DataFrame, names: Sequence[str], label: str, modality_set: ModalitySet = BRATS
 ) -> dict[str, Any]:
-    """Template values of one table: targets as groups of rows, methods as rows, the best mean of a group marked."""
+    """Template values of a table: groups by target, rows by method, the best mean of a group marked."""
     columns = [
         {
             "title": title_of(split(n)[0]),
@@ -180,7 +180,7 @@ def definitions(names: Sequence[str]) -> list[str]:
         *lines,
         "± is half of the 95 % confidence interval over cases. Bold: the best mean of a target.",
         "The best copy is chosen in hindsight, for each target, by its MAE on these very cases.",
-        "Brain: foreground of the real volume. Tumour: labels above 0 within the brain; healthy: the rest of the brain.",
+        "Brain: foreground of the real volume. Tumour: labels above 0 within the brain; healthy: the rest.",
     ]
 
 

@@ -1,8 +1,10 @@
 """report.html of a training run.
 
-    status.json, metrics.jsonl, performance.jsonl, panels/, data.json, config.yaml, environment.json, export/  -->  report.html
+    status.json, metrics.jsonl, performance.jsonl, panels/, data.json, config.yaml, environment.json, export/
+        --> report.html
 
-Everything is read from the folder of the run, so the report can be written again at any time: `python -m brasyn_dist.report RUN`.
+Everything is read from the folder of the run, so the report can be written again at any time: `python -m
+brasyn_dist.report RUN`.
 """
 
 import re
@@ -105,7 +107,7 @@ def write_run_report(run_dir: Path) -> Path:
 
 
 def describe_run(run_dir: Path) -> RunDescription | None:
-    """Curves, data and configuration of a run, as far as its folder has them; None if it has neither of them."""
+    """Curves, data and configuration of a run, as far as its folder has them; None if it has none of them."""
     metrics, config = lines_of(run_dir / METRICS), run_dir / "config.yaml"
     options = config.read_text() if config.is_file() else ""
     if not metrics and not options:
@@ -119,6 +121,7 @@ def describe_run(run_dir: Path) -> RunDescription | None:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Lines of a log; empty without the file."""
     return read_lines(path) if path.exists() else []
 
 
@@ -131,6 +134,7 @@ def run_modality_set(run_dir: Path) -> ModalitySet:
 
 
 def subtitle(status: Mapping[str, Any]) -> str:
+    """State and progress of the run."""
     reason = f" ({status['reason']})" if status.get("reason") else ""
     steps = f"step {status.get('step', '?')} of {status.get('total_steps', '?')}"
     return f"{status.get('status', 'unknown')}{reason}: {steps}"
@@ -211,8 +215,8 @@ def tile_rows(
 ) -> list[list[Tile]]:
     """Tiles of a panel, row by row, cropped to the brain; empty if the panel has another layout.
 
-    A panel of a target modality has the inputs, target, synthetic slice and difference; a panel of a segmenter has the
-    modalities, reference and predicted labels.
+    A panel of a target modality has the inputs, target, synthetic slice and difference; a panel of a
+    segmenter has the modalities, reference and predicted labels.
     """
     from PIL import Image
 
