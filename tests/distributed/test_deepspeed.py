@@ -268,7 +268,8 @@ def test_without_deepspeed_the_message_names_both_ways_out(launched, monkeypatch
 
     monkeypatch.setattr(distributed_deepspeed, "find_spec", lambda name: None)
     with pytest.raises(
-        ConfigError, match=r"not installed: pip install 'brasyn_dist\[deepspeed\]', or use launch/one_node\.yaml"
+        ConfigError,
+        match=r"not installed: pip install 'brasyn_dist\[deepspeed\]', or use launch/one_node\.yaml",
     ):
         launched(2)
 
