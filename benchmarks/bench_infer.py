@@ -2,7 +2,7 @@
 
     python benchmarks/bench_infer.py --case CASE_FOLDER --out results/ [--width 64 | --weights EXPORT] [--views axial sagittal]
 
-`ours` is the pipeline that `brasyn_dist.infer` runs: slices without brain are left out, the encoder of the missing modality
+`ours` is the pipeline that `brasyn infer` runs: slices without brain are left out, the encoder of the missing modality
 does not run. `plain` runs every slice through `Generator.forward`, all four encoders. Both in one process, in turn, in batches
 of one size; the voxels of both are compared, and the exit status is 1 if any differs. On slow machines `--every 5` takes each
 fifth slice of a view: the share of slices without brain, and so the ratio, stays. On busy ones the ratio of CPU seconds is the

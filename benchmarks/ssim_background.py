@@ -4,7 +4,7 @@
 
 The tumour of each real volume is replaced: by uniform noise over the volume's range, by one constant, by
 other voxels of the tumour (shuffled). None of this is a synthesis. Both scores are computed as
-`brasyn_dist.evaluate` does: by the challenge's convention all but the tumour is set to 0 and the mean runs
+`brasyn evaluate` does: by the challenge's convention all but the tumour is set to 0 and the mean runs
 over the whole volume, of which the tumour is a hundredth; in the region form the mean runs over the
 tumour's voxels. Without --cases, phantoms. Writes ssim_background.json and .png. Exit status 1 unless, on
 the mean of the cases and for every modality, noise scores above 98 by the convention and below 50 in the

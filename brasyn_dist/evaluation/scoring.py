@@ -109,7 +109,7 @@ def find_predictions(folder: Path, modality_set: ModalitySet = BRATS) -> list[Pr
         DataError: The folder does not exist or holds no prediction.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the folder that brasyn_dist.infer wrote")
+        raise DataError(f"{folder}: no such folder; give the folder that `brasyn infer` wrote")
     modalities = "|".join(map(re.escape, modality_set.modalities))
     pattern = re.compile(rf"^(?P<case>.+)-(?P<modality>{modalities})\.nii(\.gz)?$")
     matches = ((p, pattern.match(p.name)) for p in sorted(folder.iterdir()) if not p.name.startswith("."))

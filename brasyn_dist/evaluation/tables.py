@@ -167,12 +167,12 @@ def read_table(path: Path) -> pd.DataFrame:
         )
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give a cases.csv that brasyn_dist.evaluate wrote"
+            f"{path}: cannot be read ({error.strerror}); give a cases.csv that `brasyn evaluate` wrote"
         ) from None
     except ValueError as error:
         raise DataError(f"{path}: no score table ({error}); evaluate again") from None
     if not set(KEYS) <= set(table) or table.empty:
-        raise DataError(f"{path}: no table of brasyn_dist.evaluate: columns {', '.join(KEYS)} are expected")
+        raise DataError(f"{path}: no table of `brasyn evaluate`: columns {', '.join(KEYS)} are expected")
     metrics = metrics_of(table)
     try:
         return table.fillna(dict.fromkeys(KEYS, "")).astype(dict.fromkeys(metrics, float))

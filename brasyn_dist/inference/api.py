@@ -120,7 +120,7 @@ def infer_batch(
             (inference/ensemble.py).
         views: Views to run over; default: all that a model was trained on.
         any_view: Allow views that a model was not trained on.
-        fusion: File of brasyn_dist.fit_fusion; default: the mean over models and views.
+        fusion: File of `brasyn fit-fusion`; default: the mean over models and views.
         modalities: Synthesise exactly these, as if they were missing in every case; default: what is missing.
         batch_size: Slices in a batch; default: by device.
         precision: `no`, `bf16` or `fp16` (autocast).

@@ -62,7 +62,7 @@ class InferenceConfig:
     members: tuple[MemberConfig, ...] = ()
     """Each of their views is run, and the results are fused."""
     fusion: str | None = None
-    """File of brasyn_dist.fit_fusion; null: the mean."""
+    """File of `brasyn fit-fusion`; null: the mean."""
     any_view: bool = False
     """Allow views that a model was not trained on."""
 

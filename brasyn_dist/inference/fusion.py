@@ -61,19 +61,19 @@ def load_fusion(path: Path | str, members: Sequence[Member]) -> WeightedFusion:
         if values["kind"] != KIND:
             raise CheckpointError(
                 f"{path}: fusions of kind {values['kind']!r} are no longer supported; "
-                "fit weights by brasyn_dist.fit_fusion"
+                "fit weights by `brasyn fit-fusion`"
             )
         _check_members(values["members"], members, path)
         targets = members[0].modality_set.modalities
         return WeightedFusion({t: _checked(values["weights"][t], t, len(members)) for t in targets})
     except OSError as error:
         raise CheckpointError(
-            f"{path}: no fusion ({error.strerror}); make one with brasyn_dist.fit_fusion"
+            f"{path}: no fusion ({error.strerror}); make one with `brasyn fit-fusion`"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: no fusion of {FORMAT} version {FORMAT_VERSION} ({error}); "
-            "make it with brasyn_dist.fit_fusion"
+            "make it with `brasyn fit-fusion`"
         ) from None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from brasyn_dist.brats import BRATS
 from brasyn_dist.common.files import atomic_path, sha256_of, write_json
-from brasyn_dist.common.typed_yaml import from_dict, to_dict
+from brasyn_dist.config import from_dict, to_dict
 from brasyn_dist.errors import BrasynError, CheckpointError
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
@@ -146,7 +146,7 @@ def export_folder(path: Path, kind: str = GENERATOR) -> Path:
             return folder
     raise CheckpointError(
         f"{path}: no exported {kind} ({CONFIG_FILE} and {WEIGHTS_FILE}) here or in {EXPORT_FOLDER}/; give "
-        "the folder of a finished run" + (" or of tools/convert_checkpoint.py" if kind == GENERATOR else "")
+        "the folder of a finished run" + (" or of `brasyn convert`" if kind == GENERATOR else "")
     )
 
 

@@ -78,7 +78,7 @@ class Statistics:
             statistics = cls(modalities, values["cases"], values["case_list_hash"])
         except (KeyError, TypeError) as error:
             raise DataError(
-                f"{where}: no valid statistics ({error!r}); make them with tools/shard_dataset.py"
+                f"{where}: no valid statistics ({error!r}); make them with `brasyn shard`"
             ) from None
         for name, entry in modalities.items():
             if not (entry.std > 0 and entry.clip_max > 0):

@@ -8,6 +8,6 @@
     provenance          versions, commit, hashes
     training_report, evaluation_report, dataset_report: the three reports
 
-The Python modules prepare the data; templates/*.html.j2 contain all markup. `python -m brasyn_dist.report
-RUN` writes the report of a training run.
+The Python modules prepare the data; templates/*.html.j2 contain all markup. `brasyn report RUN`
+writes the report of a training run.
 """

@@ -3,8 +3,8 @@
     status.json, metrics.jsonl, performance.jsonl, panels/, data.json, config.yaml, environment.json, export/
         --> report.html
 
-Everything is read from the folder of the run, so the report can be written again at any time: `python -m
-brasyn_dist.report RUN`.
+Everything is read from the folder of the run, so the report can be written again at any time: `brasyn
+report RUN`.
 """
 
 import re
@@ -18,8 +18,7 @@ import yaml
 
 from brasyn_dist.brats import BRATS, IMAGE_SIZE, image_shape
 from brasyn_dist.common.panels import panel_tiles
-from brasyn_dist.common.typed_yaml import to_dict
-from brasyn_dist.config import Config, SegmenterRunConfig
+from brasyn_dist.config import Config, SegmenterRunConfig, to_dict
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.image_metrics import bounding_box
 from brasyn_dist.modality_set import ModalitySet

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from brasyn_dist.cli.report import main as report_main
-from brasyn_dist.common.typed_yaml import to_yaml
-from brasyn_dist.config import Config, load_config
+from brasyn_dist.config import Config, load_config, to_yaml
 from brasyn_dist.errors import DataError
 from brasyn_dist.report.training_report import option_differences, write_run_report
 from tests.distributed.launch import SMALL

@@ -36,7 +36,7 @@ from brasyn_dist.errors import DataError
 
 INDEX_NAME = "index.json"
 STATISTICS_NAME = "statistics.json"
-REBUILD = "restore it, or rebuild it from the tars with tools/shard_dataset.py --rebuild-index FOLDER"
+REBUILD = "restore it, or rebuild it from the tars with `brasyn shard --rebuild-index FOLDER`"
 
 
 @dataclass(frozen=True, eq=False)
