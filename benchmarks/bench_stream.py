@@ -69,11 +69,11 @@ def main() -> int:
 def prepare(work: Path, shards: str | None, count: int) -> None:
     """Below `work`: shard sets `npy` and `npy.zst`, and `files` with one .npy a slice."""
     from brasyn_dist.data.format.codec import CODECS, DEFAULT_CODEC, decode_slice
-    from brasyn_dist.data.format.index import ShardIndex
+    from brasyn_dist.data.loading.storage import open_shard_set
 
     if (work / DEFAULT_CODEC / "index.json").exists():
         return
-    index = ShardIndex.load(shards or phantom_shards(work / "phantom", count))
+    index = open_shard_set(shards or phantom_shards(work / "phantom", count))
     samples = read_all(index, count)
     samples = samples[
         : len(samples) // BATCH * BATCH
@@ -146,11 +146,11 @@ def write_set(folder: Path, index: Any, samples: list[Any], codec: str) -> None:
 
 
 def ours(work: Path, codec: str, threads: int) -> Batches:
-    from brasyn_dist.data.format.index import ShardIndex
     from brasyn_dist.data.loading.loader import SliceStream
     from brasyn_dist.data.loading.sampler import SampleOrder
+    from brasyn_dist.data.loading.storage import open_shard_set
 
-    selection = ShardIndex.load(work / codec).select("train")
+    selection = open_shard_set(work / codec).select("train")
     order = SampleOrder(0, selection.shard, BATCH)
     stop = EPOCHS * len(selection) // BATCH
     with SliceStream(selection, order, slice(0, BATCH), 0, stop, threads=threads) as stream:
@@ -340,11 +340,11 @@ def to_npz(planes: np.ndarray) -> bytes:
 
 def bytes_per_slice(work: Path, variant: dict[str, Any]) -> float:
     """Bytes that a loader reads from storage for one slice: whole tars, whole files, or payloads."""
-    from brasyn_dist.data.format.index import ShardIndex
+    from brasyn_dist.data.loading.storage import open_shard_set
 
     if variant["loader"] == "DataLoader":
         return statistics.mean(path.stat().st_size for path in (work / "files").glob("*.npy"))
-    index = ShardIndex.load(work / variant["codec"])
+    index = open_shard_set(work / variant["codec"])
     if variant["loader"] == "webdataset":
         return sum(shard.size for shard in index.shards) / len(index)
     return float(index.columns["size"].mean())

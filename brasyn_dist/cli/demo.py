@@ -144,10 +144,10 @@ def launch_command() -> list[str]:
 
 def link_held_out(shards: Path, cohorts: list[Path], folder: Path) -> Path:
     """A folder of links to the cases that the shard set holds out of training."""
-    from brasyn_dist.data.format.index import ShardIndex
+    from brasyn_dist.data.loading.storage import open_shard_set
     from brasyn_dist.data.sharding.write_shards import VALIDATION
 
-    names = {case.name for case in ShardIndex.load(shards).header.cases if case.split == VALIDATION}
+    names = {case.name for case in open_shard_set(shards).header.cases if case.split == VALIDATION}
     folder.mkdir(parents=True, exist_ok=True)
     for cohort in cohorts:
         for case in sorted(p for p in cohort.iterdir() if p.name in names):

@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_leaves
 
 from brasyn_dist.brats import BRATS
 from brasyn_dist.config import Config
-from brasyn_dist.data.format.index import ShardIndex
 from brasyn_dist.data.loading.loader import BatchMemory
 from brasyn_dist.data.loading.sampler import targets_and_masks
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.single_process import LocalTrainable, SingleProcess
 from brasyn_dist.distributed.trainable import Trainable
@@ -194,7 +194,7 @@ class LiveBytes(TorchDispatchMode):
 
 def report(config: Config) -> str:
     """Text for `--dry-run`. Reads the index of the shard set and trains nothing."""
-    index = ShardIndex.load(config.data.shards, config.data.cache_dir, config.data.cache_gib)
+    index = open_shard_set(config.data.shards, config.data.cache_dir, config.data.cache_gib)
     check_updates(config, index.header.modality_set)
     training = choose_training(index, config.data)
     cost = measure(config, modality_set=index.header.modality_set)

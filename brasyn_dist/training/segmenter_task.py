@@ -199,11 +199,11 @@ def cost(config: SegmenterRunConfig) -> str:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from brasyn_dist.data.format.index import ShardIndex
+    from brasyn_dist.data.loading.storage import open_shard_set
     from brasyn_dist.training.schedule import total_steps
 
     data = config.data
-    index = ShardIndex.load(data.shards, data.cache_dir, data.cache_gib)
+    index = open_shard_set(data.shards, data.cache_dir, data.cache_gib)
     training = choose_training(index, data)
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         segmenter = Segmenter(config.segmenter, index.header.modality_set)

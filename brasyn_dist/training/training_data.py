@@ -17,6 +17,7 @@ from brasyn_dist.data.format.index import Selection, ShardIndex
 from brasyn_dist.data.loading.augmentation import Augmentation, mirrored, sample_augmentation
 from brasyn_dist.data.loading.loader import SliceBatch, SliceStream
 from brasyn_dist.data.loading.sampler import SampleOrder, rank_rows
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import ModalitySet
@@ -91,7 +92,7 @@ def open_data(config: RunConfig, group: ProcessGroup) -> TrainingData:
         DataError: The set has no such slices, or lacks the medians that normalisation `case` needs.
     """
     data, size = config.data, config.training.global_batch_size
-    index = ShardIndex.load(data.shards, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
+    index = open_shard_set(data.shards, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
     training = choose_training(index, data)
     modality_set = index.header.modality_set
     return TrainingData(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from brasyn_dist.data.format.codec import decode_slice
-from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.sharding.write_shards import ShardOptions
 from tests.conftest import REPOSITORY
 from tests.data.case_files import MODALITIES, brain
@@ -48,7 +48,7 @@ def expected_slices() -> dict[str, np.ndarray]:
 
 
 def read_all(folder: Path) -> dict[str, np.ndarray]:
-    index = ShardIndex.load(folder)
+    index = open_shard_set(folder)
     found = {}
     for row in range(len(index)):
         column = {name: int(values[row]) for name, values in index.columns.items()}

@@ -10,6 +10,7 @@ from brasyn_dist.data.format.codec import DEFAULT_CODEC, encode_slice
 from brasyn_dist.data.format.index import ShardIndex
 from brasyn_dist.data.format.metadata import CaseEntry, SetHeader
 from brasyn_dist.data.format.tar_shards import EncodedSample, sample_key, write_shard
+from brasyn_dist.data.loading.storage import open_shard_set
 
 SHAPES = {"axial": (24, 24), "sagittal": (24, 15), "coronal": (24, 15)}
 STATISTICS = {"version": 1, "cases": 3, "clip_max": [8664.0, 7315.0], "mean": [1066.3375, 781.2247]}
@@ -77,7 +78,7 @@ def write_set(
                 )
             )
     ShardIndex(header, tuple(entries)).save(folder)
-    return ShardIndex.load(folder)
+    return open_shard_set(folder)
 
 
 def encode(

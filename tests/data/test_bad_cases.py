@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brasyn_dist.data.case_folders import cohort_name, find_cohorts, input_hash, modified_hash
-from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import DataError
 from tests.data.case_files import LPS, NAMES_2021, SHAPE, brain, save, write_case
@@ -102,7 +102,7 @@ def test_every_kind_of_bad_case(tmp_path, caplog, kind):
     assert message.split("/")[-1].partition(":")[2] in skipped["reason"]
     assert str(tmp_path) not in skipped["reason"], "a set must not depend on where its input lay"
     assert caplog.messages[-1].splitlines()[-1].startswith("left out: gli/bad")
-    assert ShardIndex.load(out).header.skipped == index.header.skipped
+    assert open_shard_set(out).header.skipped == index.header.skipped
 
 
 def test_two_cases_of_one_name(tmp_path):

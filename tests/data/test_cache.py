@@ -20,6 +20,7 @@ from brasyn_dist.data.format.index import ShardIndex
 from brasyn_dist.data.loading import cache, storage
 from brasyn_dist.data.loading.loader import SliceStream
 from brasyn_dist.data.loading.sampler import SampleOrder
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.errors import ConfigError, DataError
 from tests.data.shard_sets import write_set
 
@@ -105,10 +106,10 @@ def read_start(index: ShardIndex, number: int) -> bytes:
 def test_http_gives_the_same_batches_and_fetches_each_shard_once(
     tmp_path: Path, server: Server, local: ShardIndex, folder: Path
 ) -> None:
-    index = ShardIndex.load(server.url, cache_dir=tmp_path)
+    index = open_shard_set(server.url, cache_dir=tmp_path)
     assert index.fingerprint == local.fingerprint
     assert all_pixels(index) == all_pixels(local)
-    again = ShardIndex.load(server.url + "/", cache_dir=tmp_path)
+    again = open_shard_set(server.url + "/", cache_dir=tmp_path)
     assert all_pixels(again) == all_pixels(local)
     assert {n: c for n, c in server.requests.items() if n != "index.json"} == {
         f"train-0000{i}.tar": 1 for i in range(4)
@@ -124,7 +125,7 @@ def test_http_gives_the_same_batches_and_fetches_each_shard_once(
 )
 def test_pipes_file_urls_and_folders(tmp_path: Path, folder: Path, local: ShardIndex, pattern: str) -> None:
     location = pattern.format(folder=str(folder).rstrip("/"))
-    assert all_pixels(ShardIndex.load(location, cache_dir=tmp_path)) == all_pixels(local)
+    assert all_pixels(open_shard_set(location, cache_dir=tmp_path)) == all_pixels(local)
     assert kept(tmp_path) == {f"train-0000{i}.tar" for i in range(4)}
 
 
@@ -140,12 +141,12 @@ def test_a_folder_is_copied_once_if_a_cache_folder_is_set(
     remote = tmp_path / "remote"
     shutil.copytree(folder, remote)
     for _ in range(2):
-        assert all_pixels(ShardIndex.load(remote, cache_dir=tmp_path / "cache")) == all_pixels(local)
+        assert all_pixels(open_shard_set(remote, cache_dir=tmp_path / "cache")) == all_pixels(local)
     assert fetched == {f"train-0000{i}.tar": 1 for i in range(4)}
     assert nothing_half_written(tmp_path / "cache")
     for path in remote.glob("*.tar"):
         path.unlink()
-    assert all_pixels(ShardIndex.load(remote, cache_dir=tmp_path / "cache")) == all_pixels(local)
+    assert all_pixels(open_shard_set(remote, cache_dir=tmp_path / "cache")) == all_pixels(local)
 
 
 def test_without_a_cache_folder_a_folder_is_read_directly(
@@ -154,7 +155,7 @@ def test_without_a_cache_folder_a_folder_is_read_directly(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     assert local.storage is not None
-    assert isinstance(ShardIndex.load(local.storage.describe("")).storage, storage.ShardFolder)
+    assert isinstance(open_shard_set(local.storage.describe("")).storage, storage.ShardFolder)
     read_start(local, 0)
     assert not list(tmp_path.iterdir())
 
@@ -167,20 +168,20 @@ def test_damage_in_a_folder_is_found_when_it_is_copied(tmp_path: Path, folder: P
         path.unlink()
     else:
         path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    index = ShardIndex.load(tmp_path / "remote", cache_dir=tmp_path / "cache")
+    index = open_shard_set(tmp_path / "remote", cache_dir=tmp_path / "cache")
     with pytest.raises(DataError, match=rf"{re.escape(str(path))}: .*\(tried 2 times\); restore the shard"):
         read_start(index, 1)
     assert kept(tmp_path / "cache") == set() and nothing_half_written(tmp_path / "cache")
 
 
 def test_braces_stand_for_the_file_name_in_any_url(tmp_path: Path, server: Server, local: ShardIndex) -> None:
-    index = ShardIndex.load(server.url + "/{}?token=abc", cache_dir=tmp_path)
+    index = open_shard_set(server.url + "/{}?token=abc", cache_dir=tmp_path)
     assert all_pixels(index) == all_pixels(local)
 
 
 def test_a_pipe_needs_its_braces() -> None:
     with pytest.raises(DataError, match=r"pipe:cat x: a pipe: command needs \{\}"):
-        ShardIndex.load("pipe:cat x")
+        open_shard_set("pipe:cat x")
 
 
 def test_default_folder_is_private_and_below_the_temporary_one(
@@ -188,7 +189,7 @@ def test_default_folder_is_private_and_below_the_temporary_one(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    read_start(ShardIndex.load(server.url), 0)
+    read_start(open_shard_set(server.url), 0)
     (root,) = tmp_path.iterdir()
     assert root.name == f"brasyn_dist-{os.getuid()}" and root.stat().st_mode & 0o777 == 0o700
     assert kept(root) == {"train-00000.tar"}
@@ -217,7 +218,7 @@ def test_a_damaged_download_is_tried_again(
     tmp_path: Path, server: Server, local: ShardIndex, kind: str
 ) -> None:
     server.spoil = spoil_first(1, DAMAGE[kind])
-    assert all_pixels(ShardIndex.load(server.url, cache_dir=tmp_path)) == all_pixels(local)
+    assert all_pixels(open_shard_set(server.url, cache_dir=tmp_path)) == all_pixels(local)
     assert all(server.requests[f"train-0000{i}.tar"] == 2 for i in range(4))
     sizes = {shard.name: shard.size for shard in local.shards if shard.split == "train"}
     assert {path.name: path.stat().st_size for path in tmp_path.rglob("*.tar")} == sizes
@@ -227,7 +228,7 @@ def test_a_damaged_download_is_tried_again(
 def test_damage_at_the_source_is_an_error_and_leaves_nothing(
     tmp_path: Path, server: Server, kind: str
 ) -> None:
-    index = ShardIndex.load(server.url, cache_dir=tmp_path)
+    index = open_shard_set(server.url, cache_dir=tmp_path)
     server.spoil = spoil_first(99, DAMAGE[kind])
     shard = index.shards[2]
     with pytest.raises(DataError) as raised:
@@ -243,7 +244,7 @@ def test_damage_at_the_source_is_an_error_and_leaves_nothing(
 
 
 def test_an_error_of_the_stream_names_sample_and_url(tmp_path: Path, server: Server) -> None:
-    index = ShardIndex.load(server.url, cache_dir=tmp_path)
+    index = open_shard_set(server.url, cache_dir=tmp_path)
     server.spoil = lambda name, data: None
     with pytest.raises(
         DataError, match=r"sample BraTS-\S+ at byte \d+ of train-\d+\.tar: http://\S+: cannot be fetched"
@@ -254,17 +255,17 @@ def test_an_error_of_the_stream_names_sample_and_url(tmp_path: Path, server: Ser
 def test_absent_sets_and_servers(tmp_path: Path, server: Server) -> None:
     server.spoil = lambda name, data: None
     with pytest.raises(DataError, match=rf"{re.escape(server.url)}/index\.json: cannot be fetched"):
-        ShardIndex.load(server.url, cache_dir=tmp_path)
+        open_shard_set(server.url, cache_dir=tmp_path)
     with pytest.raises(DataError, match="cannot be fetched"):
-        ShardIndex.load("http://127.0.0.1:9/set", cache_dir=tmp_path)
+        open_shard_set("http://127.0.0.1:9/set", cache_dir=tmp_path)
     with pytest.raises(DataError, match="cannot be fetched"):
-        ShardIndex.load("pipe:exit 3 # {}", cache_dir=tmp_path)
+        open_shard_set("pipe:exit 3 # {}", cache_dir=tmp_path)
     with pytest.raises(DataError, match="cannot be fetched"):
-        ShardIndex.load("nosuchscheme://x", cache_dir=tmp_path)
+        open_shard_set("nosuchscheme://x", cache_dir=tmp_path)
 
 
 def test_a_file_in_the_cache_that_was_cut_off_is_fetched_again(tmp_path: Path, server: Server) -> None:
-    index = ShardIndex.load(server.url, cache_dir=tmp_path)
+    index = open_shard_set(server.url, cache_dir=tmp_path)
     first = read_start(index, 1)
     (path,) = tmp_path.rglob("*.tar")
     os.truncate(path, 1000)
@@ -273,7 +274,7 @@ def test_a_file_in_the_cache_that_was_cut_off_is_fetched_again(tmp_path: Path, s
 
 
 def test_what_a_killed_process_left_is_overwritten_or_removed(tmp_path: Path, server: Server) -> None:
-    index = ShardIndex.load(server.url, cache_dir=tmp_path)
+    index = open_shard_set(server.url, cache_dir=tmp_path)
     folder = tmp_path / index.fingerprint[:16]
     for number in (0, 3):
         (folder / f".train-0000{number}.tar.part").write_bytes(bytes(10_000_000))
@@ -282,8 +283,8 @@ def test_what_a_killed_process_left_is_overwritten_or_removed(tmp_path: Path, se
 
 
 def test_the_longest_unused_goes_first(tmp_path: Path, server: Server) -> None:
-    sizes = [shard.size for shard in ShardIndex.load(server.url, cache_dir=tmp_path).shards]
-    index = ShardIndex.load(server.url, cache_dir=tmp_path, cache_gib=(sum(sizes[:4]) - 1) / GIB)
+    sizes = [shard.size for shard in open_shard_set(server.url, cache_dir=tmp_path).shards]
+    index = open_shard_set(server.url, cache_dir=tmp_path, cache_gib=(sum(sizes[:4]) - 1) / GIB)
     for number in (0, 1, 2):
         read_start(index, number)
     read_start(index, 0)
@@ -297,15 +298,15 @@ def test_other_sets_count_and_go_too(tmp_path: Path, server: Server) -> None:
     old = write_set(tmp_path / "old", train=3, shards=1)
     url = f"pipe:cat {tmp_path}/old/{{}}"
     root = tmp_path / "cache"
-    read_start(ShardIndex.load(url, cache_dir=root), 0)
-    index = ShardIndex.load(server.url, cache_dir=root, cache_gib=(old.shards[0].size + 10) / GIB)
+    read_start(open_shard_set(url, cache_dir=root), 0)
+    index = open_shard_set(server.url, cache_dir=root, cache_gib=(old.shards[0].size + 10) / GIB)
     read_start(index, 0)
     assert [path.parent.name for path in root.rglob("*.tar")] == [index.fingerprint[:16]]
 
 
 def test_a_shard_in_use_survives_its_removal(tmp_path: Path, server: Server, folder: Path) -> None:
-    index = ShardIndex.load(server.url, cache_dir=tmp_path)
-    tight = ShardIndex.load(server.url, cache_dir=tmp_path, cache_gib=(index.shards[1].size + 10) / GIB)
+    index = open_shard_set(server.url, cache_dir=tmp_path)
+    tight = open_shard_set(server.url, cache_dir=tmp_path, cache_gib=(index.shards[1].size + 10) / GIB)
     assert index.storage is not None
     descriptor = index.storage.open(index.shards[0])
     read_start(tight, 1)
@@ -319,7 +320,7 @@ def test_a_cache_smaller_than_the_set_still_gives_every_batch(
     tmp_path: Path, server: Server, local: ShardIndex
 ) -> None:
     limit = max(shard.size for shard in local.shards) * 1.1
-    index = ShardIndex.load(server.url, cache_dir=tmp_path, cache_gib=limit / GIB)
+    index = open_shard_set(server.url, cache_dir=tmp_path, cache_gib=limit / GIB)
     with pytest.MonkeyPatch.context() as patch:
         # One descriptor at a time: the shards are fetched over and over.
         patch.setattr("brasyn_dist.data.loading.reader.resource.getrlimit", lambda which: (4, 4))
@@ -328,7 +329,7 @@ def test_a_cache_smaller_than_the_set_still_gives_every_batch(
 
 
 def test_a_shard_larger_than_the_limit_is_an_error(tmp_path: Path, server: Server) -> None:
-    index = ShardIndex.load(server.url, cache_dir=tmp_path, cache_gib=1000 / GIB)
+    index = open_shard_set(server.url, cache_dir=tmp_path, cache_gib=1000 / GIB)
     with pytest.raises(
         ConfigError, match=r"no room for a shard of \d+ bytes, \d+ are missing; raise data\.cache_gib"
     ):
@@ -339,7 +340,7 @@ def test_a_shard_larger_than_the_limit_is_an_error(tmp_path: Path, server: Serve
 def test_a_full_disk_makes_old_shards_go(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = ShardIndex.load(server.url, cache_dir=tmp_path)
+    index = open_shard_set(server.url, cache_dir=tmp_path)
     read_start(index, 0)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(
@@ -355,7 +356,7 @@ def test_a_full_disk_makes_old_shards_go(
 
 def test_a_write_that_the_system_refuses_leaves_nothing(tmp_path: Path, server: Server) -> None:
     """The kernel's own refusal (a file size limit) stands in for a disk that fills up meanwhile."""
-    index = ShardIndex.load(server.url, cache_dir=tmp_path)
+    index = open_shard_set(server.url, cache_dir=tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (index.shards[0].size // 2, limits[1]))
     try:
@@ -372,11 +373,11 @@ def test_a_write_that_the_system_refuses_leaves_nothing(tmp_path: Path, server: 
 def test_a_cache_folder_that_cannot_be(tmp_path: Path, server: Server) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"set data\.cache_dir to a folder to write to"):
-        ShardIndex.load(server.url, cache_dir=tmp_path / "file" / "cache")
+        open_shard_set(server.url, cache_dir=tmp_path / "file" / "cache")
 
 
 def test_a_fetch_waits_for_the_one_under_way(tmp_path: Path, server: Server) -> None:
-    index = ShardIndex.load(server.url, cache_dir=tmp_path)
+    index = open_shard_set(server.url, cache_dir=tmp_path)
     lock = (tmp_path / index.fingerprint[:16] / ".train-00000.tar.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)  # as another process that is fetching it
     done: list[bytes] = []
@@ -390,7 +391,7 @@ def test_a_fetch_waits_for_the_one_under_way(tmp_path: Path, server: Server) -> 
 
 
 def _read_all(url: str, cache_dir: str) -> list[bytes]:
-    return all_pixels(ShardIndex.load(url, cache_dir=cache_dir))
+    return all_pixels(open_shard_set(url, cache_dir=cache_dir))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 from brasyn_dist.data.format.index import ShardIndex, rebuild_index
 from brasyn_dist.data.format.metadata import CaseEntry, SetHeader
 from brasyn_dist.data.format.tar_shards import ShardEntry
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.errors import DataError
 from tests.data.shard_sets import STATISTICS, case_table, truth_by_key, write_set
 
@@ -58,7 +59,7 @@ def test_folder_without_shards(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no shards such as"):
         rebuild_index(tmp_path)
     with pytest.raises(DataError, match=r"no readable index\.json"):
-        ShardIndex.load(tmp_path)
+        open_shard_set(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_an_edited_index_is_refused(tmp_path: Path, old: str, new: str) -> None:
     assert old in text
     (tmp_path / "index.json").write_text(text.replace(old, new, 1))
     with pytest.raises(DataError, match=r"index\.json|not complete"):
-        ShardIndex.load(tmp_path)
+        open_shard_set(tmp_path)
 
 
 def test_selection_is_what_a_filter_over_all_samples_gives(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_half_a_million_samples_stay_small_and_load_fast(tmp_path: Path) -> None
     written.save(tmp_path)
     assert (tmp_path / "index.json").stat().st_size < 20e6
     started = time.process_time()
-    index = ShardIndex.load(tmp_path)
+    index = open_shard_set(tmp_path)
     selection = index.select("train", ["axial"])
     # Two seconds on an idle core; the bound leaves room for a busy one.
     assert time.process_time() - started < 6

@@ -9,7 +9,8 @@ import pytest
 
 from brasyn_dist.brats import VIEWS
 from brasyn_dist.data.format.codec import decode_slice
-from brasyn_dist.data.format.index import ShardIndex, rebuild_index
+from brasyn_dist.data.format.index import rebuild_index
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.sharding.write_shards import make_shards
 from brasyn_dist.errors import DataError
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
@@ -27,7 +28,7 @@ def test_every_slice_is_stored_once_and_losslessly(made):
 
 
 def test_statistics_are_those_of_the_training_voxels(made):
-    index = ShardIndex.load(made)
+    index = open_shard_set(made)
     training = [c.name for c in index.header.cases if c.split == "train"]
     statistics = Statistics.load(made / "statistics.json")
     assert statistics.cases == len(training) == statistics.from_dict(index.header.statistics).cases
@@ -41,13 +42,13 @@ def test_statistics_are_those_of_the_training_voxels(made):
 
 
 def test_the_medians_of_every_case_are_noted(made):
-    for case in ShardIndex.load(made).header.cases:
+    for case in open_shard_set(made).header.cases:
         volumes = [brain(SEEDS[case.name])[0][modality] for modality in MODALITIES]
         assert case.medians == tuple(int(np.percentile(v[v > 0], 50, method="lower")) for v in volumes)
 
 
 def test_patients_are_not_cut_and_cohorts_recorded(made):
-    index = ShardIndex.load(made)
+    index = open_shard_set(made)
     splits = {c.name: c.split for c in index.header.cases}
     assert splits["BraTS-GLI-00000-000"] == splits["BraTS-GLI-00000-001"]
     assert {c.cohort for c in index.header.cases if c.split == "val"} == {"train_gli", "train_met"}
@@ -56,14 +57,14 @@ def test_patients_are_not_cut_and_cohorts_recorded(made):
 
 
 def test_tumour_pixels_are_counted(made):
-    index, expected = ShardIndex.load(made), expected_slices()
+    index, expected = open_shard_set(made), expected_slices()
     for row in range(len(index)):
         planes = expected[index.key(row)]
         assert index.columns["tumour_pixels"][row] == ((planes[4] > 0).sum() if len(planes) == 5 else 0)
 
 
 def test_a_sequential_reader_gets_mixed_patients_and_views(made):
-    index = ShardIndex.load(made)
+    index = open_shard_set(made)
     training = sum(c.split == "train" for c in index.header.cases)
     for shard in index.shards:
         if shard.split == "train" and len(shard) == OPTIONS.samples_per_shard:
@@ -88,7 +89,7 @@ def test_place_and_order_of_the_cohorts_do_not_matter(made, cohorts, tmp_path):
 
 def test_another_seed_gives_another_order(made, cohorts, tmp_path):
     index = make_shards(cohorts, tmp_path / "out", replace(OPTIONS, seed=6))
-    assert [index.key(i) for i in range(9)] != [ShardIndex.load(made).key(i) for i in range(9)]
+    assert [index.key(i) for i in range(9)] != [open_shard_set(made).key(i) for i in range(9)]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_tar_and_webdataset_read_the_set(made):
         keys.append(sample["__key__"])
         np.testing.assert_array_equal(decode_slice(sample["npy.zst"], "npy.zst"), expected[keys[-1]])
     assert listed == [f"{key}.{kind}" for key in keys for kind in ("npy.zst", "json")]
-    training = {c.name for c in ShardIndex.load(made).header.cases if c.split == "train"}
+    training = {c.name for c in open_shard_set(made).header.cases if c.split == "train"}
     assert sorted(keys) == sorted(key for key in expected if key.split("/")[0] in training)
 
 
@@ -180,7 +181,7 @@ def test_no_slice_is_large_enough(cohorts, tmp_path):
     with pytest.raises(DataError, match="no training slice has 5000 foreground pixels"):
         make_shards(cohorts, tmp_path / "out", replace(OPTIONS, minimum_foreground=5000))
     with pytest.raises(DataError):
-        ShardIndex.load(tmp_path / "out")
+        open_shard_set(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import pytest
 
 from brasyn_dist.brats import BRATS
 from brasyn_dist.config import AugmentationConfig
-from brasyn_dist.data.format.index import ShardIndex, rebuild_index
+from brasyn_dist.data.format.index import rebuild_index
 from brasyn_dist.data.loading.augmentation import sample_augmentation
 from brasyn_dist.data.loading.loader import SliceStream, read_samples
 from brasyn_dist.data.loading.sampler import SampleOrder, targets_and_masks
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.qc.anomalies import find_anomalies
 from brasyn_dist.data.qc.measurements import inspect_case
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
@@ -90,7 +91,7 @@ def test_another_set_is_another_shard_set(tmp_path):
 
 
 def test_sets_of_brats_cases_do_not_store_the_preset(made):
-    index = ShardIndex.load(made)
+    index = open_shard_set(made)
     assert index.header.modality_set == BRATS
     assert "modality_set" not in index.header.to_dict() and "modality_set" not in index.header.options
 

@@ -3,7 +3,7 @@
 import subprocess
 
 from brasyn_dist.brats import VIEWS
-from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.data.case_files import write_case
 from tests.data.shard_runs import ARGUMENTS, contents, expected_slices, start
@@ -38,7 +38,7 @@ def test_a_bad_case(tmp_path, capsys):
     (tmp_path / "out" / "index.json").unlink()
     assert main(["--rebuild-index", str(tmp_path / "out")]) == 0
     assert "left out: gli/worse" in capsys.readouterr().out
-    ShardIndex.load(tmp_path / "out")
+    open_shard_set(tmp_path / "out")
 
 
 def test_a_split_file_and_published_statistics(cohorts, tmp_path):
@@ -49,7 +49,7 @@ def test_a_split_file_and_published_statistics(cohorts, tmp_path):
         *map(str, cohorts), "--out", str(tmp_path / "out"), "--split", str(tmp_path / "split.txt"), "--statistics", "published",
         "--minimum-foreground", "300", "--workers", "1", "--views", "coronal",
     ]) == 0  # fmt: skip
-    index = ShardIndex.load(tmp_path / "out")
+    index = open_shard_set(tmp_path / "out")
     assert [c.name for c in index.header.cases if c.split == "val"] == ["BraTS-GLI-00001-000"]
     assert index.header.statistics == PUBLISHED.to_dict()
     assert index.header.views == ("coronal",)

@@ -7,7 +7,7 @@ import pytest
 
 from brasyn_dist.brats import MODALITIES, Case, find_cases
 from brasyn_dist.cli.cross_validate import main, split_into_folds
-from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.evaluation.tables import BEST_COPY, METHODS, read_table
 from tests.small import small_cases
@@ -51,7 +51,7 @@ def test_from_cases_to_the_pooled_table(tmp_path: Path, capfd: pytest.CaptureFix
     names = {c.name for c in find_cases(cases)}
     for fold in range(2):
         held_out = set(read_table(out / f"fold-{fold}" / "evaluation").case)
-        table = ShardIndex.load(out / f"fold-{fold}" / "shards").header.cases
+        table = open_shard_set(out / f"fold-{fold}" / "shards").header.cases
         assert len(held_out) == 2 and {c.name for c in table if c.split == "train"} == names - held_out
     rows = read_table(out).fillna(-1)
     for modality in MODALITIES:

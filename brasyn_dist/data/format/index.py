@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -31,12 +31,36 @@ from brasyn_dist.data.format.tar_shards import (
     sample_key,
     shard_name,
 )
-from brasyn_dist.data.loading.storage import ShardStorage, open_storage
 from brasyn_dist.errors import DataError
 
 INDEX_NAME = "index.json"
 STATISTICS_NAME = "statistics.json"
 REBUILD = "restore it, or rebuild it from the tars with `brasyn shard --rebuild-index FOLDER`"
+
+
+class ShardStorage(Protocol):
+    """The files of one shard set."""
+
+    def describe(self, name: str) -> str:
+        """Path or URL of a file, for messages."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Content of a small file (index.json), not cached. Raises DataError."""
+        ...
+
+    def use_set(self, fingerprint: str) -> None:
+        """Set the fingerprint, once the index is read. Must be called before `open`."""
+        ...
+
+    def open(self, shard: ShardEntry) -> int:
+        """File descriptor of a shard of the right size, for `os.pread`; the caller closes it.
+
+        Raises:
+            DataError: The shard is damaged or missing.
+            ConfigError: The cache cannot store it.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,20 +84,6 @@ class ShardIndex:
                 f"shard set is not complete: {len(expected)} shards expected, {len(found)} found"
                 + (f", {missing[0]} is missing" if missing else "")
             )
-
-    @classmethod
-    def load(
-        cls, location: Path | str, cache_dir: Path | str | None = None, cache_gib: float = 200.0
-    ) -> "ShardIndex":
-        """Read `index.json` at `location`: a folder, a URL that webdataset opens, or a `pipe:` command with `{}`.
-
-        Raises DataError if there is none, if it was changed or damaged, or if another version wrote it.
-        """
-        storage = open_storage(location, cache_dir, cache_gib)
-        data = storage.read(INDEX_NAME)
-        index = cls.from_json(data, where=storage.describe(INDEX_NAME), storage=storage)
-        storage.use_set(index.fingerprint)
-        return index
 
     @classmethod
     def from_json(cls, data: bytes, where: object, storage: ShardStorage | None = None) -> "ShardIndex":

@@ -94,7 +94,7 @@ class SampleReader:
         index = selection.index
         if index.storage is None:
             raise DataError(
-                "this index was not loaded from a location: nothing to read from; use ShardIndex.load"
+                "this index was not loaded from a location: nothing to read from; use open_shard_set"
             )
         self._selection = selection
         self._files = ShardFiles(index.storage, index.shards, max_open)

@@ -10,8 +10,8 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
+from brasyn_dist.data.format.index import INDEX_NAME, ShardIndex, ShardStorage
 from brasyn_dist.data.format.tar_shards import ShardEntry
 from brasyn_dist.data.loading.cache import CHUNK, ShardCache, default_cache_dir
 from brasyn_dist.errors import DataError
@@ -19,29 +19,18 @@ from brasyn_dist.errors import DataError
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:", re.I)
 
 
-class ShardStorage(Protocol):
-    """The files of one shard set."""
+def open_shard_set(
+    location: Path | str, cache_dir: Path | str | None = None, cache_gib: float = 200.0
+) -> ShardIndex:
+    """Index of the shard set at `location`, with its storage. Arguments: see `open_storage`.
 
-    def describe(self, name: str) -> str:
-        """Path or URL of a file, for messages."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Content of a small file (index.json), not cached. Raises DataError."""
-        ...
-
-    def use_set(self, fingerprint: str) -> None:
-        """Set the fingerprint, once the index is read. Must be called before `open`."""
-        ...
-
-    def open(self, shard: ShardEntry) -> int:
-        """File descriptor of a shard of the right size, for `os.pread`; the caller closes it.
-
-        Raises:
-            DataError: The shard is damaged or missing.
-            ConfigError: The cache cannot store it.
-        """
-        ...
+    Raises:
+        DataError: There is no index.json, it was changed or damaged, or another version wrote it.
+    """
+    storage = open_storage(location, cache_dir, cache_gib)
+    index = ShardIndex.from_json(storage.read(INDEX_NAME), storage.describe(INDEX_NAME), storage)
+    storage.use_set(index.fingerprint)
+    return index
 
 
 def open_storage(

@@ -28,6 +28,7 @@ from brasyn_dist.data.format.index import INDEX_NAME, ShardIndex
 from brasyn_dist.data.format.metadata import CaseEntry, SetHeader
 from brasyn_dist.data.format.tar_shards import ShardEntry, write_shard
 from brasyn_dist.data.loading.sampler import Purpose, permutation
+from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.sharding import staging
 from brasyn_dist.data.sharding.options import ShardOptions
 from brasyn_dist.data.sharding.patient_split import check_known
@@ -95,7 +96,7 @@ def make_shards(
         if header.dtype != PRESUMED:
             staging.prepare_staging(work, _staging_identity(identity, cases, header.dtype))
         log.info(summary(_write(result.cases, header, options, work, workers)))
-    return ShardIndex.load(out)
+    return open_shard_set(out)
 
 
 def _identity(options: ShardOptions, cases: Sequence[Case], statistics: Statistics | None) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def _finished(out: Path, identity: dict[str, Any], skip_bad: bool) -> ShardIndex
     """The index of `out` if the set is complete. Raises DataError if its identity differs or shards are missing."""
     if not (out / INDEX_NAME).exists():
         return None
-    index = ShardIndex.load(out)
+    index = open_shard_set(out)
     made = index.header.options
     differing = [key for key in {**identity, "modality_set": None} if made.get(key) != identity.get(key)]
     if differing:
