@@ -66,3 +66,70 @@ def test_local_slurm_says_what_it_needs(tmp_path: Path):
     for word, expected in {"status": "nothing runs in", "": "usage: "}.items():
         done = subprocess.run([tool, *word.split()], env=environment, capture_output=True, text=True)
         assert done.returncode == 1 and expected in done.stderr
+
+
+def submitted(tmp_path: Path, script: Path | None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run train.sbatch as Slurm does, from a copy elsewhere; `scontrol` names the submitted script."""
+    copy = tmp_path / "spool/slurm_script"
+    copy.parent.mkdir()
+    copy.write_text((REPOSITORY / "slurm/train.sbatch").read_text())
+    tool = tmp_path / "bin/scontrol"
+    tool.parent.mkdir()
+    command = "(null)" if script is None else f"{script} configs/r3.yaml name=x"
+    tool.write_text(f"#!/bin/sh\necho 'JobId=1 JobName=x'\necho '   Command={command}'\n")
+    tool.chmod(0o755)
+    environment = {
+        "PATH": f"{tool.parent}:/usr/bin:/bin",
+        "SLURM_JOB_ID": "1",
+        "PYTHON": "false",
+        **variables,
+    }
+    return subprocess.run(
+        ["bash", copy], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("how", ["as it is", "linked", "in a path with a space", "BRASYN_ROOT", "installed"])
+def test_job_scripts_find_their_functions(how: str, tmp_path: Path):
+    script: Path | None = REPOSITORY / "slurm/train.sbatch"
+    variables = {}
+    if how == "linked":
+        script = tmp_path / "my.sbatch"
+        script.symlink_to(REPOSITORY / "slurm/train.sbatch")
+    elif how == "in a path with a space":
+        (tmp_path / "a clone").symlink_to(REPOSITORY)
+        script = tmp_path / "a clone/slurm/train.sbatch"
+    elif how == "BRASYN_ROOT":
+        script, variables = None, {"BRASYN_ROOT": str(REPOSITORY)}
+    elif how == "installed":
+        script, variables = None, {"PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
+    done = submitted(tmp_path, script, **variables)
+    assert done.returncode == 2 and "no configuration" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("how", ["piped in", "copied"])
+def test_job_scripts_ask_for_the_clone_if_they_cannot_find_it(how: str, tmp_path: Path):
+    script = None
+    if how == "copied":
+        script = tmp_path / "jobs/train.sbatch"
+        script.parent.mkdir()
+        script.touch()
+    done = submitted(tmp_path, script)
+    assert done.returncode == 2 and "set BRASYN_ROOT" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_leaked_memory_options_do_not_reach_the_steps():
+    text = "source slurm/common.sh; env | grep SLURM_MEM || echo none"
+    done = subprocess.run(
+        ["bash", "-c", text],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "SLURM_JOB_ID": "1",
+            "SLURM_MEM_PER_CPU": "1",
+            "SLURM_MEM_PER_NODE": "2",
+        },
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "none\n", done.stderr

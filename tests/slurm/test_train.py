@@ -167,3 +167,21 @@ def test_node_dies_and_the_rest_finishes(cluster: Cluster, config: str):
     finally:
         cluster.tool("power-on", "2")
         cluster.wait_until_idle()
+
+
+def test_segmenter(cluster: Cluster, config: str):
+    """The configuration names the task; the same script trains a segmenter."""
+    values = yaml.safe_load((cluster.work / config).read_text())
+    sections = ("data", "training", "checkpoint", "validation", "telemetry", "runtime")
+    kept = {name: values[name] for name in sections if name in values}
+    kept.get("training", {}).pop("updates_per_batch", None)
+    kept.get("runtime", {}).pop("encoder_execution", None)
+    small = {"task": "segmenter", "segmenter": {"image_size": 48, "widths": [8, 16]}, **kept}
+    (cluster.work / "segmenter.yaml").write_text(yaml.safe_dump(small))
+    job = cluster.submit(
+        "--nodes=1", *SMALL_SHARE, SCRIPT, "segmenter.yaml", "name=segmenter", "training.max_steps=3"
+    )
+    job.completed()
+    run_dir = cluster.work / "runs/segmenter"
+    assert status(run_dir)["status"] == "finished"
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["task"] == "segmenter"
