@@ -65,6 +65,7 @@ def test_sections_values_and_pictures(predictions: Path, references: Path, tmp_p
     manifest = {
         "format": "brasyn_dist.predictions",
         "format_version": 1,
+        "finished": True,
         "identity": {"members": [{"view": "axial", "weights_sha256": "f00d"}], "precision": "no", "fusion_sha256": "beef"},
         "details": {"weights": ["runs/r3"]},
         "cases": [
