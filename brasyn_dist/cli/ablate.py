@@ -1,10 +1,13 @@
-"""Measure single parts of the method, each trained and evaluated as the base is: `brasyn ablate CASES --out DIR`.
+"""Measure single parts of the method, each trained and evaluated as the base is.
 
-The plan names runs and the options that each changes; `base`, which changes none, comes first. A run with another seed shows the
-effect of chance. Each run is `brasyn cross-validate` in DIR/NAME, over all folds or those of --fold; `section.key=value` applies to
-all runs. Finished evaluations are not repeated, so runs can be spread over processes by --only and --fold, which may be repeated. A
-run that was made with other options is refused. Last, the table DIR/ablations.md: the runs that exist, and their differences from
-`base` on the same volumes.
+    brasyn ablate CASES --out DIR
+
+The plan names runs and the options that each changes; `base`, which changes none, comes first. A run with
+another seed shows the effect of chance. Each run is `brasyn cross-validate` in DIR/NAME, over all folds or
+those of --fold; `section.key=value` applies to all runs. Finished evaluations are not repeated, so runs can
+be spread over processes by --only and --fold, which may be repeated. A run that was made with other options
+is refused. Last, the table DIR/ablations.md: the runs that exist, and their differences from `base` on the
+same volumes.
 """
 
 import json
@@ -75,8 +78,11 @@ def run(options: AblateOptions) -> None:
             if not evaluation(options.out, name, fold).exists():
                 title(f"{name}: {', '.join(plan[name]) or 'nothing changed'}")
                 call(
-                    brasyn("cross-validate", options.cases, "--out", options.out / folder(name), "--config", config,
-                           "--folds", str(options.folds), "--fold", str(fold), *overrides, *plan[name])
+                    brasyn(
+                        "cross-validate", options.cases, "--out", options.out / folder(name),
+                        "--config", config,
+                        "--folds", str(options.folds), "--fold", str(fold), *overrides, *plan[name],
+                    )
                 )  # fmt: skip
     scores = {name: scores_of(options.out, name, folds) for name in plan}
     text = table(plan, {name: found for name, found in scores.items() if found is not None})
@@ -117,7 +123,7 @@ def evaluation(out: Path, name: str, fold: int) -> Path:
 
 
 def scores_of(out: Path, name: str, folds: Sequence[int]) -> "pd.DataFrame | None":
-    """Scores of the synthetic volumes of the finished folds, by (case, modality); None if no fold is finished."""
+    """Scores of the finished folds' synthetic volumes, by (case, modality); None if no fold is finished."""
     import pandas as pd
 
     from brasyn_dist.evaluation.scoring import SYNTHETIC
@@ -131,7 +137,7 @@ def scores_of(out: Path, name: str, folds: Sequence[int]) -> "pd.DataFrame | Non
 
 
 def table(plan: Plan, scores: "Mapping[str, pd.DataFrame]") -> str:
-    """Markdown: means of each run over its volumes, and of the differences from the base on common volumes."""
+    """Markdown table: means of each run, and of the differences from the base on common volumes."""
     head = ["run", "changed", "volumes", *SCORES.values(), *(f"{s} - {BASE}" for s in SCORES.values())]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, found in scores.items():

@@ -1,6 +1,9 @@
-"""Test whether one run is better than another: `brasyn compare A/cases.csv B/cases.csv [--out comparison.json]`.
+"""Test whether one run is better than another.
 
-Compares two evaluations of the same cases, score by score and by the challenge's ranking (brasyn_dist/evaluation/paired_tests.py).
+    brasyn compare A/cases.csv B/cases.csv [--out comparison.json]
+
+Compares two evaluations of the same cases, score by score and by the challenge's ranking
+(brasyn_dist/evaluation/paired_tests.py).
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,9 @@
-"""List the packaged configurations, launch files and Slurm scripts, or copy them: `brasyn configs [NAME ...] [--copy DIR]`.
+"""List the packaged configurations, launch files and Slurm scripts, or copy them.
 
-`brasyn train --config NAME` finds a configuration by its name; launch files and Slurm scripts are used by their path.
+    brasyn configs [NAME ...] [--copy DIR]
+
+`brasyn train --config NAME` finds a configuration by its name; launch files and Slurm scripts are used by
+their path.
 """
 
 import shutil

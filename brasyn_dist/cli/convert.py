@@ -1,4 +1,6 @@
-"""Convert published generator weights into this project's format: `brasyn convert PUBLISHED.safetensors OUT`.
+"""Convert published generator weights into this project's format.
+
+    brasyn convert PUBLISHED.safetensors OUT
 
 OUT is then a folder that `brasyn infer --weights OUT` and `Generator.from_pretrained(OUT)` read.
 """

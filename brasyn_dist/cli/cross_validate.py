@@ -1,8 +1,11 @@
-"""Evaluate every case with a network that was trained without its patient: `brasyn cross-validate CASES --out DIR`.
+"""Evaluate every case with a network that was trained without its patient.
 
-A seed assigns the patients to folds. For each fold: shards of the other cases, a training, synthesis of each modality of the
-fold's cases in turn, evaluation beside the baselines (the regression is fitted on the training cases). Last, the pooled table:
-DIR/cases.csv and DIR/summary.json. The same command again continues with what is missing.
+    brasyn cross-validate CASES --out DIR
+
+A seed assigns the patients to folds. For each fold: shards of the other cases, a training, synthesis of each
+modality of the fold's cases in turn, evaluation beside the baselines (the regression is fitted on the
+training cases). Last, the pooled table: DIR/cases.csv and DIR/summary.json. The same command again continues
+with what is missing.
 """
 
 from collections.abc import Sequence
@@ -87,7 +90,11 @@ def run(options: CrossValidateOptions) -> None:
 
 
 def split_into_folds(cases: "Sequence[Case]", folds: int, seed: int) -> "list[list[Case]]":
-    """Cases by fold; all cases of a patient are in one fold. Raises ConfigError if there are fewer patients than folds."""
+    """Cases by fold; all cases of a patient are in one fold.
+
+    Raises:
+        ConfigError: There are fewer patients than folds.
+    """
     import numpy as np
 
     patients = sorted({c.patient for c in cases})
@@ -128,8 +135,10 @@ def evaluate_fold(
                    "--modality", modality)
         )  # fmt: skip
     call(
-        brasyn("evaluate", "--predictions", predictions, "--references", unseen, "--out", out / "evaluation",
-               "--statistics", shards / "statistics.json", "--regression-cases", training, "--curves", trained)
+        brasyn(
+            "evaluate", "--predictions", predictions, "--references", unseen, "--out", out / "evaluation",
+            "--statistics", shards / "statistics.json", "--regression-cases", training, "--curves", trained,
+        )
     )  # fmt: skip
 
 

@@ -1,9 +1,11 @@
-"""Run the whole pipeline on this machine, command by command: `brasyn demo [--data CASES] [--out demo]`; used by demo.sh.
+"""Run the whole pipeline on this machine, command by command (demo.sh).
+
+    brasyn demo [--data CASES] [--out demo]
 
     cases -> shards -> train (killed, then the same command again) -> synthesise -> evaluate -> report.html
 
-Every command is printed before it runs. Without --data, a synthetic cohort is written first. To continue after an interruption,
-run the same command again.
+Every command is printed before it runs. Without --data, a synthetic cohort is written first. To continue
+after an interruption, run the same command again.
 """
 
 import os
@@ -66,8 +68,10 @@ def run(options: DemoOptions) -> None:
     call(brasyn("infer", "--weights", weights, "--input", dropped, "--output", predictions, "--overwrite"))
     title("Evaluate against the truth and two baselines")
     call(
-        brasyn("evaluate", "--predictions", predictions, "--references", held_out, "--out", out / "evaluation",
-               "--workers", workers, "--statistics", shards / "statistics.json", "--curves", weights)
+        brasyn(
+            "evaluate", "--predictions", predictions, "--references", held_out, "--out", out / "evaluation",
+            "--workers", workers, "--statistics", shards / "statistics.json", "--curves", weights,
+        )
     )  # fmt: skip
     minutes = (time.monotonic() - begun) / 60
     print(f"\nDone in {minutes:.1f} minutes. Open {out / 'evaluation' / 'report.html'}")
@@ -83,7 +87,11 @@ def synthesise_cohorts(options: DemoOptions) -> list[Path]:
 
 
 def cohort_folders(data: Path) -> list[Path]:
-    """`data` itself if it contains cases, otherwise its subfolders that do. Raises BrasynError if there is none."""
+    """`data` itself if it contains cases, otherwise its subfolders that do.
+
+    Raises:
+        BrasynError: There is no case.
+    """
     from brasyn_dist.brats import modality_of
 
     if not data.is_dir():
@@ -104,8 +112,9 @@ def cohort_folders(data: Path) -> list[Path]:
 
 def train(options: DemoOptions, shards: Path) -> None:
     """Launch the training, kill all its processes when step `kill_at` is saved, launch it again."""
+    config = find_resource("configs", options.config)
     command = [
-        *launch_command(), "-m", "brasyn_dist.train", "--config", str(find_resource("configs", options.config)),
+        *launch_command(), "-m", "brasyn_dist.train", "--config", str(config),
         "name=demo", f"runs_dir={options.out / 'runs'}", f"data.shards={shards}", *(options.overrides or ()),
     ]  # fmt: skip
     checkpoints = options.out / "runs" / "demo" / "checkpoints"
@@ -118,7 +127,8 @@ def train(options: DemoOptions, shards: Path) -> None:
             kill_tree(process.pid)
             process.wait()
             print(
-                f"\n--- killed all processes with SIGKILL after step {options.kill_at}; the same command again ---\n"
+                f"\n--- killed all processes with SIGKILL after step {options.kill_at}; "
+                "the same command again ---\n"
             )
         else:
             check(process.returncode, command)

@@ -1,7 +1,10 @@
-"""Make a validation set from complete cases by leaving out one modality of each: `brasyn drop-modality CASES OUT`.
+"""Make a validation set from complete cases by leaving out one modality of each.
 
-The random choice is the challenge's (docs/explanation/method.md, section 1): cases sorted by name, `numpy.random.seed(123456)`,
-`numpy.random.randint(0, 4, size=number_of_cases)` as index of t1c, t1n, t2f, t2w. OUT/dropped.json lists what was left out.
+    brasyn drop-modality CASES OUT
+
+The random choice is the challenge's (docs/explanation/method.md, section 1): cases sorted by name,
+`numpy.random.seed(123456)`, `numpy.random.randint(0, 4, size=number_of_cases)` as index of t1c, t1n, t2f,
+t2w. OUT/dropped.json lists what was left out.
 """
 
 import json

@@ -1,10 +1,13 @@
-"""Score synthesised volumes against real ones: `brasyn evaluate --predictions DIR --references DIR --out DIR`.
+"""Score synthesised volumes against real ones.
 
-Writes summary.json, cases.csv and report.html (one file, no network). With segmentations of the completed cases also Dice,
-normalised surface distance and HD95; see docs/explanation/evaluation.md.
+    brasyn evaluate --predictions DIR --references DIR --out DIR
 
-Processes with the same command share the predictions: `--workers 8`, `torchrun`, `accelerate launch`, `srun`, the tasks of a job
-array. One of them writes the tables. Exit status 1 if a prediction could not be scored or segmented.
+Writes summary.json, cases.csv and report.html (one file, no network). With segmentations of the completed
+cases also Dice, normalised surface distance and HD95; see docs/explanation/evaluation.md.
+
+Processes with the same command share the predictions: `--workers 8`, `torchrun`, `accelerate launch`, `srun`,
+the tasks of a job array. One of them writes the tables. Exit status 1 if a prediction could not be scored or
+segmented.
 """
 
 import json
@@ -65,7 +68,7 @@ class EvaluateOptions:
         Option(
             "--regression-cases",
             metavar="DIR...",
-            help="Folders of training cases for a linear regression, one more baseline; saved as OUT/regression.json.",
+            help="Folders of training cases of a linear regression baseline; saved as OUT/regression.json.",
         ),
     ] = None
     regression: Annotated[

@@ -1,9 +1,11 @@
-"""Fit the weights by which several views are fused: `brasyn fit-fusion --weights W [W ...] --cases DIR --out FILE.json`.
+"""Fit the weights by which several views are fused.
 
-Synthesises every modality of complete validation cases, as if it were missing, with each model and view. Fits one weight for
-each view and target modality (least squares; at least 0, with sum 1). Prints the mean absolute errors of each view, of their
-mean and of the fusion, on cases that the fit has not seen. Give cases that the models were not trained on. Use the file by
-`brasyn infer ... --fusion FILE.json`.
+    brasyn fit-fusion --weights W [W ...] --cases DIR --out FILE.json
+
+Synthesises every modality of complete validation cases, as if it were missing, with each model and view. Fits
+one weight for each view and target modality (least squares; at least 0, with sum 1). Prints the mean absolute
+errors of each view, of their mean and of the fusion, on cases that the fit has not seen. Give cases that the
+models were not trained on. Use the file by `brasyn infer ... --fusion FILE.json`.
 """
 
 import logging
@@ -118,7 +120,7 @@ def member_names(views: Sequence[str], hashes: Sequence[str]) -> list[str]:
 
 
 def error_table(errors: Mapping[str, Mapping[str, float]]) -> str:
-    """The mean absolute errors as a table, and the modalities for which the fusion is no better than the mean."""
+    """Mean absolute errors as a table, and the modalities for which the fusion is no better than the mean."""
     names = list(next(iter(errors.values())))
     lines = [
         "mean absolute error on cases that the fit has not seen",

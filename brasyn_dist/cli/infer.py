@@ -1,13 +1,16 @@
-"""Synthesise the missing modalities of cases: `brasyn infer --weights RUN_OR_EXPORT --input DIR --output DIR`.
+"""Synthesise the missing modalities of cases.
 
-Finds the missing modalities of every case folder in --input, synthesises each from the available ones, and writes
-<case>-<modality>.nii.gz with the geometry, orientation and number type of the inputs, and manifest.json. To continue after an
-interruption, run the same command again: finished volumes are verified and kept.
+    brasyn infer --weights RUN_OR_EXPORT --input DIR --output DIR
 
-Processes with the same command share the cases: `--workers 4`, `torchrun`, `accelerate launch`, `srun`, the tasks of a job
-array, or two terminals. The unfinished case of a killed process is taken over by another one.
-Exit status: 0 all done, 1 a case failed (all others are done), 2 wrong usage, 75 stopped by a signal. With a launcher, the
-first process of each node lists the failures and has this status.
+Finds the missing modalities of every case folder in --input, synthesises each from the available ones, and
+writes <case>-<modality>.nii.gz with the geometry, orientation and number type of the inputs, and
+manifest.json. To continue after an interruption, run the same command again: finished volumes are verified
+and kept.
+
+Processes with the same command share the cases: `--workers 4`, `torchrun`, `accelerate launch`, `srun`, the
+tasks of a job array, or two terminals. The unfinished case of a killed process is taken over by another one.
+Exit status: 0 all done, 1 a case failed (all others are done), 2 wrong usage, 75 stopped by a signal. With a
+launcher, the first process of each node lists the failures and has this status.
 """
 
 import sys
@@ -105,13 +108,13 @@ def infer(options: InferOptions, context: LaunchContext) -> int:
         say=lambda text: print(text, flush=True),
     )
     if context.local_rank > 0:
-        return 0  # the first process of a node reports for all; a launcher ends it when another one fails earlier
+        # The first process of a node reports for all; a launcher ends it when another one fails earlier.
+        return 0
     failed = [result for result in results if result.status == "failed"]
     for result in failed:
         print(f"failed: {result.case}: {result.reason}", file=sys.stderr, flush=True)
-    print(
-        f"{len(results) - len(failed)} of {len(results)} cases in order; see {options.output / 'manifest.json'}"
-    )
+    manifest = options.output / "manifest.json"
+    print(f"{len(results) - len(failed)} of {len(results)} cases in order; see {manifest}")
     return 1 if failed else 0
 
 

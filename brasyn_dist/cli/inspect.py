@@ -1,8 +1,10 @@
-"""Check a data set before training: histograms, masks, truncation, quality, outliers, duplicates: `brasyn inspect COHORT_DIR --out DIR`.
+"""Check a data set before training: histograms, masks, truncation, quality, outliers, duplicates.
 
-Writes OUT/inspection.html (one file, no network), inspection.json and cases.csv. Findings are
-hints for a visual check and exclude no case (limits: brasyn_dist/data/qc/anomalies.py).
-Exit status 0 even with findings, 1 if no case can be read.
+    brasyn inspect COHORT_DIR --out DIR
+
+Writes OUT/inspection.html (one file, no network), inspection.json and cases.csv. Findings are hints for a
+visual check and exclude no case (limits: brasyn_dist/data/qc/anomalies.py). Exit status 0 even with findings,
+1 if no case can be read.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""The command `brasyn`: `brasyn SUBCOMMAND ...`."""
+"""The command `brasyn`.
+
+brasyn SUBCOMMAND ...
+"""
 
 import importlib
 import importlib.util
@@ -12,7 +15,7 @@ COMMANDS = (
     "phantom", "shard", "inspect", "train", "infer", "evaluate", "compare", "fit-fusion", "report", "convert",
     "drop-modality", "cross-validate", "ablate", "demo", "submit", "status", "configs",
 )  # fmt: skip
-"""Subcommands; `fit-fusion` is `main` of the module brasyn_dist.cli.fit_fusion, described by its docstring's first line."""
+"""Subcommands; `fit-fusion` is `main` of cli/fit_fusion.py, described by its docstring's first line."""
 INTERNAL = ("slurm-attempt",)
 """Subcommands that job scripts call; `--help` does not list them."""
 
@@ -58,7 +61,7 @@ def description(command: str) -> str:
     """First line of the module's docstring, read without importing the module."""
     path = Path(__file__).with_name(f"{command.replace('-', '_')}.py")
     with path.open() as file:
-        return file.readline().strip().strip('"').split(": `")[0]
+        return file.readline().strip().removeprefix("r").strip('"').rstrip(".")
 
 
 def console() -> None:

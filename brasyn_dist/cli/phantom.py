@@ -1,7 +1,9 @@
-"""Write synthetic cohorts in BraTS' layout: `brasyn phantom OUT --gli 6 --met 2`.
+"""Write synthetic cohorts in BraTS' layout.
 
-Makes OUT/train_gli and OUT/train_met with case folders of NIfTI volumes, for demonstrations and tests without patient data.
-See brasyn_dist/phantom/__init__.py.
+    brasyn phantom OUT --gli 6 --met 2
+
+Makes OUT/train_gli and OUT/train_met with case folders of NIfTI volumes, for demonstrations and tests without
+patient data. See brasyn_dist/phantom/__init__.py.
 """
 
 from dataclasses import dataclass

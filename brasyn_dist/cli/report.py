@@ -1,4 +1,7 @@
-"""Write the report of training runs, finished or not, to RUN/report.html: `brasyn report RUN [RUN ...]`."""
+"""Write the report of training runs, finished or not, to RUN/report.html.
+
+brasyn report RUN [RUN ...]
+"""
 
 import sys
 from dataclasses import dataclass

@@ -1,7 +1,10 @@
-"""Convert cohort folders of BraTS cases into shards of slices: `brasyn shard COHORT_DIR [COHORT_DIR ...] --out shards`.
+"""Convert cohort folders of BraTS cases into shards of slices.
 
-Each COHORT_DIR contains case folders (CASE/CASE-t1c.nii.gz, or the names of older editions); its name is recorded with every
-slice. To continue after an interruption, run the same command again. Stages: brasyn_dist/data/sharding/write_shards.py.
+    brasyn shard COHORT_DIR [COHORT_DIR ...] --out shards
+
+Each COHORT_DIR contains case folders (CASE/CASE-t1c.nii.gz, or the names of older editions); its name is
+recorded with every slice. To continue after an interruption, run the same command again. Stages:
+brasyn_dist/data/sharding/write_shards.py.
 """
 
 from dataclasses import dataclass
@@ -80,8 +83,8 @@ class ShardCommandOptions:
         Option(
             "--headroom",
             metavar="F",
-            help="Computed statistics clip at F x the 99.5th percentile; above 1 for small cohorts, whose scans may be "
-            "darker than unseen ones.",
+            help="Computed statistics clip at F x the 99.5th percentile; above 1 for small cohorts, whose "
+            "scans may be darker than unseen ones.",
         ),
     ] = 1.0
     rebuild_index: Annotated[

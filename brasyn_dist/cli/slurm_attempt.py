@@ -1,7 +1,8 @@
 """Record an attempt of a batch job at a run; slurm/train.sbatch calls it.
 
-brasyn slurm-attempt begin --config C [section.key=value ...]          prints the run folder
-brasyn slurm-attempt end RUN_DIR --exit-status N [--warned]            prints what to do: finished, requeue, stop, give-up
+brasyn slurm-attempt begin --config C [section.key=value ...]          prints the run folder brasyn
+slurm-attempt end RUN_DIR --exit-status N [--warned]            prints what to do: finished, requeue, stop,
+give-up
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Show the progress of training runs, one line for each: `brasyn status [RUNS_DIR] [--watch]`."""
+"""Show the progress of training runs, one line for each.
+
+brasyn status [RUNS_DIR] [--watch]
+"""
 
 import json
 import time

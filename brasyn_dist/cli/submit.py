@@ -1,12 +1,15 @@
-"""Submit the Slurm jobs shard, train, infer and evaluate, each after the success of the one before: `brasyn submit CONFIG`.
+r"""Submit the Slurm jobs shard, train, infer and evaluate, each after the success of the one before.
 
-    brasyn submit configs/r3.yaml --cohorts data/train_gli data/train_met --shards shards \\
-        --cases cases --completed completed --references complete_cases --evaluation evaluation \\
-        --sbatch="--partition=gpu --account=lab" --sbatch-train="--nodes=4 --gpus-per-node=2" [section.key=value ...]
+    brasyn submit CONFIG
 
-A stage without input is left out: without --cohorts the shards exist already, without --cases nothing is synthesised, without
---references nothing is scored. Prints the number of every job. If one fails, the jobs after it are removed from the queue. The
-same command submits all of them again; finished work is not repeated.
+    brasyn submit configs/r3.yaml --cohorts data/train_gli data/train_met --shards shards \
+        --cases cases --completed completed --references complete_cases --evaluation evaluation \
+        --sbatch="--partition=gpu --account=lab" --sbatch-train="--nodes=4" [section.key=value ...]
+
+A stage without input is left out: without --cohorts the shards exist already, without --cases nothing is
+synthesised, without --references nothing is scored. Prints the number of every job. If one fails, the jobs
+after it are removed from the queue. The same command submits all of them again; finished work is not
+repeated.
 """
 
 import shlex
@@ -110,7 +113,7 @@ def sbatch_command(stage: Stage, common: str, after: str | None) -> list[str]:
 
 
 def run(options: SubmitOptions) -> None:
-    """Submit the jobs, or print the commands."""
+    r"""Submit the jobs, or print the commands."""
     after = None
     for stage in stages(options):
         command = sbatch_command(stage, options.sbatch, after)

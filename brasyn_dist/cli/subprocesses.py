@@ -16,7 +16,7 @@ def brasyn(*arguments: str | Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Environment in which the package is found from every folder, also from a clone that is not installed."""
+    """Environment in which the package is found from every folder, also if it is not installed."""
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]),

@@ -1,6 +1,7 @@
 """Console logging of all commands: messages on stdout, warnings and errors on stderr.
 
-`BRASYN_LOG=debug` (or info, warning, error) sets the level. At level debug every line carries the time, the rank and the module.
+`BRASYN_LOG=debug` (or info, warning, error) sets the level. At level debug every line has the time, the rank
+and the module.
 """
 
 import logging
@@ -17,6 +18,7 @@ class ConsoleFormatter(logging.Formatter):
     """The bare message at level info; `warning: ` and `error: ` in front of the others."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Text of a record."""
         text = super().format(record)
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
@@ -30,6 +32,7 @@ class StandardStream(logging.StreamHandler):
 
     @property
     def stream(self):
+        """The standard stream at this moment."""
         return getattr(sys, str(self.name))
 
 

@@ -1,6 +1,7 @@
 """All options as dataclasses; see docs/reference or `brasyn train --help` for the list.
 
-schema.py       checks and descriptions (pydantic)      yaml_files.py   YAML files with `base:`, command-line values
+schema.py       checks and descriptions (pydantic)
+yaml_files.py   YAML files with `base:`, command-line values
 data.py         models.py    objective.py    training.py    runtime.py       options of each component
 run.py          options of a whole run by task, `load_config`
 """
@@ -35,9 +36,11 @@ from brasyn_dist.config.training import (
 from brasyn_dist.config.yaml_files import merge, parse_value, read_yaml, set_by_path
 
 __all__ = [
-    "TASKS", "AdamConfig", "AugmentationConfig", "CheckpointConfig", "Config", "DataConfig", "DiscriminatorConfig",
-    "GeneratorConfig", "LengthConfig", "NormalisationMode", "ObjectiveConfig", "OptimizerConfig", "OrderConfig", "Recompute",
-    "RunConfig", "RuntimeConfig", "SampleOrderConfig", "SegmenterConfig", "SegmenterRunConfig", "TelemetryConfig",
-    "TrainingConfig", "TverskyConfig", "ValidationConfig", "all_options", "check_image_size", "dataclass", "from_dict",
-    "load_config", "merge", "parse_value", "read_yaml", "set_by_path", "task_of", "to_dict", "to_yaml",
+    "TASKS", "AdamConfig", "AugmentationConfig", "CheckpointConfig", "Config", "DataConfig",
+    "DiscriminatorConfig", "GeneratorConfig", "LengthConfig", "NormalisationMode",
+    "ObjectiveConfig", "OptimizerConfig", "OrderConfig", "Recompute", "RunConfig", "RuntimeConfig",
+    "SampleOrderConfig", "SegmenterConfig", "SegmenterRunConfig", "TelemetryConfig",
+    "TrainingConfig", "TverskyConfig", "ValidationConfig", "all_options", "check_image_size",
+    "dataclass", "from_dict", "load_config", "merge", "parse_value", "read_yaml", "set_by_path",
+    "task_of", "to_dict", "to_yaml",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Options of a whole training run, by task, and their loading: defaults <- YAML <- section.key=value.
 
-A YAML file may start with `base: other.yaml` (relative to itself) and then contains only the differences. `task:` names what
-is trained. Unknown options are errors. The merged result is saved in the run folder.
+A YAML file may start with `base: other.yaml` (relative to itself) and then contains only the differences.
+`task:` names what is trained. Unknown options are errors. The merged result is saved in the run folder.
 """
 
 from collections.abc import Sequence
@@ -125,7 +125,7 @@ TASKS: dict[str, type[RunConfig]] = {"generator": Config, "segmenter": Segmenter
 
 
 def task_of(values: dict[str, Any]) -> str:
-    """Task of a configuration file's mapping; files of old segmenter runs have a section `segmenter` and no `task`."""
+    """Task of a file's mapping; files of old segmenter runs have a section `segmenter` and no `task`."""
     old_segmenter = "segmenter" in values and "generator" not in values
     return str(values.get("task", "segmenter" if old_segmenter else "generator"))
 

@@ -1,4 +1,4 @@
-"""Dataclasses of options: types and ranges are checked, errors are one line, attribute docstrings are descriptions.
+"""Dataclasses of options: checked types and ranges, errors of one line, descriptions from docstrings.
 
 YAML or JSON mapping --from_dict (pydantic, strict)--> frozen dataclass --to_dict, to_yaml--> equal mapping
 """

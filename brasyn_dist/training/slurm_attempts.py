@@ -1,11 +1,10 @@
-"""Attempts of a batch job at a run: what started where, how it ended, and what to do next. Used by slurm/train.sbatch.
+"""Attempts of a batch job at a run: where they started, how they ended, and what the job does next.
 
-    python -m brasyn_dist.training.slurm_attempts begin --config C [section.key=value ...]   prints the run folder
-    python -m brasyn_dist.training.slurm_attempts end RUN_DIR --exit-status N [--warned]     prints what to do: see `Verdict`
+slurm/train.sbatch calls `begin` and `end` through cli/slurm_attempt.py.
 
-Every beginning and end is a line of <run>/attempts.jsonl. A job that is requeued keeps its number, so the failures of one job
-can be counted; a job that is submitted anew starts counting at nothing. Slurm itself requeues a job whose node died: such
-an attempt has a beginning and no end.
+Every start and end is a line of <run>/attempts.jsonl. A requeued job keeps its number, so that the failures
+of one job can be counted; a newly submitted job starts counting at 0. Slurm requeues a job whose node died:
+such an attempt has a start and no end.
 """
 
 import json
@@ -25,26 +24,27 @@ from brasyn_dist.training.stop_request import USER_REQUEST, remove_stale_request
 
 ATTEMPTS = "attempts.jsonl"
 PATIENCE = 3
-"""Failures at the same step, one after another, after which a job gives up."""
+"""Consecutive failures at the same step after which a job ends."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the batch script shall do, and why."""
+    """Next action of the batch script, and its reason."""
 
     action: Literal["finished", "requeue", "stop", "give-up"]
-    """`finished`, `stop` (a person asked for it): exit 0. `requeue`: continue. `give-up`: exit 1."""
+    """`finished`, `stop` (a user requested it): exit 0. `requeue`: continue. `give-up`: exit 1."""
     reason: str
 
 
 def begin(run_dir: Path) -> None:
-    """Note a beginning. Raises BrasynError if another job that is still running has the folder."""
+    """Record a start. Raises BrasynError if another job that is still running has the folder."""
     run_dir.mkdir(parents=True, exist_ok=True)
     job = provenance.slurm_job()
     other = other_job(read_attempts(run_dir), job)
     if other is not None and (state := job_state(other)) in ("RUNNING", "COMPLETING", "SUSPENDED"):
         raise BrasynError(
-            f"{run_dir} belongs to job {other}, which is {state}; wait for it or `scancel {other}`, or choose another name="
+            f"{run_dir} belongs to job {other}, which is {state}; wait for it or `scancel {other}`, or "
+            "choose another name="
         )
     remove_stale_request(run_dir)
     append(
@@ -61,7 +61,7 @@ def begin(run_dir: Path) -> None:
 
 
 def end(run_dir: Path, exit_status: int, warned: bool) -> Verdict:
-    """Note the end of this job's attempt and decide. `warned`: the batch script was told to make room."""
+    """Record the end of this job's attempt and decide. `warned`: the batch script was signalled to end."""
     job, step = provenance.slurm_job(), saved_step(run_dir)
     status = read_status(run_dir, job)
     outcome = outcome_of(status, exit_status, warned)
@@ -87,17 +87,23 @@ def end(run_dir: Path, exit_status: int, warned: bool) -> Verdict:
 
 
 def outcome_of(status: Mapping[str, Any], exit_status: int, warned: bool) -> str:
-    """`finished`, `stopped` (wants to continue), `asked` (a person's STOP file) or `failed`; `status` is this attempt's own."""
+    """`finished`, `stopped` (can continue), `asked` (a user's STOP file) or `failed`.
+
+    Args:
+        status: status.json of this attempt.
+        exit_status: Exit status of the launcher.
+        warned: The batch script was signalled to end.
+    """
     if status.get("status") == "finished":
         return "finished"
     if status.get("status") == "stopped":
         return "asked" if status["reason"] == USER_REQUEST and not warned else "stopped"
-    # Warned but not stopped in time: killed while it started, or in a long validation. The next attempt goes on.
+    # Signalled but not stopped in time: killed at the start or in a validation. The next attempt continues.
     return "stopped" if warned and exit_status != 0 and status.get("status") != "failed" else "failed"
 
 
 def decide(outcome: str, reason: str, step: int, failures: int) -> Verdict:
-    """`failures`: failures in a row without a newer checkpoint than that of `step`, this one included."""
+    """Next action. `failures`: consecutive failures since the checkpoint of `step`, with this one."""
     if outcome == "finished":
         return Verdict("finished", "the run is finished")
     if outcome == "asked":
@@ -111,13 +117,13 @@ def decide(outcome: str, reason: str, step: int, failures: int) -> Verdict:
         )
     return Verdict(
         "give-up",
-        f"failed {failures} times since the checkpoint of step {step}, last: {reason}. Mend the cause (the job's "
-        "output has it in full), then submit the same job again: it continues from that checkpoint",
+        f"failed {failures} times since the checkpoint of step {step}, last: {reason}. Remove the cause (see "
+        "the job's output), then submit the same job again: it continues from that checkpoint",
     )
 
 
 def consecutive_failures(attempts: Sequence[Mapping[str, Any]], job: str | None, step: int) -> int:
-    """How often in a row, up to now, the job that `job` is a part of failed at checkpoint `step`."""
+    """Number of consecutive failures of the job with attempt `job` at checkpoint `step`, up to now."""
     count = 0
     for line in reversed(attempts):
         if line["event"] != "end" or job_number(line["attempt"]) != job_number(job):
@@ -129,18 +135,19 @@ def consecutive_failures(attempts: Sequence[Mapping[str, Any]], job: str | None,
 
 
 def other_job(attempts: Sequence[Mapping[str, Any]], job: str | None) -> str | None:
-    """Number of the job that began last in this folder, if that is another one than `job`."""
+    """Number of the job that started last in this folder, if it is not the job of attempt `job`."""
     begun = [line["attempt"] for line in attempts if line["event"] == "begin" and line["attempt"]]
     last = job_number(begun[-1]) if begun else None
     return last if last != job_number(job) else None
 
 
 def job_number(attempt: str | None) -> str | None:
+    """Number of the job of an attempt."""
     return attempt.partition(".")[0] if attempt else None
 
 
 def job_state(number: str) -> str | None:
-    """What Slurm says of a job: RUNNING, PENDING, ...; None if it knows none of that number."""
+    """State of a job in Slurm: RUNNING, PENDING, ...; None if it has no job of that number."""
     try:
         found = subprocess.run(
             ["squeue", "--noheader", "--jobs", number, "--format=%T"],
@@ -154,13 +161,13 @@ def job_state(number: str) -> str | None:
 
 
 def saved_step(run_dir: Path) -> int:
-    """Step of the newest complete checkpoint; 0 without."""
+    """Step of the newest complete checkpoint; 0 if there is none."""
     folders = step_folders(run_dir / run_folder.CHECKPOINTS)
     return next((step for step, folder in folders if (folder / MANIFEST).exists()), 0)
 
 
 def read_status(run_dir: Path, job: str | None) -> dict[str, Any]:
-    """status.json if the attempt `job` wrote it; empty otherwise: it may have died before it wrote one."""
+    """status.json if the attempt `job` wrote it, else empty: an attempt may end before it writes one."""
     try:
         status = json.loads((run_dir / run_folder.STATUS).read_text())
     except (OSError, ValueError):
@@ -169,7 +176,7 @@ def read_status(run_dir: Path, job: str | None) -> dict[str, Any]:
 
 
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of attempts.jsonl; a torn one (the node died) is left out."""
+    """Lines of attempts.jsonl; an incomplete one (the node died) is left out."""
     path = run_dir / ATTEMPTS
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -181,6 +188,7 @@ def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def append(run_dir: Path, line: Mapping[str, Any]) -> None:
+    """Write a line to attempts.jsonl and flush it to disk."""
     with (run_dir / ATTEMPTS).open("a") as file:
         file.write(json.dumps(line) + "\n")
     fsync(run_dir / ATTEMPTS)
