@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, BadParameter, Option
 
 from brasyn_dist.cli.command import Command, View, at_most_one
-from brasyn_dist.errors import BrasynError
+from brasyn_dist.errors import BrasynError, DataError
 
 if TYPE_CHECKING:
+    from brasyn_dist.modality_set import ModalitySet
     from brasyn_dist.preprocessing.statistics import Statistics
 
 
@@ -87,6 +88,15 @@ class ShardCommandOptions:
             "scans may be darker than unseen ones.",
         ),
     ] = 1.0
+    modality_set: Annotated[
+        Path | None,
+        Option(
+            "--modality-set",
+            metavar="FILE",
+            help="YAML file with name, modalities and optionally titles, suffixes, labels and regions of other "
+            "studies.  [default: BraTS]",
+        ),
+    ] = None
     rebuild_index: Annotated[
         Path | None,
         Option("--rebuild-index", metavar="DIR", help="Only rebuild index.json from the tar files in DIR."),
@@ -111,7 +121,7 @@ def run(options: ShardCommandOptions) -> None:
 
 def shard(options: ShardCommandOptions) -> None:
     """Write the shard set."""
-    from brasyn_dist.brats import VIEWS
+    from brasyn_dist.brats import BRATS, VIEWS
     from brasyn_dist.common.process_pool import available_processors
     from brasyn_dist.data.format.codec import DEFAULT_CODEC
     from brasyn_dist.data.sharding.patient_split import read_split_file
@@ -133,11 +143,23 @@ def shard(options: ShardCommandOptions) -> None:
             codec=options.codec or DEFAULT_CODEC,
             round_values=options.round,
             headroom=options.headroom,
+            modality_set=BRATS if options.modality_set is None else read_modality_set(options.modality_set),
         ),
         statistics=given_statistics(options.statistics),
         workers=options.workers or available_processors(8),
         skip_bad=options.skip_bad,
     )
+
+
+def read_modality_set(path: Path) -> "ModalitySet":
+    """Modality set in a YAML file."""
+    from brasyn_dist.config import read_yaml
+    from brasyn_dist.modality_set import ModalitySet
+
+    try:
+        return ModalitySet.from_dict(read_yaml(path))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def rebuild(folder: Path) -> None:

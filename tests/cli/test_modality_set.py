@@ -1,0 +1,89 @@
+"""A study of other modalities than BraTS': sharding, training, inference and evaluation by the commands."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from brasyn_dist.cli.evaluate import main as evaluate
+from brasyn_dist.cli.infer import main as infer
+from brasyn_dist.cli.shard import main as shard
+from brasyn_dist.cli.train import main as train
+from tests.small import small_cases
+
+SMALL = (
+    "training.max_steps=2", "training.updates_per_batch=1", "training.global_batch_size=2", "generator.image_size=48",
+    "discriminator.image_size=48", "generator.base_channels=8", "generator.heads=2", "generator.transformer_layers=1",
+    "discriminator.base_channels=8", "validation.every_steps=2", "validation.slices=2", "objective.ssim_regions=whole",
+    "telemetry.report=false",
+)  # fmt: skip
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """Cases S-0, S-1, ... with the files CASE-ct.nii.gz and CASE-mr.nii.gz, and no segmentation."""
+    folder = tmp_path / "cohort"
+    for number, case in enumerate(sorted(small_cases(tmp_path / "source", 4).glob("*/*"))):
+        target = folder / f"S-{number}"
+        target.mkdir(parents=True)
+        for brats, name in (("t1c", "ct"), ("t2w", "mr")):
+            shutil.copy(case / f"{case.name}-{brats}.nii.gz", target / f"{target.name}-{name}.nii.gz")
+    return folder
+
+
+def test_two_modalities_with_other_names(cohort: Path, tmp_path: Path):
+    (tmp_path / "set.yaml").write_text("name: ctmr\nmodalities: [ct, mr]\n")
+    shards, runs, out = tmp_path / "shards", tmp_path / "runs", tmp_path / "out"
+    options = [
+        "--views",
+        "axial",
+        "--minimum-foreground",
+        "100",
+        "--validation-fraction",
+        "0.4",
+        "--workers",
+        "1",
+    ]
+    assert (
+        shard([str(cohort), "--out", str(shards), "--modality-set", str(tmp_path / "set.yaml"), *options])
+        == 0
+    )
+    assert train(["name=ctmr", f"runs_dir={runs}", f"data.shards={shards}", *SMALL]) == 0
+    metrics = [json.loads(line) for line in (runs / "ctmr/metrics.jsonl").read_text().splitlines()]
+    assert {"ct/mae", "mr/mae"} <= set(metrics[-1])
+    exported = json.loads((runs / "ctmr/export/config.json").read_text())
+    assert exported["modality_set"]["modalities"] == ["ct", "mr"]
+    for path in cohort.glob("*/*-mr.nii.gz"):
+        path.rename(tmp_path / path.name)
+    assert infer(["--weights", str(runs / "ctmr"), "--input", str(cohort), "--output", str(out)]) == 0
+    cases = {folder.name for folder in cohort.iterdir()}
+    assert {p.name for p in out.glob("*.nii.gz")} == {f"{case}-mr.nii.gz" for case in cases}
+    for case in cases:
+        (tmp_path / f"{case}-mr.nii.gz").rename(cohort / case / f"{case}-mr.nii.gz")
+    results = tmp_path / "evaluation"
+    arguments = [
+        "--predictions",
+        str(out),
+        "--references",
+        str(cohort),
+        "--out",
+        str(results),
+        "--no-baselines",
+    ]
+    assert evaluate(arguments) == 0
+    rows = (results / "cases.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(cases) and all(",mr,synthetic," in row for row in rows[1:])
+
+
+def test_an_invalid_modality_set_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "set.yaml").write_text("name: one\nmodalities: [ct]\n")
+    arguments = [
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "shards"),
+        "--modality-set",
+        str(tmp_path / "set.yaml"),
+    ]
+    assert shard(arguments) == 1
+    assert "set.yaml: modality set one" in capsys.readouterr().err
