@@ -3,8 +3,9 @@
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -40,9 +41,15 @@ def remount(folder: Path, options: str) -> None:
         time.sleep(0.1)
 
 
-def train(options: tuple[str, ...], log: Path, processes: int = 2, small: tuple[str, ...] = SMALL) -> int:
+def train(
+    options: tuple[str, ...],
+    log: Path,
+    processes: int = 2,
+    small: tuple[str, ...] = SMALL,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Exit status of a run to its end; `log` is appended to."""
-    process = WarmRun(options, log, processes, small)
+    process = WarmRun(options, log, processes, small, environment)
     try:
         return process.wait(PATIENCE)
     except subprocess.TimeoutExpired:

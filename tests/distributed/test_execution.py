@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.faults import output
+from tests.distributed.faults import train as warm_train
 from tests.distributed.launch import command, run
 from tests.small import small_shard_set
 
@@ -30,10 +32,7 @@ def train(
 ) -> list[dict[str, float]]:
     """Metrics of the run's optimiser steps."""
     log = work / f"{name}.log"
-    launcher = "python" if processes == 1 else "torchrun"
-    assert run(command((*options, f"name={name}", *more), processes, launcher), log) == 0, log.read_text()[
-        -4000:
-    ]
+    assert warm_train((*options, f"name={name}", *more), log, processes) == 0, log.read_text()[-4000:]
     lines = map(json.loads, (work / "runs" / name / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == "train"]
 
@@ -106,10 +105,36 @@ def test_dry_run_and_help_say_what_there_is(work: Path, options: tuple[str, ...]
 
 def test_wrong_options_end_with_one_line(work: Path, options: tuple[str, ...]):
     log = work / "wrong.log"
-    assert run(command((*options, "runtime.precision=fp16"), 1, "python"), log) == 1
-    assert (
-        "error: runtime.precision=fp16 needs a CUDA device" in log.read_text()
-        and "Traceback" not in log.read_text()
+    text = output((*options, "runtime.precision=fp16"), log, processes=1)
+    assert "error: runtime.precision=fp16 needs a CUDA device" in text
+    assert "nowhere" in output((*options, f"data.shards={work / 'nowhere'}"), log, processes=1)
+
+
+def test_zero_switches_periodic_work_off(work: Path, options: tuple[str, ...]):
+    """The last step is logged and saved in any case."""
+    zero = (
+        "telemetry.log_every=0",
+        "checkpoint.every_steps=0",
+        "checkpoint.every_minutes=0",
+        "validation.slices=0",
     )
-    assert run(command((*options, f"data.shards={work / 'nowhere'}"), 1, "python"), log) == 1
-    assert "nowhere" in log.read_text() and "Traceback" not in log.read_text()
+    lines = train(work, options, "zero", *zero)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    run_dir = work / "runs/zero"
+    assert [p.name for p in (run_dir / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
+    assert (
+        "validation    off" in (work / "zero.log").read_text() and (run_dir / "export/config.json").exists()
+    )
+
+
+def test_a_compiled_run_on_a_cpu_ends(work: Path, options: tuple[str, ...]):
+    """Inductor keeps a thread pool, which waits for the exit functions of concurrent.futures."""
+    log, small = work / "compiles.log", ("segmenter.image_size=48", "segmenter.widths=[8,16]")
+    more = (
+        "task=segmenter",
+        "runtime.compile=default",
+        "training.max_steps=1",
+        "training.global_batch_size=2",
+    )
+    assert warm_train((*options, *more, "name=compiles"), log, 1, small) == 0, log.read_text()[-4000:]
+    assert "finished at step 1/1" in log.read_text()

@@ -76,7 +76,7 @@ def test_stopped_rank_is_named_with_all_stacks_before_the_collective_timeout(
     assert text.index(silent) < text.index("rank 0: no answer from another rank")
     stacks = (run_dir / "logs/rank-0.log").read_text()
     assert "made no progress for" in stacks and 'watchdog.py", line' in stacks
-    assert re.search(r"Current thread|Thread 0x", stacks) and 'loop.py", line' in stacks
+    assert re.search(r"Current thread|Thread 0x", stacks) and 'trainer.py", line' in stacks
     assert train(wanted, log) == 0, log.read_text()[-4000:]
     assert final_state(run_dir, STEPS) == expected
 

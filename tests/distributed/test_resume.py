@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from brasyn_dist.common.processes import descendants
-from tests.distributed.faults import train
+from tests.distributed.faults import output, train
 from tests.distributed.launch import (
+    Running,
     command,
     final_state,
     logged_step,
@@ -20,6 +22,7 @@ from tests.distributed.launch import (
     wait_until,
 )
 from tests.distributed.traces import losses, traced_batches
+from tests.distributed.warm import WarmRun
 from tests.small import small_shard_set
 
 pytestmark = pytest.mark.slow
@@ -84,10 +87,10 @@ def test_stopped_run_continues_bit_identically(
 ):
     shutil.copytree(stopped, work / "runs/continued")
     log = work / "continued.log"
-    assert run(command((*options, "name=continued")), log) == 0, log.read_text()[-4000:]
+    assert train((*options, "name=continued"), log) == 0, log.read_text()[-4000:]
     assert final_state(work / "runs/continued", STEPS) == final_state(undisturbed, STEPS)
     # And once more: a finished run says so and changes nothing.
-    assert run(command((*options, "name=continued")), log) == 0
+    assert train((*options, "name=continued"), log) == 0
     assert final_state(work / "runs/continued", STEPS) == final_state(undisturbed, STEPS)
 
 
@@ -99,9 +102,9 @@ def test_signal_to_one_rank_stops_all_within_a_step(
     processes = 1 if number == signal.SIGTERM else 2
     name = f"signal-{number.name}"
     run_dir, log = work / "runs" / name, work / f"{name}.log"
-    launcher = "python" if processes == 1 else "torchrun"
-    process = start(
-        command((*options, f"name={name}", "training.max_steps=100000"), processes, launcher), log
+    arguments = (*options, f"name={name}", "training.max_steps=100000")
+    process: Running = (
+        start(command(arguments, 1, "python"), log) if processes == 1 else WarmRun(arguments, log)
     )
     assert wait_until(process, lambda: logged_step(run_dir) >= 2, log), log.read_text()
     before = logged_step(run_dir)
@@ -124,19 +127,14 @@ def test_signal_to_one_rank_stops_all_within_a_step(
 def test_another_run_is_refused(
     work: Path, options: tuple[str, ...], stopped: Path, override: str, named: str
 ):
-    import re
-
     log = work / f"refused-{override}.log".replace("/", "_")
-    assert run(command((*options, "name=stopped", override), 1, "python"), log) == 1
-    text = log.read_text()
-    assert re.search(named, text) and "Traceback" not in text
+    assert re.search(named, output((*options, "name=stopped", override), log, processes=1))
 
 
 def test_never_resume_refuses_a_used_folder(work: Path, options: tuple[str, ...], stopped: Path):
     log = work / "never.log"
-    arguments = command((*options, "name=stopped", "checkpoint.resume=never"), 1, "python")
-    assert run(arguments, log) == 1
-    assert "checkpoint.resume=never" in log.read_text()
+    arguments = (*options, "name=stopped", "checkpoint.resume=never")
+    assert "checkpoint.resume=never" in output(arguments, log, processes=1)
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(work: Path, options: tuple[str, ...]):
@@ -145,8 +143,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(work: Path,
         *options, "name=diverges", "optimizer.base_rate=1e30", "optimizer.warmup_steps=0", "checkpoint.every_steps=1",
         "telemetry.log_every=1", "training.ema_decay=0",
     )  # fmt: skip
-    assert run(command(arguments), log) == 1
-    text = log.read_text()
+    text = output(arguments, log)
     assert "is not finite" in text and "BraTS-GLI" in text and "step" in text
     from brasyn_dist.training.checkpoint import newest_intact
 

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from brasyn_dist.common.files import sha256_of
+from tests.distributed.faults import output, train
 from tests.distributed.launch import (
     SMALL_SEGMENTER,
     command,
@@ -16,15 +17,15 @@ from tests.distributed.launch import (
     logged_step,
     run,
     saved_step,
-    start,
     wait_until,
 )
+from tests.distributed.warm import WarmRun
 from tests.small import small_shard_set
 
 pytestmark = pytest.mark.slow
 
 STEPS = 24
-SEGMENTER = ("brasyn_dist.train_segmenter", *SMALL_SEGMENTER)
+SEGMENTER = ("task=segmenter", *SMALL_SEGMENTER)
 VIEWS = "data.views=[axial,sagittal,coronal]"
 
 
@@ -49,10 +50,9 @@ def options(shared_options: tuple[str, ...]) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed(work: Path, options: tuple[str, ...]) -> Path:
-    """A run of two processes from beginning to end, under `accelerate launch`."""
+    """A run of two processes from beginning to end."""
     log = work / "undisturbed.log"
-    arguments = command((*options, "name=undisturbed"), launcher="accelerate", program=SEGMENTER)
-    assert run(arguments, log) == 0, log.read_text()[-4000:]
+    assert train((*options, "name=undisturbed"), log, small=SEGMENTER) == 0, log.read_text()[-4000:]
     return work / "runs/undisturbed"
 
 
@@ -62,13 +62,13 @@ def outcome(run_dir: Path) -> dict[str, bytes]:
 
 def test_killed_twice_it_ends_bit_identical(work: Path, options: tuple[str, ...], undisturbed: Path):
     run_dir, log = work / "runs/killed", work / "killed.log"
-    arguments = command((*options, "name=killed"), program=SEGMENTER)
+    arguments = (*options, "name=killed")
     for goal in (5, 14):
-        process = start(arguments, log)
+        process = WarmRun(arguments, log, small=SEGMENTER)
         alive = wait_until(process, lambda goal=goal: logged_step(run_dir) >= goal, log)
         kill(process)
         assert alive and 0 < saved_step(run_dir) < STEPS, log.read_text()[-4000:]
-    assert run(arguments, log) == 0, log.read_text()[-4000:]
+    assert train(arguments, log, small=SEGMENTER) == 0, log.read_text()[-4000:]
     assert "continues at step" in log.read_text()
     expected, actual = outcome(undisturbed), outcome(run_dir)
     assert {"segmenter.safetensors", "segmenter_adam.safetensors", "average.safetensors"} <= set(expected)
@@ -78,8 +78,11 @@ def test_killed_twice_it_ends_bit_identical(work: Path, options: tuple[str, ...]
 def test_another_number_of_processes_sees_the_same_slices(
     work: Path, options: tuple[str, ...], undisturbed: Path
 ):
+    """The first run goes through the old command of segmenters."""
     log = work / "single.log"
-    arguments = command((*options, "name=single"), 1, "python", SEGMENTER)
+    arguments = command(
+        (*options, "name=single"), 1, "python", ("brasyn_dist.train_segmenter", *SMALL_SEGMENTER)
+    )
     assert run(arguments, log) == 0, log.read_text()[-4000:]
     losses = []
     for run_dir in (undisturbed, work / "runs/single"):
@@ -102,7 +105,7 @@ def test_frozen_it_joins_the_generators_objective(
     )  # fmt: skip
     log, run_dir = work / "with.log", work / "runs/with"
     before = sha256_of(segmenter / "export/model.safetensors")
-    assert run(command((*options, "name=with")), log) == 0, log.read_text()[-4000:]
+    assert train((*options, "name=with"), log) == 0, log.read_text()[-4000:]
     assert sha256_of(segmenter / "export/model.safetensors") == before and before in log.read_text()
     lines = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < x["tversky"] < 1 for x in lines if x["kind"] == "train")
@@ -115,15 +118,11 @@ def test_frozen_it_joins_the_generators_objective(
     assert not [k for k in load_file(stored) if "segment" in k]
     # The same run with other weights at that path, or without: refused. (Copied, so that other tests are not disturbed.)
     other = work / "runs/other"
-    assert run(command((*options, "name=with", "objective.tversky=0")), work / "without.log") == 1
-    assert (
-        f"segmenter_sha256: checkpoint '{before}', configuration None" in (work / "without.log").read_text()
-    )
+    text = output((*options, "name=with", "objective.tversky=0"), work / "without.log")
+    assert f"segmenter_sha256: checkpoint '{before}', configuration None" in text
     shutil.copytree(segmenter, other)
     config = json.loads((other / "export/config.json").read_text())
     config["statistics"]["modalities"]["t1c"]["mean"] += 1
     (other / "export/config.json").write_text(json.dumps(config))
-    arguments = command((*options, "name=new", f"objective.segmenter={other}"), 1, "python")
-    assert run(arguments, work / "other.log") == 1
-    text = (work / "other.log").read_text()
-    assert "other statistics" in text and "Traceback" not in text
+    wanted = (*options, "name=new", f"objective.segmenter={other}")
+    assert "other statistics" in output(wanted, work / "other.log", processes=1)

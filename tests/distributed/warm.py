@@ -12,13 +12,16 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from brasyn_dist.common.processes import run_and_leave
 from tests.distributed.launch import SMALL
 
 PRELOAD = [
     "brasyn_dist.training.gan_task",
+    "brasyn_dist.training.segmenter_task",
     "brasyn_dist.training.build",
     "accelerate.accelerator",
     "safetensors.torch",
@@ -39,10 +42,13 @@ class WarmRun:
         log: Path,
         processes: int = 2,
         small: tuple[str, ...] = SMALL,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """`small` are options that come first; `environment` is what a launcher sets beside ranks and addresses."""
         os.environ["OMP_NUM_THREADS"] = "1"  # read when the fork server starts
         arguments = [*small, *overrides]
-        self._process = _context.Process(target=_launch, args=(arguments, processes, free_port(), str(log)))
+        settings = (arguments, processes, free_port(), str(log), dict(environment))
+        self._process = _context.Process(target=_launch, args=settings)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -63,8 +69,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _launch(arguments: list[str], processes: int, port: int, log: str) -> None:
-    """Body of the launcher's process: exits with 0 if all ranks did, else 1 (one process: with its own status)."""
+def _launch(arguments: list[str], processes: int, port: int, log: str, environment: dict[str, str]) -> None:
+    """Body of the launcher: exits with 0 if all ranks did, else 1 (one process: with its own status)."""
+    os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
