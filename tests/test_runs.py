@@ -129,7 +129,7 @@ def test_inference_over_the_views_of_its_runs(runs: Runs, name: str, members: li
 
 @pytest.mark.slow
 def test_slices_of_their_own_range_are_synthesised_as_they_were_trained(runs: Runs):
-    """HF-GAN's normalisation is saved with the weights and used by inference: plausible intensities result."""
+    """HF-GAN's normalisation is saved with the weights and used by inference: intensities are plausible."""
     import nibabel
 
     from brasyn_dist.inference.api import infer_batch
