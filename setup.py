@@ -1,4 +1,4 @@
-"""Packages of the wheel; everything else is in pyproject.toml. Three top-level folders become package data."""
+"""Packages of the wheel; the rest is in pyproject.toml. Three top-level folders become package data."""
 
 from setuptools import find_packages, setup
 

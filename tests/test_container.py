@@ -1,6 +1,6 @@
-"""The container: Dockerfile and apptainer.def build the same thing, and its entry point keeps to the challenge's interface.
+"""The container: Dockerfile and apptainer.def build the same; the entry point has the challenge's interface.
 
-The entry point runs as it is: an unprivileged user, no network, a file system of which only the output can be written.
+The entry point runs unchanged: unprivileged user, no network, read-only file system except for the output.
 """
 
 import os
@@ -126,7 +126,7 @@ def test_what_is_copied_is_there_and_let_through():
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Path]:
-    """A clean folder with entry point, weights, two cases of three modalities, and an output that anybody may write to."""
+    """Folder with entry point, weights, two cases of three modalities, and an output for all users."""
     root = Path(tempfile.mkdtemp(prefix="brasyn-container-"))  # pytest's own are for this user alone
     try:
         root.chmod(0o755)
@@ -145,7 +145,7 @@ def image() -> Iterator[Path]:
 def opened(paths: Sequence[Path], staging: Path) -> list[str]:
     """Shell lines that put `paths` in reach of every user, in a mount namespace of one's own.
 
-    What lies below a private home is in nobody's reach: an empty folder takes the home's place, with the paths in it.
+    A private home folder is closed to other users: an empty folder with the paths is mounted over it.
     """
     closed = {
         path: shut[0]
@@ -174,7 +174,7 @@ def confined(
         f"mount --bind {output} {output}",  # stays writable when what is around it no longer is
         "mount -t tmpfs -o ro none /dev/shm",
         "mount -o remount,bind,ro /",
-        "if mountpoint -q /tmp; then mount -o remount,bind,ro /tmp; fi",  # where it is a file system of its own
+        "if mountpoint -q /tmp; then mount -o remount,bind,ro /tmp; fi",  # where it is a separate file system
         f'cd / && exec setpriv --reuid {STRANGER} --regid {STRANGER} --clear-groups --no-new-privs "$@"',
     ]
     variables = {
@@ -197,7 +197,8 @@ def writable(folder):
         return True
     except OSError:
         return False
-print(os.getuid(), [f for f in sys.argv[1:] if writable(f)], [name for _, name in socket.if_nameindex() if name != "lo"])
+networks = [name for _, name in socket.if_nameindex() if name != "lo"]
+print(os.getuid(), [f for f in sys.argv[1:] if writable(f)], networks)
 """
 
 

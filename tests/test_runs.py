@@ -1,6 +1,6 @@
-"""Every run of the thesis is started from its file in configs/, on phantom data at reduced width, for a few updates.
+"""Every run of the thesis is started from its file in configs/, on phantom data, at reduced width.
 
-The files' own paths (`runs/r3`, `runs/segmenter`) are used as they stand: the tests work in the folder that holds `runs`.
+The paths in the files (such as `runs/r3`) are not changed: the tests run in the folder that contains `runs`.
 """
 
 import json
@@ -17,11 +17,13 @@ from tests.small import small_shard_set
 CONFIGS = Path(__file__).parents[1] / "configs"
 UPDATES = 2
 COMMON = (
-    f"training.max_steps={UPDATES}", "training.global_batch_size=4", "runtime.threads=1", "runtime.precision=no",
-    "optimizer.warmup_steps=1", "validation.slices=1", "validation.panels=1", "telemetry.log_every=1", "data.shards=shards",
+    f"training.max_steps={UPDATES}", "training.global_batch_size=4", "runtime.threads=1",
+    "runtime.precision=no", "optimizer.warmup_steps=1", "validation.slices=1", "validation.panels=1",
+    "telemetry.log_every=1", "data.shards=shards",
 )  # fmt: skip
 GENERATOR = (
-    "generator.image_size=48", "generator.base_channels=8", "generator.heads=2", "generator.transformer_layers=1",
+    "generator.image_size=48", "generator.base_channels=8", "generator.heads=2",
+    "generator.transformer_layers=1",
     "discriminator.image_size=48", "discriminator.base_channels=8",
 )  # fmt: skip
 SEGMENTER = ("segmenter.image_size=48", "segmenter.widths=[8,16]")
@@ -127,7 +129,7 @@ def test_inference_over_the_views_of_its_runs(runs: Runs, name: str, members: li
 
 @pytest.mark.slow
 def test_slices_of_their_own_range_are_synthesised_as_they_were_trained(runs: Runs):
-    """HF-GAN's normalisation is kept with the weights, and inference takes it from there: intensities of a brain come out."""
+    """HF-GAN's normalisation is saved with the weights and used by inference: intensities are plausible."""
     import nibabel
 
     from brasyn_dist.inference.api import infer_batch
@@ -146,7 +148,7 @@ def test_slices_of_their_own_range_are_synthesised_as_they_were_trained(runs: Ru
 
 @pytest.mark.slow
 def test_a_cases_scale_and_a_narrow_window(runs: Runs):
-    """Normalisation `case` with slices cut to the middle: trained, validated, drawn, exported, synthesised."""
+    """Normalisation `case` with cropped slices: training, validation, panels, export, synthesis."""
     import nibabel
     import numpy as np
     from PIL import Image
@@ -156,7 +158,8 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
     from brasyn_dist.models.generator import Generator
 
     options = [
-        "name=scaled", "data.normalisation=case", "generator.image_size=[32,48]", "discriminator.image_size=[32,48]",
+        "name=scaled", "data.normalisation=case", "generator.image_size=[32,48]",
+        "discriminator.image_size=[32,48]",
         "validation.every_steps=2",
     ]  # fmt: skip
     assert train(["--config", str(CONFIGS / "r3.yaml"), *COMMON, *GENERATOR, *options]) == 0

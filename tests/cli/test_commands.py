@@ -120,8 +120,8 @@ def test_a_missing_package_is_reported_with_its_extra(
 
 @pytest.mark.parametrize(
     "script",
-    ["tools/shard_dataset.py", "tools/inspect_dataset.py", "tools/drop_modality.py", "tools/cross_validate.py",
-     "tools/ablate.py", "tools/convert_checkpoint.py", "tools/demo.py", "slurm/submit.py"],
+    ["tools/shard_dataset.py", "tools/inspect_dataset.py", "tools/drop_modality.py", "tools/ablate.py",
+     "tools/cross_validate.py", "tools/convert_checkpoint.py", "tools/demo.py", "slurm/submit.py"],
 )  # fmt: skip
 def test_scripts_of_the_clone_are_the_commands(script: str, tmp_path: Path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(REPOSITORY)}

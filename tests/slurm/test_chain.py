@@ -1,4 +1,4 @@
-"""shard -> train -> infer (a job array) -> evaluate, each job waiting for the one before, submitted by one command."""
+"""shard -> train -> infer (a job array) -> evaluate: each job waits for the one before, one submission."""
 
 import json
 import re
@@ -26,7 +26,8 @@ def test_chain_from_cases_to_scores(cluster: Cluster, config: str):
         (complete / case.name).symlink_to(case)
     printed = cluster.run(
         sys.executable, str(REPOSITORY / "slurm/submit.py"), config, "name=chain", "training.max_steps=4",
-        "--cohorts", "cohorts/train_gli", "cohorts/train_met", "--shards", "chain-shards", "--cases", "complete",
+        "--cohorts", "cohorts/train_gli", "cohorts/train_met", "--shards", "chain-shards",
+        "--cases", "complete",
         "--references", "complete", "--sbatch=--cpus-per-task=1", "--sbatch-train=--gpus-per-node=0",
         "--sbatch-infer=--gpus-per-node=0 --array=0-1", "--infer-options=--modality t1n",
         "--shard-options=--minimum-foreground 200 --validation-fraction 0.34 --views axial",
@@ -57,7 +58,8 @@ def test_chain_from_cases_to_scores(cluster: Cluster, config: str):
 
 def test_failure_removes_the_jobs_that_wait_for_it(cluster: Cluster, config: str):
     printed = cluster.run(
-        sys.executable, str(REPOSITORY / "slurm/submit.py"), config, "--cohorts", "no-such-cohort", "--shards", "none",
+        sys.executable, str(REPOSITORY / "slurm/submit.py"), config, "--cohorts", "no-such-cohort",
+        "--shards", "none",
         "--sbatch=--cpus-per-task=1", "--sbatch-train=--gpus-per-node=0",
     )  # fmt: skip
     numbers = dict(line.split() for line in printed.splitlines())

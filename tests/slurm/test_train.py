@@ -1,4 +1,4 @@
-"""slurm/train.sbatch on a real Slurm of two nodes: time limit, preemption, cancellation, a dead node, failures, locks."""
+"""slurm/train.sbatch on a real Slurm of two nodes: time limit, preemption, cancellation, failures."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = str(REPOSITORY / "slurm/train.sbatch")
 SMALL_SHARE = ("--cpus-per-task=1",)
-"""Two jobs have room on a node. The GPUs (one a node, by default) are promised by the cluster and do not exist."""
+"""Two jobs fit on a node. The GPUs (one for each node) exist only in the configuration."""
 TWO_NODES = ("--nodes=2", *SMALL_SHARE)
 
 
@@ -82,7 +82,7 @@ def test_two_nodes(undisturbed: Path):
 def test_time_limit_warns_saves_requeues_and_finishes_bit_identical(
     cluster: Cluster, config: str, undisturbed: Path
 ):
-    """Slurm looks at time limits every 30 s: with these options it signals 5 to 35 s after the start, or as it can."""
+    """Slurm checks time limits every 30 s: with these options it signals about 5 to 35 s after the start."""
     run_dir = cluster.work / "runs/limited"
     job = cluster.submit(*TWO_NODES, "--time=2", "--signal=B:USR1@85", SCRIPT, config, "name=limited")
     job.wait(lambda: logged_step(run_dir) >= 5 or job.restarts > 0, "at step 5")

@@ -1,4 +1,4 @@
-"""The plan of ablations is carried out once, in any number of processes, and its table compares the same volumes."""
+"""The plan of ablations runs once, in any number of processes, and its table compares the same volumes."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ PLAN = "one: [a.b=1]\ntwo words: [a.c=2, d=3]\n"
 
 @pytest.fixture
 def calls(monkeypatch) -> list[list[str]]:
-    """Commands that were called; each leaves an evaluation in which MAE is the run's length of name, plus the fold."""
+    """Commands that were called; each writes an evaluation with MAE = length of the run's name + fold."""
     made: list[list[str]] = []
 
     def call(command: list[str]) -> None:

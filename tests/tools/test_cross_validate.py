@@ -1,4 +1,4 @@
-"""Every case is left out once, with its patient; the whole, on small phantom cases, from shards to the pooled table."""
+"""Every case is left out once, with its patient; all stages on small phantom cases to the pooled table."""
 
 import json
 from pathlib import Path
