@@ -1,8 +1,8 @@
 """The BraTS preset: modality order, labels, regions, views, and names of cases and files.
 
-Editions differ in file names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), in the label of enhancing tumour (3 since
-2023, 4 before) and in file endings. Predictions may number the labels in another order. All other modules use the canonical
-form: the modality order of a `ModalitySet` and its label values.
+Editions differ in file names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), in the label of enhancing
+tumour (3 since 2023, 4 before) and in file endings. Predictions may number the labels in another order. All
+other modules use the canonical form: the modality order of a `ModalitySet` and its label values.
 """
 
 import json
@@ -40,7 +40,7 @@ ImageSize = int | tuple[int, int]
 
 
 def image_shape(size: ImageSize) -> tuple[int, int]:
-    """(H, W)."""
+    """(H, W) of a slice."""
     return (size, size) if isinstance(size, int) else size
 
 
@@ -55,9 +55,9 @@ LABEL_ORDERS: dict[LabelOrder, dict[int, int]] = {
 }
 """Stored value -> canonical label.
 
-`brats`: the published data sets; 3 (2023 and later) and 4 (to 2021) never occur in one file.
-`nnunet`: predictions of networks that were trained with nnU-Net's BraTS conversion. The values are the same as in the order
-of 2023, so a file does not show its order: the caller must give it.
+`brats`: the published data sets; 3 (2023 and later) and 4 (to 2021) never occur in one file. `nnunet`:
+predictions of networks that were trained with nnU-Net's BraTS conversion. The values are the same as in the
+order of 2023, so a file does not show its order: the caller must give it.
 """
 
 _SUFFIXES = {
@@ -180,8 +180,8 @@ def canonical_labels(
 ) -> np.ndarray:
     """Labels as uint8 with the values of `modality_set`.
 
-    BraTS editions differ in their values; with order `brats` the edition is recognised by them. Other modality sets have one
-    order only.
+    BraTS editions differ in their values; with order `brats` the edition is recognised by them. Other
+    modality sets have one order only.
 
     Args:
         labels: Values as stored in a file.
@@ -222,7 +222,8 @@ def canonical_labels(
 def tumour_type(cohort: str, case: str) -> int:
     """Index of the tumour type in TUMOUR_TYPES, from the case name (`BraTS-MET-...`), otherwise from the cohort name.
 
-    Editions up to 2021 (`BraTS2021_...`, `BraTS20_...`) have gliomas only. UNKNOWN_TYPE if neither name contains a type.
+    Editions up to 2021 (`BraTS2021_...`, `BraTS20_...`) have gliomas only. UNKNOWN_TYPE if neither name
+    contains a type.
     """
     for name in (case, cohort):
         words = re.split(r"[^A-Z]+", name.upper())

@@ -2,8 +2,8 @@
 
     for result in parallel_map("encode", function, items, workers=8): ...
 
-The worker processes stay for the next call. They end when the calling process ends, also if it is killed, so that no worker
-writes files afterwards.
+The worker processes stay for the next call. They end when the calling process ends, also if it is killed, so
+that no worker writes files afterwards.
 """
 
 import os

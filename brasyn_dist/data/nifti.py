@@ -2,8 +2,9 @@
 
     *.nii, *.nii.gz --> Volume (LPS integers, header of the file) --> write_like --> *.nii.gz in the form of the file
 
-BraTS stores nearly all volumes in LPS order; some cases are in RAS order. The array of a brain does not depend on storage order,
-header type or scaling. Negative values are kept: normalisation clamps them (docs/explanation/method.md, section 2).
+BraTS stores nearly all volumes in LPS order; some cases are in RAS order. The array of a brain does not
+depend on storage order, header type or scaling. Negative values are kept: normalisation clamps them
+(docs/explanation/method.md, section 2).
 """
 
 from collections.abc import Iterator, Sequence

@@ -6,10 +6,11 @@
 
     <cache_dir>/<fingerprint of the set>/train-00000.tar    complete and verified, or absent
 
-File locks coordinate the processes of a node: one fetches a shard, the others wait for it. Above the size limit, or if the disk
-is full, the least recently opened shards are removed. A removed shard that is in use stays readable, because its readers have
-it open; its space is free when they close it. If the limit is below the size of the set, order.block_shards avoids fetching
-shards repeatedly. The cache folder may be removed at any time between runs.
+File locks coordinate the processes of a node: one fetches a shard, the others wait for it. Above the size
+limit, or if the disk is full, the least recently opened shards are removed. A removed shard that is in use
+stays readable, because its readers have it open; its space is free when they close it. If the limit is below
+the size of the set, order.block_shards avoids fetching shards repeatedly. The cache folder may be removed at
+any time between runs.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
 """Single samples of a selection: shard --preadv--> payload --decode--> planes, padded into the row of a batch.
 
-    ShardFiles     descriptors of the shards, opened at first use; above a limit the least recently used is closed
-    SampleReader   reads one sample into given memory; errors name shard, key, offset and remedy
+    ShardFiles     descriptors of the shards, opened at first use; above a limit the least recently used is
+    closed SampleReader   reads one sample into given memory; errors name shard, key, offset and remedy
 
-`os.preadv` has no shared file position and releases the interpreter lock. On network file systems it is preferable to mapped
-memory, where a failure kills the process. Both classes are thread-safe.
+`os.preadv` has no shared file position and releases the interpreter lock. On network file systems it is
+preferable to mapped memory, where a failure kills the process. Both classes are thread-safe.
 """
 
 import functools

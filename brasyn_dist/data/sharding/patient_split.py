@@ -32,8 +32,8 @@ def check_known(names: Iterable[str], known: Collection[str]) -> None:
 def held_out_by_fraction(cases: Iterable[Case], fraction: float, seed: int) -> set[str]:
     """Names of the held-out cases: in each cohort the given fraction of patients, rounded.
 
-    At least one of two or more patients is held out, but never all. Patients are ranked by a hash of (seed, name), so that
-    an additional patient moves at most one other.
+    At least one of two or more patients is held out, but never all. Patients are ranked by a hash of (seed,
+    name), so that an additional patient moves at most one other.
     """
     if not 0 <= fraction < 1:
         raise DataError(f"validation fraction {fraction}: must be at least 0 and below 1")

@@ -1,12 +1,12 @@
 """Staging folder: encoded slices of each case on disk, between reading the cases and writing the shards.
 
     <out>/.work/identity.json     options and input of the slices; the folder is emptied if they differ
-               /lock              locked by the run that uses the folder
-               /CASE.blob         encoded slices of a case, one after the other
-               /CASE.slices.json  where each begins; written after the blob and therefore last: the case is complete
+               /lock              locked by the run that uses the folder /CASE.blob         encoded slices of
+               a case, one after the other /CASE.slices.json  where each begins; written after the blob and
+               therefore last: the case is complete
 
-A shard has slices of all cases, so all cases must be encoded before the first shard is complete. The folder bounds the memory
-and lets a killed run continue.
+A shard has slices of all cases, so all cases must be encoded before the first shard is complete. The folder
+bounds the memory and lets a killed run continue.
 """
 
 import json

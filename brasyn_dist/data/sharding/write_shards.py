@@ -5,11 +5,13 @@
     write    seeded order of a split  --> train-00000.tar, ...: each shard takes its slices from the staging folder
     last     index.json               --> the set is complete; the staging folder is removed
 
-Slices hold the stored integers, so they can be encoded before the statistics are known. The common type of all slices is known
-only after the first pass: int16 is presumed, and if a case needs int32, all cases are read and encoded again.
+Slices hold the stored integers, so they can be encoded before the statistics are known. The common type of
+all slices is known only after the first pass: int16 is presumed, and if a case needs int32, all cases are
+read and encoded again.
 
-Cases and shards are independent of each other, so any number of workers writes the same bytes. After a kill at any moment the
-same command continues: finished cases are not encoded again, and a folder without index.json is not a set.
+Cases and shards are independent of each other, so any number of workers writes the same bytes. After a kill
+at any moment the same command continues: finished cases are not encoded again, and a folder without
+index.json is not a set.
 """
 
 import logging
