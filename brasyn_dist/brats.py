@@ -83,7 +83,7 @@ class Case:
 
     @property
     def patient(self) -> str:
-        """Name without the time point (BraTS-GLI-00005-100 -> BraTS-GLI-00005). Splits never divide a patient."""
+        """Name without the time point: BraTS-GLI-00005-100 -> BraTS-GLI-00005."""
         match = _TIMEPOINT.match(self.name)
         return match.group(1) if match else self.name
 
@@ -99,7 +99,7 @@ class Case:
 
 
 def modality_of(path: Path, modality_set: ModalitySet = BRATS) -> tuple[str, str] | None:
-    """(case name, modality or `seg`) from a file name, or None if the name does not follow the set's scheme."""
+    """(case name, modality or `seg`) from a file name, or None if the name has another form."""
     return modality_set.parse_file_name(path.name)
 
 
@@ -112,7 +112,8 @@ def find_case(folder: Path, cohort: str = "", modality_set: ModalitySet = BRATS)
             continue
         if named[1] in files:
             raise DataError(
-                f"{folder}: two files for {named[1]}: {files[named[1]].name} and {path.name}; keep one of them"
+                f"{folder}: two files for {named[1]}: {files[named[1]].name} and {path.name}; keep "
+                "one of them"
             )
         files[named[1]] = path
     return Case(folder.name, folder, files, cohort, modality_set)
@@ -123,7 +124,7 @@ PREDICTIONS_FORMAT = "brasyn_dist.predictions"
 
 
 def is_prediction_folder(folder: Path) -> bool:
-    """Whether inference has written to the folder: it contains a manifest of predictions, and is not a case."""
+    """Whether the folder contains a manifest of predictions and is therefore not a case."""
     try:
         return json.loads((folder / PREDICTIONS_MANIFEST).read_text())["format"] == PREDICTIONS_FORMAT
     except (OSError, ValueError, KeyError, TypeError):
@@ -147,7 +148,7 @@ def find_cases(root: Path, cohort: str | None = None, modality_set: ModalitySet 
 
 
 def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
-    """Folders directly below `root` with at least one volume, sorted by name. Folders of predictions are left out.
+    """Folders directly below `root` with at least one volume, sorted by name, without predictions.
 
     Raises:
         DataError: `root` is not a folder or has no such folder.
@@ -220,7 +221,7 @@ def canonical_labels(
 
 
 def tumour_type(cohort: str, case: str) -> int:
-    """Index of the tumour type in TUMOUR_TYPES, from the case name (`BraTS-MET-...`), otherwise from the cohort name.
+    """Index in TUMOUR_TYPES, from the case name (`BraTS-MET-...`), otherwise from the cohort name.
 
     Editions up to 2021 (`BraTS2021_...`, `BraTS20_...`) have gliomas only. UNKNOWN_TYPE if neither name
     contains a type.

@@ -12,7 +12,10 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Temporary path beside `path`, with its suffixes. It is flushed and renamed on success, and removed on failure."""
+    """Temporary path beside `path`, with its suffixes.
+
+    It is flushed and renamed on success, and removed on failure.
+    """
     path = Path(path)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
@@ -26,7 +29,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, names: Collection[str]) -> None:
-    """Remove temporary files of `names` that killed processes left. No other process may be writing in the folder."""
+    """Remove temporary files of `names` that killed processes left.
+
+    No other process may be writing in the folder.
+    """
     for path in folder.glob(".tmp-*"):
         if path.name.split("-", 2)[-1] in names:
             path.unlink(missing_ok=True)

@@ -74,7 +74,8 @@ def _results(work: Callable[[Any], T], items: Sequence[Any], workers: int) -> It
         executor.shutdown(kill_workers=True)
         if isinstance(error, TerminatedWorkerError):
             raise BrasynError(
-                "a worker process was killed (out of memory?); run the same command again, with fewer --workers"
+                "a worker process was killed (out of memory?); run the same command again, with "
+                "fewer --workers"
             ) from None
         raise
 

@@ -1,4 +1,4 @@
-"""A random brain as fractions of tissues: every structure is a distance in mm, with borders about a voxel wide.
+"""A random brain as fractions of tissues: structures are distances in mm, with borders about a voxel wide.
 
 outline --> mm below the surface
 fold    --> mm below the pia, which follows sulci and fissures: CSF | cortex | white matter
@@ -29,12 +29,12 @@ _CALLOSUM: Ellipsoid = ((0, -8, -2), (200, 38, 21))
 _CORE: Ellipsoid = ((0, -4, -2), (34, 42, 24))
 """Nuclei and large fibre tracts, which no sulcus reaches."""
 _VENTRICLES: list[Ellipsoid] = [
-    ((8, -30, 7), (4, 12, 7)), ((11, -8, 12), (5, 20, 4.5)), ((19, 20, 6), (5.5, 14, 7)), ((24, 38, -1), (3.5, 12, 5)),
-    ((32, 2, -22), (3, 14, 3)), ((0, -2, -6), (1.8, 13, 8)), ((0, 33, -36), (5, 5, 9)),
+    ((8, -30, 7), (4, 12, 7)), ((11, -8, 12), (5, 20, 4.5)), ((19, 20, 6), (5.5, 14, 7)),
+    ((24, 38, -1), (3.5, 12, 5)), ((32, 2, -22), (3, 14, 3)), ((0, -2, -6), (1.8, 13, 8)), ((0, 33, -36), (5, 5, 9)),
 ]  # fmt: skip
 _NUCLEI: list[tuple[Ellipsoid, float]] = [
-    (((10, 6, -3), (8, 13, 8)), 0.55), (((12, -24, 3), (5, 10, 8)), 0.9), (((24, -8, -4), (5.5, 14, 9)), 0.85),
-    (((17, -5, -6), (4, 8, 6)), 0.4),
+    (((10, 6, -3), (8, 13, 8)), 0.55), (((12, -24, 3), (5, 10, 8)), 0.9),
+    (((24, -8, -4), (5.5, 14, 9)), 0.85), (((17, -5, -6), (4, 8, 6)), 0.4),
 ]  # fmt: skip
 """Thalamus, caudate, putamen, pallidum, with the fraction of grey matter."""
 _CORTEX = 2.7
@@ -57,7 +57,7 @@ class Anatomy:
 
 
 def make_anatomy(rng: np.random.Generator, kind: Kind, shape: Sequence[int]) -> Anatomy:
-    """A random subject with its tumours. `shape` is that of the volume and determines the size of the head."""
+    """A random subject with its tumours; `shape` of the volume determines the size of the head."""
     head = make_grid(rng, shape)
     lesions = plan_lesions(rng, kind)
     surface, depth, hindbrain = outline(rng, head)
@@ -75,14 +75,12 @@ def make_anatomy(rng: np.random.Generator, kind: Kind, shape: Sequence[int]) -> 
 
 
 def outline(rng: np.random.Generator, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """mm below the surface of the brain mask, mm below that of the tissue, and fraction of cerebellum or stem.
+    """mm below the surface of the brain mask, mm below that of the tissue, fraction of cerebellum or stem.
 
     Skull stripping includes the clefts between the parts of the brain: there the mask has CSF.
     """
     both = grid.mirrored()
-    fore = np.minimum(
-        grid.depth_in(*_CEREBRUM), grid.z + 26 - 0.12 * np.abs(grid.y + 10)
-    )  # flat base
+    fore = np.minimum(grid.depth_in(*_CEREBRUM), grid.z + 26 - 0.12 * np.abs(grid.y + 10))  # flat base
     fore = _joined(fore, both.depth_in(*_TEMPORAL), 6)
     hind = _joined(both.depth_in(*_CEREBELLUM), grid.depth_in(*_STEM), 5)
     wobble = 1.5 * grid.field(rng, 38) + 0.6 * grid.field(rng, 10) + 0.3 * grid.field(rng, 4)

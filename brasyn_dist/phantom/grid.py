@@ -22,7 +22,8 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """`x`, `y`, `z`: float32 mm at the voxels of a box of `shape`, to be broadcast to it; it begins at voxel `origin`."""
+    """`x`, `y`, `z`: float32 mm at the voxels of a box of `shape`, to be broadcast to it; it "
+    "begins at voxel `origin`."""
 
     x: np.ndarray
     y: np.ndarray
@@ -70,7 +71,7 @@ class Grid:
         return spline(rng.standard_normal(_knots(self.shape, steps), dtype=np.float32), self.shape, steps)
 
     def upright_field(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
-        """A random field that varies little along rays from the middle: its level sets are normal to the surface."""
+        """A random field that varies little along rays from the middle."""
         steps = self._steps(scale_mm / 3)
         axes = [
             (low + (np.arange(n) - 1) * (step / v)) / scale_mm

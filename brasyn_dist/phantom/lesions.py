@@ -49,7 +49,10 @@ def _metastasis(rng: np.random.Generator) -> Lesion:
 
 
 def push_away(grid: Grid, lesions: list[Lesion]) -> Grid:
-    """Coordinates of the tissue before the lesions grew. Displacement is largest at the border of the core."""
+    """Coordinates of the tissue before the lesions grew.
+
+    Displacement is largest at the border of the core.
+    """
     moves = [np.zeros(grid.shape, np.float32) for _ in range(3)]
     for lesion in lesions:
         reach = 3.5 * lesion.radius

@@ -12,7 +12,7 @@ from brasyn_dist.brats import MODALITIES
 from brasyn_dist.phantom.anatomy import TISSUES, Anatomy
 from brasyn_dist.phantom.lesions import Kind
 
-# Signal of each of TISSUES (csf, grey, white, oedema, necrosis, enhancing, vessel), white matter being about 1.
+# Signal of TISSUES (csf, grey, white, oedema, necrosis, enhancing, vessel); white matter is about 1.
 CONTRAST = {
     "t1n": (0.36, 0.78, 1.00, 0.72, 0.55, 0.74, 0.85),
     "t1c": (0.38, 0.84, 1.00, 0.74, 0.58, 1.95, 2.30),

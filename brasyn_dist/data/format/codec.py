@@ -1,6 +1,6 @@
 """One slice as bytes: a NumPy `.npy` file, uncompressed or compressed with Zstandard.
 
-    planes (P, H, W) int16 | int32  --encode_slice-->  payload bytes  --decode_slice-->  the same planes, bit for bit
+    planes (P, H, W) int16 | int32 --encode_slice--> payload bytes --decode_slice--> the same planes
 
 P is the number of modalities, plus one for the labels if the case has a segmentation. The name of the codec
 is the file extension of the payload in the tar, as the WebDataset convention requires. `npy.zst` has a
@@ -62,7 +62,8 @@ class SliceEncoder:
         shape = (len(planes) + (labels is not None), *planes.shape[1:])
         if len(shape) != 3 or not 2 <= shape[0] <= MAX_PLANES or planes.dtype.name not in DTYPES:
             raise DataError(
-                f"a slice is (2 to {MAX_PLANES}, H, W) of {' or '.join(DTYPES)}, got {shape} of {planes.dtype}"
+                f"a slice is (2 to {MAX_PLANES}, H, W) of {' or '.join(DTYPES)}, got {shape} of "
+                f"{planes.dtype}"
             )
         header = npy_header(shape, planes.dtype.name)
         size = len(header) + planes.itemsize * math.prod(shape)

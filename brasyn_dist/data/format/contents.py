@@ -9,7 +9,7 @@ from brasyn_dist.data.format.index import ShardIndex
 
 
 def summary(index: ShardIndex) -> str:
-    """Text: cases, slices by view and size of each cohort and split and in total, and the cases that were left out."""
+    """Table of cases, slices and size by cohort and split, and the cases that were left out, as text."""
     header = index.header
     lines = [
         *_aligned(table_rows(index)),

@@ -172,7 +172,7 @@ class ShardIndex:
             views: Empty: all.
             cohorts: Empty: all.
             quarantine: Keys of samples to leave out.
-            min_tumour_fraction: Labelled pixels as a fraction of 240 x 240; slices without segmentation have 0.
+            min_tumour_fraction: Labelled pixels as a fraction of 240 x 240; 0 without a segmentation.
 
         Raises:
             DataError: A name is not in the set, or no sample is left.
@@ -199,7 +199,8 @@ class ShardIndex:
         unknown = sorted(set(asked) - set(known))
         if unknown:
             raise DataError(
-                f"{what} {', '.join(unknown)}: not in the shard set, which holds {', '.join(sorted(set(known)))}"
+                f"{what} {', '.join(unknown)}: not in the shard set, which holds "
+                f"{', '.join(sorted(set(known)))}"
             )
 
 
@@ -230,7 +231,7 @@ class Selection:
 
     @functools.cached_property
     def medians(self) -> np.ndarray | None:
-        """(cases, M) float32 median of the foreground, by number of the case; None in sets of earlier versions."""
+        """(cases, M) float32 median of the foreground, by number of the case; None in older sets."""
         of_case = [case.medians for case in self.index.header.cases]
         return None if None in of_case else np.array(of_case, dtype=np.float32)
 
@@ -247,7 +248,7 @@ class Selection:
 
 
 def rebuild_index(folder: Path | str) -> ShardIndex:
-    """The index of the shards in `folder`, from the tars alone; `.save(folder)` restores the files byte for byte.
+    """The index of the shards in `folder`, from the tars alone. `.save(folder)` restores the files.
 
     Raises:
         DataError: A shard is damaged or missing, or belongs to another set.
@@ -274,7 +275,8 @@ def _compact(value: Any) -> str:
 def _entry_to_dict(shard: ShardEntry) -> dict[str, Any]:
     samples = {name: shard.columns[:, i].tolist() for i, name in enumerate(COLUMNS)}
     return {
-        "name": shard.name, "split": shard.split, "size": shard.size, "sha256": shard.sha256, "samples": samples
+        "name": shard.name, "split": shard.split, "size": shard.size, "sha256": shard.sha256,
+        "samples": samples,
     }  # fmt: skip
 
 

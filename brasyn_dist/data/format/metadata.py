@@ -1,6 +1,6 @@
 """Shard-set metadata: schema and serialisation.
 
-SetHeader --to_dict--> JSON in each tar (tar_shards.py) and in index.json (index.py) --from_dict--> equal SetHeader
+SetHeader --to_dict--> JSON in each tar (tar_shards.py) and in index.json --from_dict--> equal SetHeader
 """
 
 from dataclasses import asdict, dataclass, field
@@ -73,7 +73,7 @@ class SetHeader:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: object) -> "SetHeader":
-        """Inverse of `to_dict`. Raises DataError, which names `where`, if this version cannot read the set."""
+        """Inverse of `to_dict`. Raises DataError, naming `where`, if this version cannot read the set."""
         found = (values.get("format"), values.get("version"))
         if found != (FORMAT, VERSION):
             raise DataError(

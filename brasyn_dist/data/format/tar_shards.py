@@ -1,6 +1,6 @@
 """Shards: POSIX tar files of slices, written once, reproducibly.
 
-    SetHeader + encoded samples  --write_shard-->  train-00003.tar + ShardEntry  --read_shard-->  SetHeader + ShardEntry
+    SetHeader + samples --write_shard--> train-00003.tar + ShardEntry --read_shard--> SetHeader + ShardEntry
 
     train-00003.tar
       pax global header, keyword `comment`: {"set": SetHeader, "split": "train", "number": 3} as JSON
@@ -111,8 +111,8 @@ def _add_sample(
     case = header.cases[sample.case]
     key = sample_key(case.name, sample.view, sample.index)
     description = {
-        "case": case.name, "cohort": case.cohort, "split": case.split, "view": sample.view, "index": sample.index,
-        "segmentation": case.segmentation, "tumour_pixels": sample.tumour_pixels,
+        "case": case.name, "cohort": case.cohort, "split": case.split, "view": sample.view,
+        "index": sample.index, "segmentation": case.segmentation, "tumour_pixels": sample.tumour_pixels,
     }  # fmt: skip
     _add_member(tar, sink, f"{key}.{header.codec}", sample.payload)
     size = len(sample.payload)
@@ -218,7 +218,8 @@ def _read_sample(
     if planes != len(header.modality_set) + header.cases[case].segmentation:
         raise ValueError(f"{payload.name} has {planes} planes, against the case table")
     return (
-        case, VIEWS.index(sample["view"]), sample["index"], payload.offset_data, payload.size, sample["tumour_pixels"],
+        case, VIEWS.index(sample["view"]), sample["index"], payload.offset_data, payload.size,
+        sample["tumour_pixels"],
     )  # fmt: skip
 
 

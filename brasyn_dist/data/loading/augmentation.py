@@ -1,6 +1,6 @@
 """Augmentation on the device: a pure function of (seed, k, position in global batch k).
 
-    (seed, k) --sample_augmentation--> Augmentation (mirror, factors) --> scaled integers are normalised, then mirrored
+    (seed, k) --sample_augmentation--> Augmentation --> slices are scaled, normalised and mirrored
 
 The intensity scales of scanners differ much more than those of the scans of one subject. A common factor for
 all modalities of a slice exposes a network that is trained on few subjects to other scales.

@@ -50,7 +50,10 @@ def default_cache_dir() -> Path:
 
 
 class ShardCache:
-    """Copies of the shards of `origin` in `root`/<fingerprint>. All sets below `root` share the limit, in bytes."""
+    """Copies of the shards of `origin` in `root`/<fingerprint>.
+
+    All sets below `root` share the limit, in bytes.
+    """
 
     def __init__(self, origin: ShardOrigin, root: Path, limit: int) -> None:
         self._origin = origin
@@ -116,11 +119,14 @@ class ShardCache:
                 continue
             if (size, sha256) == (shard.size, shard.sha256):
                 return
-            problem = f"{where}: fetched {size} bytes with sha256 {sha256}, the index says {shard.size} and {shard.sha256}"
+            problem = (
+                f"{where}: fetched {size} bytes with sha256 {sha256}, "
+                f"the index says {shard.size} and {shard.sha256}"
+            )
         raise DataError(f"{problem} (tried {ATTEMPTS} times); restore the shard at its source")
 
     def _reserve(self, part: Path, size: int) -> None:
-        """Make room for `size` bytes and allocate them, so that simultaneous fetches do not exceed the limit."""
+        """Make room for `size` bytes and allocate them: simultaneous fetches must not exceed the limit."""
         part.unlink(missing_ok=True)
         while not self._try_reserve(part, size):
             time.sleep(
@@ -132,7 +138,8 @@ class ShardCache:
             missing, under_way = self._evict(size)
             if missing > 0 and not under_way:
                 raise ConfigError(
-                    f"{self._root}: no room for a shard of {size} bytes, {missing} are missing; raise data.cache_gib, or "
+                    f"{self._root}: no room for a shard of {size} bytes, {missing} are missing; "
+                    "raise data.cache_gib, or "
                     "set data.cache_dir to a folder with more space"
                 )
             if missing <= 0:

@@ -36,7 +36,8 @@ class SliceBatch:
     rows: slice
     """Rows of the global batch."""
     planes: Tensor
-    """(b, M, H, W) int16 or int32: intensities in modality order; small slices are padded with 0, large ones cropped."""
+    """(b, M, H, W) int16 or int32: intensities in modality order; small slices are padded with 0, large ones
+    cropped."""
     labels: Tensor
     """(b, H, W) uint8: canonical labels, 0 without a segmentation."""
     has_labels: Tensor
@@ -102,14 +103,14 @@ class BatchMemory:
         if self._pin_memory:
             return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
         memory = self._free.pop() if self._free else np.empty(shape, dtype)
-        # The tensor, and whatever shares its storage, references the view; the memory is free when the view is deleted.
+        # The tensor references the view; the memory is free when the view is deleted.
         view = memory[:]
         weakref.finalize(view, self._free.append, memory).atexit = False
         return torch.from_numpy(view)
 
 
 class SliceStream:
-    """Iterator over the part of a rank of global batches start to stop - 1. As a context manager it ends its threads.
+    """Iterator over the part of a rank of global batches. As a context manager it ends its threads.
 
     A read error is raised by `next()` for its batch, as DataError with shard, key, offset and remedy.
 
@@ -185,12 +186,12 @@ class SliceStream:
         return batch, [self._pool.submit(self._read_part, batch, part) for part in parts]
 
     def _read_part(self, batch: SliceBatch, part: range) -> None:
-        # The order is computed in this thread, so that the consumer does not wait for the permutation of a new epoch.
+        # Computed in this thread, so that the consumer does not wait for the permutation of an epoch.
         samples = self._order.batch(batch.index)[batch.rows]
         batch.fill(self._reader, self._selection, samples, part)
 
     def close(self) -> None:
-        """Discard the batches that were read ahead, end the threads, close the shards. May be called repeatedly."""
+        """Discard the batches that were read ahead, end the threads, close the shards. Idempotent."""
         self._next = self._stop
         self._pending.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)

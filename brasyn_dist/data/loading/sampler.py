@@ -1,8 +1,8 @@
-"""Sampler: slices, targets and masks of global batch k, as pure functions of (seed, k, position in the batch).
+"""Sampler: slices, targets and masks of global batch k, pure functions of (seed, k, position in the batch).
 
-    position p = k * G + i --> epoch p // N, slot p % N --> sample = permutation(seed, epoch)[slot]      SampleOrder
-    (seed, k, position)    --> first target, available modalities, what the cycle pass masks             targets_and_masks
-    (G, rank, world)       --> rows of the global batch for a rank                                       rank_rows
+    position p = k * G + i --> epoch p // N, slot p % N --> permutation(seed, epoch)[slot]   SampleOrder
+    (seed, k, position)    --> first target, available modalities, cycle target              targets_and_masks
+    (G, rank, world)       --> rows of the global batch for a rank                           rank_rows
 
 G is the global batch size, N the number of samples. Except for `rank_rows`, nothing depends on ranks, workers
 or restarts, and there is no state: the position of a run is one integer. A batch may contain the end of one
@@ -31,7 +31,10 @@ Availability = Literal["three", "any"]
 
 
 class Purpose(IntEnum):
-    """Separates random streams with equal seed and counter. The values determine every run: never change one."""
+    """Separates random streams with equal seed and counter.
+
+    The values determine every run: never change one.
+    """
 
     SAMPLES = 1
     SHARDS = 2
@@ -42,7 +45,7 @@ class Purpose(IntEnum):
 
 
 def random_words(seed: int, purpose: Purpose, count: int, a: int = 0, b: int = 0) -> np.ndarray:
-    """(count, 4) uint64: row i is Philox's block at counter (i + 1, a, b, 0) under the key (seed, purpose)."""
+    """(count, 4) uint64: row i is the Philox block at counter (i + 1, a, b, 0) with key (seed, purpose)."""
     key = np.array([seed % 2**64, purpose], dtype=np.uint64)
     counter = np.array([0, a, b, 0], dtype=np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(4 * count).reshape(count, 4)
@@ -66,8 +69,8 @@ class SampleOrder:
         seed: Seed of the run.
         shard_of_sample: (N,) number of the shard of each sample (Selection.shard).
         global_batch_size: G.
-        block_shards: The shards are put in random order in each epoch, and samples are mixed only among this many
-            shards; None: among all.
+        block_shards: The shards are put in random order in each epoch, and samples are mixed only among this
+            many shards; None: among all.
 
     Raises:
         ConfigError: There are no samples, or the batch is empty.
@@ -91,7 +94,10 @@ class SampleOrder:
         self._lock = threading.Lock()
 
     def batch(self, k: int) -> np.ndarray:
-        """(G,) int64 sample numbers of global batch k >= 0. Thread-safe. Only the first batch of an epoch is slow."""
+        """(G,) int64 sample numbers of global batch k >= 0.
+
+        Thread-safe. Only the first batch of an epoch is slow.
+        """
         positions = np.arange(k * self.global_batch_size, (k + 1) * self.global_batch_size)
         epochs, slots = np.divmod(positions, self.samples)
         samples = np.empty(self.global_batch_size, dtype=np.int64)
@@ -166,9 +172,9 @@ def targets_and_masks(
         k: Number of the global batch.
         update: 0 to M - 1.
         global_batch_size: Rows of a global batch.
-        availability: `three`: all modalities but the target are available. `any`: one with probability 1/2, otherwise 2 to
-            M - 1, uniformly; all subsets of a size have equal probability (docs/explanation/method.md,
-            section 6).
+        availability: `three`: all modalities but the target are available. `any`: one with probability 1/2,
+            otherwise 2 to M - 1, uniformly; all subsets of a size have equal probability
+            (docs/explanation/method.md, section 6).
         modalities: M, at least 2.
     """
     target = (first_targets(seed, k, global_batch_size, modalities) + update) % modalities
@@ -219,7 +225,7 @@ def _available(
 
 @functools.cache
 def _subsets(elements: int, size: int) -> np.ndarray:
-    """(subsets, elements) bool: all subsets of one size. Single elements are in order, other subsets by what they lack."""
+    """(subsets, elements) bool: subsets of one size, ordered by what they have (1) or lack (others)."""
     lacking = size > 1
     listed = list(combinations(range(elements), elements - size if lacking else size))
     table = np.full((len(listed), elements), lacking)
@@ -241,15 +247,16 @@ def rank_rows(global_batch_size: int, rank: int, world: int, shares: Sequence[fl
         global_batch_size: G.
         rank: 0 to world - 1.
         world: Number of processes.
-        shares: Relative numbers of rows of the ranks. Empty: the numbers differ by at most one, and if M * world divides
-            G (M modalities), they are whole blocks of M with balanced targets.
+        shares: Relative numbers of rows of the ranks. Empty: the numbers differ by at most one, and if M *
+            world divides G (M modalities), they are whole blocks of M with balanced targets.
 
     Raises:
         ConfigError: There are more processes than rows, or the number of shares is wrong.
     """
     if world > global_batch_size:
         raise ConfigError(
-            f"{world} processes cannot share a global batch of {global_batch_size}: raise training.global_batch_size "
+            f"{world} processes cannot share a global batch of {global_batch_size}: raise "
+            "training.global_batch_size "
             "or start fewer processes"
         )
     if shares:

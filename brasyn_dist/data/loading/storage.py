@@ -1,7 +1,7 @@
 """Location of shards: a folder, or a URL that webdataset opens; with or without the node-local cache.
 
 open_storage("/data/shards")                      --> ShardFolder: shards are opened where they are
-open_storage("/nfs/shards", cache_dir="/scratch") --> ShardCache (cache.py): copied once per node, verified, kept
+open_storage("/nfs/shards", cache_dir="/scratch") --> ShardCache (cache.py): copied once per node
 open_storage("https://host/shards")               --> ShardCache, in a temporary folder by default
 open_storage("pipe:ssh host cat shards/{}")
 """
@@ -40,8 +40,8 @@ def open_storage(
 
     Args:
         location: A folder, a URL, or a URL or `pipe:` command with `{}` for the file name.
-        cache_dir: Node-local folder for copies of shards; None: shards of a folder are not copied, and shards behind a URL
-            are stored in a folder below the system's temporary folder.
+        cache_dir: Node-local folder for copies of shards; None: shards of a folder are not copied, and shards
+            behind a URL are stored in a folder below the system's temporary folder.
         cache_gib: Largest size of the cache, in GiB.
     """
     text = str(location)
@@ -71,7 +71,8 @@ class ShardFolder:
             return (self._folder / name).read_bytes()
         except OSError as error:
             raise DataError(
-                f"{self._folder}: no readable {name} ({error.strerror}); give a folder with a complete shard set"
+                f"{self._folder}: no readable {name} ({error.strerror}); give a folder with a "
+                "complete shard set"
             ) from None
 
     def chunks(self, name: str) -> Iterator[bytes]:

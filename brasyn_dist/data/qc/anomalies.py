@@ -18,9 +18,11 @@ from brasyn_dist.data.qc.measurements import CaseFacts, ModalityFacts
 MASK_SHARE = 0.002
 """Fraction of the brain voxels above which the mask of a modality counts as different."""
 END_SHARE = 0.15
-"""An outermost plane above this fraction of the largest plane looks cut off. The largest of ten real subjects is 0.03."""
+"""An outermost plane above this fraction of the largest plane looks cut off. The largest of ten real subjects
+is 0.03."""
 BORDER_VOXELS = 1500
-"""Foreground voxels on the border of the volume above which the head is cut; a brain stem (400 voxels) may reach it."""
+"""Foreground voxels on the border of the volume above which the head is cut; a brain stem (400 voxels) may
+reach it."""
 DISTINCT = 200
 """Fewer different values: a coarse intensity scale."""
 SATURATED = 0.001
@@ -144,7 +146,7 @@ def _modalities(facts: Sequence[CaseFacts]) -> tuple[str, ...]:
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
-    """Distances from the median in scaled median absolute deviations; 0 if more than half of the values are equal."""
+    """Distances from the median in scaled median absolute deviations; 0 if most values are equal."""
     away = values - np.median(values)
     spread = 1.4826 * float(np.median(np.abs(away)))
     return away / spread if spread > 0 else np.zeros_like(away)

@@ -1,6 +1,6 @@
 """Measurements of one case for quality control: a pure function of its files.
 
-case --read leniently--> volumes --measure--> CaseFacts (small, picklable) --> anomalies.py, for a whole cohort
+case --read leniently--> volumes --measure--> CaseFacts (picklable) --> anomalies.py, for a cohort
 """
 
 import hashlib
@@ -27,7 +27,10 @@ _COARSE = 8
 
 @dataclass(frozen=True, eq=False)
 class ModalityFacts:
-    """Measurements of one volume. Foreground: values above 0. Brain: foreground of at least half of the modalities."""
+    """Measurements of one volume.
+
+    Foreground: values above 0. Brain: foreground of at least half of the modalities.
+    """
 
     dtype: str
     """Of the file."""
@@ -50,9 +53,11 @@ class ModalityFacts:
     missing: int
     """Brain voxels that are not foreground."""
     ends: dict[str, float]
-    """For each side: area of the outermost plane with foreground, relative to the largest plane of its axis."""
+    """For each side: area of the outermost plane with foreground, relative to the largest plane of its
+    axis."""
     absent: dict[str, int]
-    """By axis: planes of the brain (of at least 1 % of its largest plane) in which this volume has no foreground."""
+    """By axis: planes of the brain (of at least 1 % of its largest plane) in which this volume has no
+    foreground."""
     border: int
     """Foreground voxels on the border of the volume."""
     roughness: float
@@ -192,7 +197,7 @@ def measure(volume: np.ndarray, brain: np.ndarray, dtype: str) -> ModalityFacts:
 
 
 def end_areas(mask: np.ndarray) -> dict[str, float]:
-    """For each side, area of the outermost plane with foreground, relative to the largest area along that axis."""
+    """For each side, area of the outermost plane with foreground by the largest area along that axis."""
     areas = []
     for axis in range(3):
         planes = np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis))
@@ -242,7 +247,7 @@ def repeated_planes(volume: np.ndarray) -> int:
 
 
 def thumbnails(images_MXYZ: np.ndarray, brain: np.ndarray, scale_M: np.ndarray) -> np.ndarray:
-    """(modalities, 2) uint8 arrays: axial and sagittal plane with most brain, from 0 to the 99.5th percentile."""
+    """(modalities, 2) uint8: axial and sagittal plane with most brain, from 0 to the 99.5th percentile."""
     z = int(np.argmax(np.count_nonzero(brain, axis=(0, 1))))
     x = int(np.argmax(np.count_nonzero(brain, axis=(1, 2))))
     tiles = np.empty((len(images_MXYZ), 2), object)
