@@ -69,6 +69,7 @@ class ModalitySet:
         return len(self.modalities)
 
     def title(self, modality: str) -> str:
+        """Name for people."""
         return self.titles.get(modality, modality)
 
     def index(self, modality: str) -> int:

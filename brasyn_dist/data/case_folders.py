@@ -1,7 +1,7 @@
-"""Cases of cohort folders, and the checks that each case must pass.
+r"""Cases of cohort folders, and the checks that each case must pass.
 
 cohort folders --find_cohorts--> cases with usable names --read_usable_case--> CaseVolumes, or DataError
-                          \\--> BadCase: problems that the names alone show
+                          \--> BadCase: problems that the names alone show
 """
 
 import hashlib

@@ -149,7 +149,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _to_lps(image: nibabel.Nifti1Image) -> np.ndarray:
-    """nibabel orientation from storage order to LPS. Oblique axes count as the nearest straight ones."""
+    """Orientation (of nibabel) from storage order to LPS. Oblique axes count as the nearest straight ones."""
     return _affine_to_lps(image.affine.astype(np.float64).tobytes())
 
 
@@ -287,5 +287,5 @@ def write_like(
 
 
 def compress(data: bytes) -> bytes:
-    """gzip without a time stamp: equal volumes give equal bytes."""
+    """Compressed data without a time stamp: equal volumes give equal bytes."""
     return igzip.compress(data, mtime=0)

@@ -30,7 +30,8 @@ _CORE: Ellipsoid = ((0, -4, -2), (34, 42, 24))
 """Nuclei and large fibre tracts, which no sulcus reaches."""
 _VENTRICLES: list[Ellipsoid] = [
     ((8, -30, 7), (4, 12, 7)), ((11, -8, 12), (5, 20, 4.5)), ((19, 20, 6), (5.5, 14, 7)),
-    ((24, 38, -1), (3.5, 12, 5)), ((32, 2, -22), (3, 14, 3)), ((0, -2, -6), (1.8, 13, 8)), ((0, 33, -36), (5, 5, 9)),
+    ((24, 38, -1), (3.5, 12, 5)),
+    ((32, 2, -22), (3, 14, 3)), ((0, -2, -6), (1.8, 13, 8)), ((0, 33, -36), (5, 5, 9)),
 ]  # fmt: skip
 _NUCLEI: list[tuple[Ellipsoid, float]] = [
     (((10, 6, -3), (8, 13, 8)), 0.55), (((12, -24, 3), (5, 10, 8)), 0.9),
@@ -75,7 +76,7 @@ def make_anatomy(rng: np.random.Generator, kind: Kind, shape: Sequence[int]) -> 
 
 
 def outline(rng: np.random.Generator, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """mm below the surface of the brain mask, mm below that of the tissue, fraction of cerebellum or stem.
+    """Depth in mm below the brain mask and below the tissue surface, and fraction of cerebellum or stem.
 
     Skull stripping includes the clefts between the parts of the brain: there the mask has CSF.
     """
@@ -96,7 +97,7 @@ def _joined(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
 
 
 def fold(rng: np.random.Generator, grid: Grid, depth: np.ndarray, hindbrain: np.ndarray) -> np.ndarray:
-    """mm below the pia: distance to the outer surface or to the nearest sulcus or fissure."""
+    """Depth in mm below the pia: distance to the outer surface or to the nearest sulcus or fissure."""
     width = rng.uniform(0.2, 0.9)  # of sulci: they widen with age
     midline = np.hypot(grid.x + 2 * grid.field(rng, 25), np.maximum(grid.depth_in(*_CALLOSUM), 0))
     below = np.minimum(depth, np.minimum(midline - 0.3, _to_sylvian_fissure(rng, grid) - 0.8) - 0.5 * width)
@@ -111,13 +112,13 @@ def fold(rng: np.random.Generator, grid: Grid, depth: np.ndarray, hindbrain: np.
 
 
 def _to_sulci(rng: np.random.Generator, grid: Grid, scale_mm: float) -> np.ndarray:
-    """mm to the nearest upright sheet of a random set."""
+    """Distance in mm to the nearest upright sheet of a random set."""
     field = grid.upright_field(rng, scale_mm)
     return np.abs(field) / np.maximum(grid.slope(field), np.float32(0.3 / scale_mm))
 
 
 def _to_sylvian_fissure(rng: np.random.Generator, grid: Grid) -> np.ndarray:
-    """mm to the fissure between temporal lobe and the lobes above it; it ends 34 mm from the midline."""
+    """Distance in mm to the fissure between temporal lobe and the lobes above it; it ends 34 mm from the midline."""
     sheet = grid.z + 14 - 0.25 * (grid.y + 15) + 2.5 * grid.field(rng, 14)
     beyond = np.maximum(np.abs(grid.y + 8) - 30, 0)
     return np.sqrt(sheet**2 + beyond**2 + np.maximum(34 - np.abs(grid.x), 0) ** 2)

@@ -22,8 +22,10 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """`x`, `y`, `z`: float32 mm at the voxels of a box of `shape`, to be broadcast to it; it "
-    "begins at voxel `origin`."""
+    """Coordinates of the voxels of a box.
+
+    `x`, `y`, `z` are float32 mm and broadcast to `shape`. The box begins at voxel `origin` of the volume.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -41,11 +43,11 @@ class Grid:
         return slices[0], slices[1], slices[2]
 
     def offsets(self, centre: Sequence[float], box: Box) -> list[np.ndarray]:
-        """mm from `centre` along x, y, z at the voxels of a box."""
+        """Offsets in mm from `centre` along x, y, z at the voxels of a box."""
         return [_cut(axis, box) - np.float32(c) for axis, c in zip((self.x, self.y, self.z), centre)]
 
     def distance(self, centre: Sequence[float], box: Box) -> np.ndarray:
-        """mm from `centre` at the voxels of a box."""
+        """Distance in mm from `centre` at the voxels of a box."""
         x, y, z = self.offsets(centre, box)
         return np.sqrt(x * x + y * y + z * z)
 

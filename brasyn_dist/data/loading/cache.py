@@ -37,11 +37,17 @@ CHUNK = 2**20
 class ShardOrigin(Protocol):
     """Where the cache fetches files from (storage.py)."""
 
-    def describe(self, name: str) -> str: ...
+    def describe(self, name: str) -> str:
+        """Path or URL of a file, for messages."""
+        ...
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """Content of a small file. Raises DataError."""
+        ...
 
-    def chunks(self, name: str) -> Iterator[bytes]: ...
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Content of a file in pieces. Raises DataError."""
+        ...
 
 
 def default_cache_dir() -> Path:
@@ -62,12 +68,15 @@ class ShardCache:
         self._folder = root
 
     def describe(self, name: str) -> str:
+        """See ShardStorage."""
         return self._origin.describe(name)
 
     def read(self, name: str) -> bytes:
+        """See ShardStorage."""
         return self._origin.read(name)
 
     def use_set(self, fingerprint: str) -> None:
+        """See ShardStorage."""
         self._folder = self._root / fingerprint[:16]
         try:
             # Patient data: not readable by others, also in a shared temporary folder.
@@ -79,6 +88,7 @@ class ShardCache:
             ) from None
 
     def open(self, shard: ShardEntry) -> int:
+        """See ShardStorage."""
         path = self._folder / shard.name
         try:
             descriptor = _open_cached(path, shard.size)

@@ -61,12 +61,14 @@ class ShardFolder:
         self._folder = folder
 
     def describe(self, name: str) -> str:
+        """See ShardStorage."""
         return str(self._folder / name)
 
     def use_set(self, fingerprint: str) -> None:
         """Nothing depends on the fingerprint."""
 
     def read(self, name: str) -> bytes:
+        """See ShardStorage."""
         try:
             return (self._folder / name).read_bytes()
         except OSError as error:
@@ -76,6 +78,7 @@ class ShardFolder:
             ) from None
 
     def chunks(self, name: str) -> Iterator[bytes]:
+        """See ShardOrigin."""
         try:
             with (self._folder / name).open("rb") as file:
                 while chunk := file.read(CHUNK):
@@ -84,6 +87,7 @@ class ShardFolder:
             raise DataError(f"{self._folder / name}: cannot be read ({error.strerror})") from None
 
     def open(self, shard: ShardEntry) -> int:
+        """See ShardStorage."""
         path = self._folder / shard.name
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -103,12 +107,15 @@ class ShardUrl:
         self._url = url if "{}" in url else url.rstrip("/") + "/{}"
 
     def describe(self, name: str) -> str:
+        """See ShardStorage."""
         return self._url.replace("{}", name)
 
     def read(self, name: str) -> bytes:
+        """See ShardOrigin."""
         return b"".join(self.chunks(name))
 
     def chunks(self, name: str) -> Iterator[bytes]:
+        """See ShardOrigin."""
         from webdataset.gopen import gopen  # the import takes seconds, and local folders do not need it
 
         url = self.describe(name)

@@ -51,6 +51,7 @@ class Finding:
     detail: str
 
     def to_dict(self) -> dict[str, str]:
+        """JSON content."""
         return asdict(self)
 
 

@@ -225,7 +225,7 @@ class ShardPlan:
 def plan_shards(
     slices: Sequence[Sequence[staging.StagedSlice]], header: SetHeader, options: ShardOptions
 ) -> list[ShardPlan]:
-    """Slices of every split in a seeded order, divided into shards. Raises DataError without training slices."""
+    """Slices of every split in a seeded order, divided into shards. Raises DataError if there are none."""
     plans: list[ShardPlan] = []
     size = options.samples_per_shard
     for number, split in enumerate((TRAIN, VALIDATION)):
