@@ -2,7 +2,7 @@
 
     for result in parallel_map("encode", function, items, workers=8): ...
 
-The worker processes end with the calling process, also if it is killed, so that no worker writes files afterwards.
+The worker processes end with the calling process, also if it is killed: no worker writes files afterwards.
 """
 
 import os

@@ -118,7 +118,7 @@ def _to_sulci(rng: np.random.Generator, grid: Grid, scale_mm: float) -> np.ndarr
 
 
 def _to_sylvian_fissure(rng: np.random.Generator, grid: Grid) -> np.ndarray:
-    """Distance in mm to the fissure between temporal lobe and the lobes above it; it ends 34 mm from the midline."""
+    """Distance in mm to the fissure above the temporal lobe; it ends 34 mm from the midline."""
     sheet = grid.z + 14 - 0.25 * (grid.y + 15) + 2.5 * grid.field(rng, 14)
     beyond = np.maximum(np.abs(grid.y + 8) - 30, 0)
     return np.sqrt(sheet**2 + beyond**2 + np.maximum(34 - np.abs(grid.x), 0) ** 2)
