@@ -1,8 +1,8 @@
 """The BraTS preset: modality order, labels, regions, views, and names of cases and files.
 
-Editions differ in file names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), in the label of enhancing tumour (3 since
-2023, 4 before) and in file endings. Predictions may number the labels in another order. All other modules use the canonical
-form: the modality order of a `ModalitySet` and its label values.
+Editions differ in file names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), in the label of enhancing
+tumour (3 since 2023, 4 before) and in file endings. Predictions may number the labels in another order. All
+other modules use the canonical form: the modality order of a `ModalitySet` and its label values.
 """
 
 import json
@@ -40,7 +40,7 @@ ImageSize = int | tuple[int, int]
 
 
 def image_shape(size: ImageSize) -> tuple[int, int]:
-    """(H, W)."""
+    """(H, W) of a slice."""
     return (size, size) if isinstance(size, int) else size
 
 
@@ -55,9 +55,9 @@ LABEL_ORDERS: dict[LabelOrder, dict[int, int]] = {
 }
 """Stored value -> canonical label.
 
-`brats`: the published data sets; 3 (2023 and later) and 4 (to 2021) never occur in one file.
-`nnunet`: predictions of networks that were trained with nnU-Net's BraTS conversion. The values are the same as in the order
-of 2023, so a file does not show its order: the caller must give it.
+`brats`: the published data sets; 3 (2023 and later) and 4 (to 2021) never occur in one file. `nnunet`:
+predictions of networks that were trained with nnU-Net's BraTS conversion. The values are the same as in the
+order of 2023, so a file does not show its order: the caller must give it.
 """
 
 _SUFFIXES = {
@@ -83,7 +83,7 @@ class Case:
 
     @property
     def patient(self) -> str:
-        """Name without the time point (BraTS-GLI-00005-100 -> BraTS-GLI-00005). Splits never divide a patient."""
+        """Name without the time point: BraTS-GLI-00005-100 -> BraTS-GLI-00005."""
         match = _TIMEPOINT.match(self.name)
         return match.group(1) if match else self.name
 
@@ -99,7 +99,7 @@ class Case:
 
 
 def modality_of(path: Path, modality_set: ModalitySet = BRATS) -> tuple[str, str] | None:
-    """(case name, modality or `seg`) from a file name, or None if the name does not follow the set's scheme."""
+    """(case name, modality or `seg`) from a file name, or None if the name has another form."""
     return modality_set.parse_file_name(path.name)
 
 
@@ -112,7 +112,8 @@ def find_case(folder: Path, cohort: str = "", modality_set: ModalitySet = BRATS)
             continue
         if named[1] in files:
             raise DataError(
-                f"{folder}: two files for {named[1]}: {files[named[1]].name} and {path.name}; keep one of them"
+                f"{folder}: two files for {named[1]}: {files[named[1]].name} and {path.name}; keep "
+                "one of them"
             )
         files[named[1]] = path
     return Case(folder.name, folder, files, cohort, modality_set)
@@ -123,7 +124,7 @@ PREDICTIONS_FORMAT = "brasyn_dist.predictions"
 
 
 def is_prediction_folder(folder: Path) -> bool:
-    """Whether inference has written to the folder: it contains a manifest of predictions, and is not a case."""
+    """Whether the folder contains a manifest of predictions and is therefore not a case."""
     try:
         return json.loads((folder / PREDICTIONS_MANIFEST).read_text())["format"] == PREDICTIONS_FORMAT
     except (OSError, ValueError, KeyError, TypeError):
@@ -147,7 +148,7 @@ def find_cases(root: Path, cohort: str | None = None, modality_set: ModalitySet 
 
 
 def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
-    """Folders directly below `root` with at least one volume, sorted by name. Folders of predictions are left out.
+    """Folders directly below `root` with at least one volume, sorted by name, without predictions.
 
     Raises:
         DataError: `root` is not a folder or has no such folder.
@@ -180,8 +181,8 @@ def canonical_labels(
 ) -> np.ndarray:
     """Labels as uint8 with the values of `modality_set`.
 
-    BraTS editions differ in their values; with order `brats` the edition is recognised by them. Other modality sets have one
-    order only.
+    BraTS editions differ in their values; with order `brats` the edition is recognised by them. Other
+    modality sets have one order only.
 
     Args:
         labels: Values as stored in a file.
@@ -220,9 +221,10 @@ def canonical_labels(
 
 
 def tumour_type(cohort: str, case: str) -> int:
-    """Index of the tumour type in TUMOUR_TYPES, from the case name (`BraTS-MET-...`), otherwise from the cohort name.
+    """Index in TUMOUR_TYPES, from the case name (`BraTS-MET-...`), otherwise from the cohort name.
 
-    Editions up to 2021 (`BraTS2021_...`, `BraTS20_...`) have gliomas only. UNKNOWN_TYPE if neither name contains a type.
+    Editions up to 2021 (`BraTS2021_...`, `BraTS20_...`) have gliomas only. UNKNOWN_TYPE if neither name
+    contains a type.
     """
     for name in (case, cohort):
         words = re.split(r"[^A-Z]+", name.upper())

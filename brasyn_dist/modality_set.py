@@ -1,4 +1,4 @@
-"""The set of modalities and labels of a data set or a model: plain data, stored with shards and exported weights.
+"""Modalities and labels of a data set or a model: plain data, stored with shards and exported weights.
 
 `brats.BRATS` is the preset. No module above `brats.py` may assume four modalities or the labels of BraTS.
 """
@@ -69,6 +69,7 @@ class ModalitySet:
         return len(self.modalities)
 
     def title(self, modality: str) -> str:
+        """Name for people."""
         return self.titles.get(modality, modality)
 
     def index(self, modality: str) -> int:
@@ -141,7 +142,7 @@ def read_modality_set(path: Path | str) -> ModalitySet:
         path: File with the fields of `ModalitySet`; `name` and `modalities` are required.
 
     Raises:
-        DataError: The file cannot be read, or its content is not a modality set; the message starts with `path`.
+        DataError: The file cannot be read, or its content is not a modality set.
     """
     try:
         values = yaml.safe_load(Path(path).read_text())  # JSON is a subset of YAML

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary name, flush to disk, rename."""
+"""Files that are either complete or absent: temporary name, flush to disk, rename."""
 
 import hashlib
 import json
@@ -12,7 +12,10 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Temporary path beside `path` (same suffixes); on success it is flushed and renamed, on failure removed."""
+    """Temporary path beside `path`, with its suffixes.
+
+    It is flushed and renamed on success, and removed on failure.
+    """
     path = Path(path)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
@@ -26,28 +29,33 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, names: Collection[str]) -> None:
-    """Remove temporary files for `names` that killed processes left. For when nobody is at work in the folder any more."""
+    """Remove temporary files of `names` that killed processes left.
+
+    No other process may be writing in the folder.
+    """
     for path in folder.glob(".tmp-*"):
         if path.name.split("-", 2)[-1] in names:
             path.unlink(missing_ok=True)
 
 
 def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
     atomic_write_bytes(path, text.encode())
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Indented JSON, keys in the order given, newline at the end; NaN is refused (it is not JSON)."""
+    """Write indented JSON with the keys in their order. Raises ValueError for NaN, which is not JSON."""
     atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def canonical_json(value: Any) -> bytes:
-    """One byte string for equal values: what hashes are taken of."""
+    """JSON as bytes that are equal for equal values, for hashes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -61,5 +69,6 @@ def fsync(path: Path) -> None:
 
 
 def sha256_of(path: Path | str) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

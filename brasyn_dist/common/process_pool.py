@@ -2,8 +2,7 @@
 
     for result in parallel_map("encode", function, items, workers=8): ...
 
-The worker processes stay for the next call. They end when the calling process ends, also if it is killed, so that no worker
-writes files afterwards.
+The worker processes end with the calling process, also if it is killed: no worker writes files afterwards.
 """
 
 import os
@@ -13,8 +12,7 @@ from concurrent.futures import as_completed
 from signal import SIGKILL
 from typing import Any, TypeVar
 
-from joblib.externals import loky
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 from tqdm import tqdm
 
 from brasyn_dist.common.processes import signal_when_parent_dies
@@ -63,18 +61,20 @@ def _results(work: Callable[[Any], T], items: Sequence[Any], workers: int) -> It
         for item in items:
             yield item, work(item)
         return
-    executor = loky.get_reusable_executor(
+    executor = ProcessPoolExecutor(
         workers, initializer=_end_with_parent, initargs=(os.getpid(),), env=_ONE_THREAD
     )
     try:
         futures = {executor.submit(work, item): item for item in items}
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
+        executor.shutdown()
     except BaseException as error:
         executor.shutdown(kill_workers=True)
         if isinstance(error, TerminatedWorkerError):
             raise BrasynError(
-                "a worker process was killed (out of memory?); run the same command again, with fewer --workers"
+                "a worker process was killed (out of memory?); run the same command again, with "
+                "fewer --workers"
             ) from None
         raise
 

@@ -1,11 +1,8 @@
-"""Data, from BraTS folders to batches on the device. Modules in the order in which it passes them:
+"""Data: from case folders to batches on the host.
 
-phantom               synthetic cases, where there are no real ones
-nifti, slicing        one volume in canonical form; volumes to slices and back
-cohorts, split        cases of several folders, checked; whole patients held out
-survey, statistics    every case read once: checks, exact intensity statistics
-spool, make_shards    pass 2: slices encoded, shuffled into shards; summary says what came of it
-codec, header, shards, index    the format: a slice as bytes, a tar of slices, a set of tars
-source, cache, reader           bytes of a shard set from a folder or URL, slices from bytes
-plan, stream, normalise         which slices form batch k; batches in order; what the networks see
+case_folders, nifti    cases of cohort folders; volumes in one canonical form
+sharding/              cohort folders to a shard set: scan, staging, tar files
+format/                the shard set: a slice as bytes, a tar file of slices, the index of a set
+loading/               storage and cache, order of samples, batches read ahead by threads
+qc/                    quality control of cohort folders
 """

@@ -1,7 +1,7 @@
-"""Cases of cohort folders, and the checks that each case must pass.
+r"""Cases of cohort folders, and the checks that each case must pass.
 
 cohort folders --find_cohorts--> cases with usable names --read_usable_case--> CaseVolumes, or DataError
-                          \\--> BadCase: problems that the names alone show
+                          \--> BadCase: problems that the names alone show
 """
 
 import hashlib
@@ -26,7 +26,10 @@ class BadCase:
     """One line for each problem, with the path of the file."""
 
     def to_dict(self) -> dict[str, str]:
-        """Entry of the index. Paths are reduced to file names: a set must not depend on the location of its input."""
+        """Entry of the index.
+
+        Paths are reduced to file names: a set must not depend on the location of its input.
+        """
         reason = self.reason.replace(f"{self.folder}/", "").replace(f"{self.folder.parent}/", "")
         return {"case": self.folder.name, "cohort": self.cohort, "reason": reason}
 
@@ -100,7 +103,8 @@ def read_usable_case(case: Case, views: Sequence[str], round_values: bool = Fals
         side = max(n for axis, n in enumerate(volumes.images.shape[1:]) if axis != VIEW_AXES[view])
         if side > IMAGE_SIZE:
             raise DataError(
-                f"{case.folder}: {view} slices: a slice of {side} pixels does not fit into {IMAGE_SIZE}; larger volumes "
+                f"{case.folder}: {view} slices: a slice of {side} pixels does not fit into "
+                f"{IMAGE_SIZE}; larger volumes "
                 "are not supported"
             )
     return volumes

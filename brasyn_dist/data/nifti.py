@@ -1,9 +1,10 @@
 """NIfTI volumes in one canonical form: integers, axes (x, y, z) in LPS order.
 
-    *.nii, *.nii.gz --> Volume (LPS integers, header of the file) --> write_like --> *.nii.gz in the form of the file
+    *.nii, *.nii.gz --> Volume (LPS integers, header) --> write_like --> *.nii.gz in the form of the file
 
-BraTS stores nearly all volumes in LPS order; some cases are in RAS order. The array of a brain does not depend on storage order,
-header type or scaling. Negative values are kept: normalisation clamps them (docs/explanation/method.md, section 2).
+BraTS stores nearly all volumes in LPS order; some cases are in RAS order. The array of a brain does not
+depend on storage order, header type or scaling. Negative values are kept: normalisation clamps them
+(docs/explanation/method.md, section 2).
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,8 @@ _LPS = axcodes2ornt(("L", "P", "S"))
 _GZIP_MAGIC = b"\x1f\x8b"
 _NIFTI_MAGIC = {b"n+1\0": nibabel.Nifti1Image, b"n+2\0": nibabel.Nifti2Image}
 _WHOLE = 1e-3
-"""Floating-point values that differ less from whole numbers are integers; headers with a scale factor produce them."""
+"""Floating-point values that differ less from whole numbers are integers; headers with a scale factor produce
+them."""
 _AFFINE_MM = 1e-3
 """Largest difference between the affines of the volumes of a case; headers store float32."""
 
@@ -84,7 +86,7 @@ def read_volume(path: Path | str, round_values: bool = False) -> Volume:
         round_values: Round values that are not whole numbers instead of refusing them.
 
     Raises:
-        DataError: The file cannot be read, or contains NaN, infinity or fractions. The message starts with the path.
+        DataError: The file cannot be read, or has NaN, infinity or fractions. The message names it.
     """
     path = Path(path)
     image, values = _load(path)
@@ -147,13 +149,13 @@ def _one_line(error: Exception) -> str:
 
 
 def _to_lps(image: nibabel.Nifti1Image) -> np.ndarray:
-    """nibabel orientation from storage order to LPS. Oblique axes count as the nearest straight ones."""
+    """Orientation (of nibabel) from storage order to LPS. Oblique axes count as the nearest straight ones."""
     return _affine_to_lps(image.affine.astype(np.float64).tobytes())
 
 
 @lru_cache(maxsize=64)
 def _affine_to_lps(affine: bytes) -> np.ndarray:
-    """Cached: a cohort has few affines, and nibabel needs milliseconds for each, several times for a volume."""
+    """Cached, because nibabel needs milliseconds, and a cohort has few affines."""
     orientation = ornt_transform(io_orientation(np.frombuffer(affine).reshape(4, 4)), _LPS)
     orientation.flags.writeable = False
     return orientation
@@ -198,8 +200,8 @@ def read_case(
         round_values: Round values that are not whole numbers instead of refusing them.
 
     Raises:
-        DataError: All problems, one on each line: a modality is missing, a file is unusable, or its shape or affine differs
-            from the others.
+        DataError: All problems, one on each line: a modality is missing, a file is unusable, or its shape or
+            affine differs from the others.
     """
     wanted = case.modality_set.modalities if modalities is None else tuple(modalities)
     problems = [f"{case.folder}: no volume for {m}" for m in wanted if m not in case.files]
@@ -235,7 +237,8 @@ def check_geometry(reference: Volume, other: Volume) -> None:
     """Raise DataError unless both volumes have one shape and, within 0.001 mm, one affine."""
     if reference.array.shape != other.array.shape:
         raise DataError(
-            f"{other.path}: shape {other.array.shape} differs from {reference.array.shape} of {reference.path.name}; "
+            f"{other.path}: shape {other.array.shape} differs from {reference.array.shape} of "
+            f"{reference.path.name}; "
             "resample it to the same grid"
         )
     difference = float(np.abs(reference.affine - other.affine).max())
@@ -284,5 +287,5 @@ def write_like(
 
 
 def compress(data: bytes) -> bytes:
-    """gzip without a time stamp: equal volumes give equal bytes."""
+    """Compressed data without a time stamp: equal volumes give equal bytes."""
     return igzip.compress(data, mtime=0)

@@ -1,7 +1,8 @@
 """Coordinates of a head, and smooth random fields on them.
 
-All anatomy is described in millimetres of a full-size head around the brain's middle: x to the left, y to the back, z up (the
-directions in which indices of an LPS array grow). Smaller arrays hold a smaller head of the same proportions.
+All anatomy is described in millimetres of a full-size head around the brain's middle: x to the left, y to the
+back, z up (the directions in which indices of an LPS array grow). Smaller arrays hold a smaller head of the
+same proportions.
 """
 
 from collections.abc import Sequence
@@ -13,15 +14,18 @@ from scipy.ndimage import map_coordinates
 from brasyn_dist.brats import VOLUME_SHAPE
 
 MIDDLE = (0.494, 0.535, 0.475)
-"""Where the middle of the brain lies in a BraTS volume, as fractions of its shape (mean of ten subjects)."""
+"""Middle of the brain in a BraTS volume, as fractions of its shape (mean of ten subjects)."""
 REACH = ((-70, 70), (-89, 89), (-74, 72))
-"""The box that every head fits into, in mm from the middle."""
+"""Box around every head, in mm from the middle."""
 Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """`x`, `y`, `z`: float32 mm at the voxels of a box of `shape`, to be broadcast to it; it begins at voxel `origin`."""
+    """Coordinates of the voxels of a box.
+
+    `x`, `y`, `z` are float32 mm and broadcast to `shape`. The box begins at voxel `origin` of the volume.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -31,7 +35,7 @@ class Grid:
     voxels_per_mm: tuple[float, float, float]
 
     def box(self, centre: Sequence[float], reach_mm: Sequence[float]) -> Box:
-        """Voxels within `reach_mm` of `centre` along each axis: what a structure there may touch."""
+        """Voxels within `reach_mm` of `centre` along each axis."""
         slices = []
         for c, reach, (low, _), voxels, n in zip(centre, reach_mm, REACH, self.voxels_per_mm, self.shape):
             first, last = int((c - reach - low) * voxels) - 1, int((c + reach - low) * voxels) + 3
@@ -39,11 +43,11 @@ class Grid:
         return slices[0], slices[1], slices[2]
 
     def offsets(self, centre: Sequence[float], box: Box) -> list[np.ndarray]:
-        """mm from `centre` along x, y, z at the voxels of a box."""
+        """Offsets in mm from `centre` along x, y, z at the voxels of a box."""
         return [_cut(axis, box) - np.float32(c) for axis, c in zip((self.x, self.y, self.z), centre)]
 
     def distance(self, centre: Sequence[float], box: Box) -> np.ndarray:
-        """mm from `centre` at the voxels of a box."""
+        """Distance in mm from `centre` at the voxels of a box."""
         x, y, z = self.offsets(centre, box)
         return np.sqrt(x * x + y * y + z * z)
 
@@ -56,20 +60,20 @@ class Grid:
         return level * (1 - level) / (np.sqrt(x * a + y * b + z * c) + np.float32(1e-6))
 
     def mirrored(self) -> "Grid":
-        """The grid that sees the left half on both sides."""
+        """The grid with the left half on both sides."""
         return replace(self, x=np.abs(self.x))
 
     def moved(self, move: Sequence[np.ndarray]) -> "Grid":
-        """The grid that sees at each voxel what lay at the voxel plus `move` (x, y, z)."""
+        """The grid whose coordinates are displaced by `move` (x, y, z)."""
         return replace(self, x=self.x + move[0], y=self.y + move[1], z=self.z + move[2])
 
     def field(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
-        """A random field that varies over `scale_mm`, of mean 0 and standard deviation about 1."""
+        """A random field with length scale `scale_mm`, mean 0 and standard deviation about 1."""
         steps = self._steps(scale_mm)
         return spline(rng.standard_normal(_knots(self.shape, steps), dtype=np.float32), self.shape, steps)
 
     def upright_field(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
-        """A random field that varies little along rays from the middle: its level sets stand upright on the surface."""
+        """A random field that varies little along rays from the middle."""
         steps = self._steps(scale_mm / 3)
         axes = [
             (low + (np.arange(n) - 1) * (step / v)) / scale_mm
@@ -86,7 +90,7 @@ class Grid:
         return spline(knots, self.shape, steps)
 
     def slope(self, field: np.ndarray) -> np.ndarray:
-        """Length of a field's gradient, per mm."""
+        """Length of the gradient of a field, per mm."""
         x, y, z = ((g * np.float32(v)) ** 2 for g, v in zip(np.gradient(field), self.voxels_per_mm))
         return np.sqrt(x + y + z)
 
@@ -98,7 +102,7 @@ _ALL: Box = (slice(None), slice(None), slice(None))
 
 
 def _cut(axis: np.ndarray, box: Box) -> np.ndarray:
-    """Part of a coordinate that may still be of length 1 along axes on which it does not depend."""
+    """Part of a coordinate, which may have length 1 along axes that it does not depend on."""
     return axis[tuple(part if n > 1 else slice(None) for part, n in zip(box, axis.shape))]
 
 
@@ -141,5 +145,5 @@ def _spline_weights(points: int, knots: int, step: float) -> np.ndarray:
 
 
 def soft_step(value: np.ndarray, width: float) -> np.ndarray:
-    """0 to 1 where `value` passes 0, linearly over `width` on either side: the partial volume of voxels at a border."""
+    """Partial volume at a border: from 0 to 1 where `value` passes 0, linear over `width` on either side."""
     return np.clip(value / np.float32(2 * width) + np.float32(0.5), 0, 1)

@@ -1,6 +1,6 @@
-"""Tumours: where they are, what they push away, and which voxels they take.
+"""Tumours: position, displacement of tissue, and labels.
 
-plan_lesions --> push_away (mass effect on the anatomy's coordinates) ... anatomy ... --> grow_lesions --> labels
+plan_lesions --> push_away (mass effect on the coordinates) --> anatomy --> grow_lesions --> labels
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Lesion:
     radius: float
     """Of the core: necrosis and enhancing rim."""
     rim: float
-    """Thickness of the enhancing rim; 0: nothing enhances (as in many gliomas of low grade)."""
+    """Thickness of the enhancing rim; 0: no enhancement, as in many low-grade gliomas."""
     oedema: float
-    """How far oedema reaches beyond the core."""
+    """Width of the oedema around the core."""
     push: float
-    """How far tissue at the core's border has been displaced."""
+    """Displacement of tissue at the border of the core."""
 
 
 def plan_lesions(rng: np.random.Generator, kind: Kind) -> list[Lesion]:
@@ -49,7 +49,10 @@ def _metastasis(rng: np.random.Generator) -> Lesion:
 
 
 def push_away(grid: Grid, lesions: list[Lesion]) -> Grid:
-    """Coordinates of what was there before the lesions grew: tissue moves outwards, most at the border of the core."""
+    """Coordinates of the tissue before the lesions grew.
+
+    Displacement is largest at the border of the core.
+    """
     moves = [np.zeros(grid.shape, np.float32) for _ in range(3)]
     for lesion in lesions:
         reach = 3.5 * lesion.radius
@@ -66,14 +69,22 @@ def push_away(grid: Grid, lesions: list[Lesion]) -> Grid:
 def grow_lesions(
     rng: np.random.Generator, grid: Grid, lesions: list[Lesion], below_pia: np.ndarray, ventricle: np.ndarray
 ) -> np.ndarray:
-    """Labels (nx, ny, nz) uint8. `below_pia`: mm from any outer or inner surface; `ventricle`: fraction of CSF in it."""
+    """Labels (nx, ny, nz) uint8.
+
+    Args:
+        rng: Random numbers.
+        grid: Coordinates of the head.
+        lesions: Tumours.
+        below_pia: (nx, ny, nz) mm below the pia.
+        ventricle: (nx, ny, nz) fraction of ventricle.
+    """
     labels = np.zeros(grid.shape, np.uint8)
     coarse, fine, pockets = grid.field(rng, 12), grid.field(rng, 5), grid.field(rng, 3.5)
     for lesion in lesions:
         box = grid.box(lesion.centre, (1.6 * (lesion.radius + lesion.oedema) + 4,) * 3)
         rough = coarse[box] + 0.5 * fine[box]
         core = lesion.radius * (1 + 0.2 * rough) - grid.distance(lesion.centre, box)
-        # Oedema follows white matter: it spares cortex and ventricles, and reaches further in some directions.
+        # Oedema follows white matter: it spares cortex and ventricles, and its width varies.
         swelling = core + lesion.oedema * (1 + 0.45 * coarse[box] + 0.2 * fine[box])
         part, free = labels[box], ventricle[box] < 0.4
         part[(swelling > 0) & (below_pia[box] > 2) & free & (part == 0)] = ED

@@ -1,7 +1,8 @@
-"""What a scanner makes of an anatomy: contrast, texture, bias field, noise, scale.
+"""Scanner model: contrast, texture, bias field, noise and intensity scale.
 
-Measured on ten real subjects: the median of a scan's foreground lies between 100 and 2,000, and differs by a factor of about
-1.6 (one standard deviation) between subjects; scans of one subject go up and down together in part.
+Measured on ten real subjects: the median of the foreground of a scan is between 100 and 2,000 and differs by
+a factor of about 1.6 (one standard deviation) between subjects. The scales of the scans of one subject are
+correlated.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from brasyn_dist.brats import MODALITIES
 from brasyn_dist.phantom.anatomy import TISSUES, Anatomy
 from brasyn_dist.phantom.lesions import Kind
 
-# Signal of each of TISSUES (csf, grey, white, oedema, necrosis, enhancing, vessel), white matter being about 1.
+# Signal of TISSUES (csf, grey, white, oedema, necrosis, enhancing, vessel); white matter is about 1.
 CONTRAST = {
     "t1n": (0.36, 0.78, 1.00, 0.72, 0.55, 0.74, 0.85),
     "t1c": (0.38, 0.84, 1.00, 0.74, 0.58, 1.95, 2.30),
@@ -20,14 +21,14 @@ CONTRAST = {
 }
 CONTRAST_SPREAD = 0.08
 BIAS = 0.14
-"""Standard deviation of the logarithm of the coil's sensitivity, which varies slowly over the head."""
+"""Standard deviation of the logarithm of the bias field."""
 LEVEL = {"t1c": 480.0, "t1n": 530.0, "t2f": 460.0, "t2w": 420.0}
-"""Usual intensity of white matter in BraTS files (geometric mean of ten subjects)."""
+"""Intensity of white matter in BraTS files (geometric mean of ten subjects)."""
 SUBJECT_SPREAD, SCAN_SPREAD = 0.35, 0.15
-"""Standard deviations of the logarithm of intensity: of all scans of a subject together, and of each for itself."""
+"""Standard deviations of the logarithm of intensity: common to all scans of a subject, and of each scan."""
 NOISE = 0.025
 THICK_SLICES = 0.35
-"""Part of the scans that were taken in thick axial slices: blurred along z, as many real ones are."""
+"""Fraction of the scans with thick axial slices, which are blurred along z."""
 
 
 def scan_all(rng: np.random.Generator, anatomy: Anatomy, kind: Kind) -> dict[str, np.ndarray]:
@@ -46,7 +47,7 @@ def scan(
         1 + CONTRAST_SPREAD * rng.standard_normal(len(CONTRAST[modality]))
     )
     signal = np.tensordot(tissues.astype(np.float32), anatomy.fractions, 1)
-    # What is dark in T1 is bright in T2: texture that all scans of a subject share, with a sign, and some of their own.
+    # Dark in T1 is bright in T2: common texture of all scans with a sign, and texture of each scan.
     shared = (0.03 + 0.08 * _tumour(anatomy.fractions)) * texture
     signal *= 1 + (shared if modality in ("t1n", "t1c") else -shared) + 0.03 * grid.field(rng, 3)[brain]
     if rng.random() < THICK_SLICES:
@@ -56,7 +57,7 @@ def scan(
     signal = np.hypot(signal + real, imaginary)  # a magnitude image: Rician noise
     level = LEVEL[modality] * scale * np.exp(SCAN_SPREAD * rng.standard_normal())
     values = np.clip(np.rint(level * signal), 1, np.iinfo(np.int16).max)
-    # The challenge's metastases come from many sites: their scans' masks differ at the surface.
+    # The metastases of the challenge come from many sites: the masks of their scans differ at the surface.
     edge = 0.7 * abs(rng.standard_normal()) if kind == "MET" else 0.0
     volume = np.zeros(grid.shape, np.int16)
     volume[brain] = np.where(anatomy.depth > edge, values, 0)
@@ -64,12 +65,12 @@ def scan(
 
 
 def _tumour(fractions: np.ndarray) -> np.ndarray:
-    """(N,) fraction of tumour core: it is less uniform than healthy tissue."""
+    """(N,) fraction of tumour core, which is less uniform than healthy tissue."""
     return fractions[TISSUES.index("necrosis")] + fractions[TISSUES.index("enhancing")]
 
 
 def _blurred_along_z(signal: np.ndarray, brain: np.ndarray, sigma: float) -> np.ndarray:
-    """(N,) blurred within the brain: nothing comes in from outside."""
+    """(N,) values blurred within the brain, without influence of the background."""
     volume = np.zeros(brain.shape, np.float32)
     volume[brain] = signal
     weight = gaussian_filter1d(brain.astype(np.float32), sigma, axis=2)

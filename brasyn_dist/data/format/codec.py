@@ -1,10 +1,11 @@
-"""One slice as bytes: a NumPy `.npy` file, as it is or compressed by Zstandard.
+"""One slice as bytes: a NumPy `.npy` file, uncompressed or compressed with Zstandard.
 
-    planes (P, H, W) int16 | int32  --encode_slice-->  payload bytes  --decode_slice-->  the same planes, bit for bit
+    planes (P, H, W) int16 | int32 --encode_slice--> payload bytes --decode_slice--> the same planes
 
-P is the number of modalities, and one more for the labels where the case has a segmentation. The codec's name is the file extension
-of the payload inside the tar, so that other readers know what they hold. `npy.zst` carries a checksum of its content:
-a flipped bit is an error when it is read. `npy` has none (only the sha256 of its whole shard) and is 7 times larger.
+P is the number of modalities, plus one for the labels if the case has a segmentation. The name of the codec
+is the file extension of the payload in the tar, as the WebDataset convention requires. `npy.zst` has a
+checksum of its content: a flipped bit is an error when the slice is read. `npy` has none (only the SHA-256 of
+its shard) and is 7 times larger.
 """
 
 import functools
@@ -20,16 +21,17 @@ from brasyn_dist.errors import DataError
 CODECS = ("npy.zst", "npy")
 DEFAULT_CODEC = CODECS[0]
 DTYPES = ("int16", "int32")
-"""Integer types of a shard set; int32 where a voxel does not fit into int16."""
+"""Integer types of a shard set; int32 if a voxel does not fit into int16."""
 ZSTD_LEVEL = 3
 
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<type><i[24])', 'fortran_order': False, 'shape': \((?P<shape>\d{1,3}, \d+, \d+)\), \} *\n",
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<type><i[24])', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>\d{1,3}, \d+, \d+)\), \} *\n",
     re.DOTALL,
 )
 MAX_PLANES = 256
 MAX_BYTES = 2**28
-"""No slice is larger; a damaged length must not make the reader ask for all memory."""
+"""Larger lengths are damaged; the reader must not allocate all memory for them."""
 
 
 def encode_slice(planes: np.ndarray, codec: str = DEFAULT_CODEC) -> bytes:
@@ -38,7 +40,7 @@ def encode_slice(planes: np.ndarray, codec: str = DEFAULT_CODEC) -> bytes:
 
 
 class SliceEncoder:
-    """Encodes one slice after another with the same memory. One for each thread."""
+    """Encodes slices one after another in the same memory. Not thread-safe."""
 
     def __init__(self, codec: str) -> None:
         check_codec(codec)
@@ -48,14 +50,20 @@ class SliceEncoder:
         self._memory = bytearray()
 
     def __call__(self, planes: np.ndarray, labels: np.ndarray | None = None) -> bytes:
-        """Payload of `planes` (P, H, W), int16 or int32, and of `labels` (H, W) as one plane more.
+        """Payload of a slice.
 
-        Both in any memory order. Raises DataError for anything else.
+        Args:
+            planes: (M, H, W) int16 or int32, in any memory order.
+            labels: (H, W), stored as an additional plane.
+
+        Raises:
+            DataError: Another shape or type.
         """
         shape = (len(planes) + (labels is not None), *planes.shape[1:])
         if len(shape) != 3 or not 2 <= shape[0] <= MAX_PLANES or planes.dtype.name not in DTYPES:
             raise DataError(
-                f"a slice is (2 to {MAX_PLANES}, H, W) of {' or '.join(DTYPES)}, got {shape} of {planes.dtype}"
+                f"a slice is (2 to {MAX_PLANES}, H, W) of {' or '.join(DTYPES)}, got {shape} of "
+                f"{planes.dtype}"
             )
         header = npy_header(shape, planes.dtype.name)
         size = len(header) + planes.itemsize * math.prod(shape)
@@ -63,7 +71,7 @@ class SliceEncoder:
             self._memory = bytearray(size)
         npy = memoryview(self._memory)[:size]
         npy[: len(header)] = header
-        # The one copy that there is: from wherever the slice lies in its volume to where it is compressed from.
+        # The only copy: from the volume to the memory that is compressed.
         content = np.frombuffer(npy, planes.dtype.newbyteorder("<"), offset=len(header)).reshape(shape)
         content[: len(planes)] = planes
         if labels is not None:
@@ -73,7 +81,7 @@ class SliceEncoder:
 
 @functools.lru_cache(maxsize=64)
 def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
-    """What comes before the values in the .npy of a little-endian C-ordered array."""
+    """Header of the .npy file of a little-endian C-ordered array."""
     buffer = io.BytesIO()
     description = {"shape": shape, "fortran_order": False, "descr": np.dtype(dtype).newbyteorder("<").str}
     np.lib.format.write_array_header_1_0(buffer, description)
@@ -81,14 +89,14 @@ def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def decode_slice(data: bytes | memoryview, codec: str) -> np.ndarray:
-    """Planes of a payload. Raises DataError if the payload is damaged."""
+    """Planes (P, H, W) of a payload. Raises DataError if it is damaged."""
     return SliceDecoder(codec)(data).copy()
 
 
 class SliceDecoder:
-    """Decodes one payload after another into the same memory. One for each thread.
+    """Decodes payloads one after another into the same memory. Not thread-safe.
 
-    Fresh memory for each slice would cost as much again as decoding it: the kernel has to clear 500 kB first.
+    New memory for each slice would take as long as decoding: the kernel has to clear 500 kB first.
     """
 
     def __init__(self, codec: str) -> None:
@@ -100,7 +108,7 @@ class SliceDecoder:
     def __call__(self, data: bytes | memoryview) -> np.ndarray:
         """Planes (P, H, W), valid until the next call. Raises DataError if the payload is damaged.
 
-        `npy` payloads have no checksum: only damage to their header or length is noticed.
+        `npy` payloads have no checksum: only damage to their header or length is detected.
         """
         return self._parse(data if self._zstandard is None else self._decompress(self._zstandard, data))
 
@@ -110,7 +118,7 @@ class SliceDecoder:
             if not 0 <= size <= MAX_BYTES:
                 raise DataError(f"damaged Zstandard data: {size} bytes of content")
             if len(self._memory) <= size:
-                # One byte more than the content: the decoder then runs on to the checksum behind it.
+                # One byte more than the content: the decoder then also reads the checksum.
                 self._memory = bytearray(size + 1)
             count = decompressor.stream_reader(data).readinto(self._memory)
         except zstandard.ZstdError as error:
@@ -122,7 +130,7 @@ class SliceDecoder:
     def _parse(self, data: bytes | memoryview) -> np.ndarray:
         start = 10 + int.from_bytes(data[8:10], "little")
         header = bytes(data[:start])
-        # A set has a handful of different headers; parsing one anew costs more than reading 500 kB.
+        # A set has few different headers, and parsing one takes longer than reading 500 kB.
         if header not in self._headers:
             self._headers[header] = _parse_header(header)
         dtype, shape = self._headers[header]
@@ -132,19 +140,21 @@ class SliceDecoder:
 
 
 def check_codec(codec: str) -> None:
+    """Raise DataError for an unknown codec."""
     if codec not in CODECS:
         raise DataError(f"unknown codec {codec!r}; this version reads {', '.join(CODECS)}")
 
 
 def _parse_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """(type, shape) of a version 1.0 .npy header; only what encode_slice writes is accepted.
+    """(type, shape) of a version 1.0 .npy header as `npy_header` writes it.
 
-    NumPy's own parser compiles the header as Python, which fails at times when several threads do so (CPython issue
+    NumPy's parser compiles the header as Python code, which sometimes fails in several threads (CPython issue
     106905, SystemError: AST constructor recursion depth mismatch).
     """
     match = _HEADER.fullmatch(header)
     if not match:
         raise DataError(
-            f"damaged .npy, or no slice: its header is {header[:120]!r}, expected (planes, H, W) of {' or '.join(DTYPES)}"
+            f"damaged .npy, or no slice: its header is {header[:120]!r}, "
+            f"expected (planes, H, W) of {' or '.join(DTYPES)}"
         )
     return np.dtype(match["type"].decode()), tuple(int(n) for n in match["shape"].split(b","))

@@ -1,4 +1,4 @@
-"""What a shard set holds, as a table for people."""
+"""Contents of a shard set as a table."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from brasyn_dist.data.format.index import ShardIndex
 
 
 def summary(index: ShardIndex) -> str:
-    """Cases, slices by view, and bytes, for each cohort and split and in all; then the cases that were left out."""
+    """Table of cases, slices and size by cohort and split, and the cases that were left out, as text."""
     header = index.header
     lines = [
         *_aligned(table_rows(index)),
@@ -24,7 +24,7 @@ def summary(index: ShardIndex) -> str:
 
 
 def table_rows(index: ShardIndex) -> list[tuple[str, ...]]:
-    """The table's cells: names of the columns, a row for each cohort and split, a row for all."""
+    """Cells: names of the columns, one row for each cohort and split, one row for all."""
     header = index.header
     groups = sorted({(c.cohort, c.split) for c in header.cases})
     group_of_case = np.array([groups.index((c.cohort, c.split)) for c in header.cases])
@@ -38,7 +38,7 @@ def table_rows(index: ShardIndex) -> list[tuple[str, ...]]:
 
 
 def _counts(index: ShardIndex, chosen_cases: np.ndarray) -> tuple[str, ...]:
-    """Cells of one row, for the cases chosen by (cases,) bool."""
+    """Cells of one row; `chosen_cases` is (cases,) bool."""
     columns = index.columns
     chosen = chosen_cases[columns["case"]]
     cases = [case for case, wanted in zip(index.header.cases, chosen_cases) if wanted]
@@ -51,7 +51,7 @@ def _counts(index: ShardIndex, chosen_cases: np.ndarray) -> tuple[str, ...]:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Text columns to the left, numbers to the right."""
+    """Lines with text aligned to the left and numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [

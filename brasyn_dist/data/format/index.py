@@ -1,12 +1,13 @@
-"""The index of a shard set: every sample's place, so that any of them is one `pread`.
+"""Index of a shard set: the position of every sample, so that each can be read with one `pread`.
 
     train-*.tar, val-*.tar --rebuild_index--> ShardIndex <--load / save--> index.json, statistics.json
                                                   |
-                                              .select(split, views, ...) --> Selection: numbered samples, in tar order
+                                              .select(split, views, ...) --> Selection: numbered samples
 
-`index.json` holds what the shards' own headers say of the set, and for each shard its name, size, sha256 and its samples
-as columns of integers (COLUMNS in shards.py); keys are derived from them. `fingerprint` covers all of it, hence through
-the sha256 every byte of the data. `Selection.fingerprint` covers the choice as well: equal ones mean the same samples.
+`index.json` has the metadata of the set, and for each shard its name, size, SHA-256 and its samples as
+columns of integers (COLUMNS in tar_shards.py); sample keys are derived from them. `fingerprint` covers all of
+it, and through the SHA-256 every byte of the data. `Selection.fingerprint` also covers the choice: equal ones
+mean the same samples.
 """
 
 import functools
@@ -65,7 +66,7 @@ class ShardStorage(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """A shard set: `header`, `shards` (by split and number), and where they are read from (None: nowhere yet)."""
+    """A shard set: metadata, shards (by split and number), and their location (None: not known)."""
 
     header: SetHeader
     shards: tuple[ShardEntry, ...]
@@ -87,6 +88,7 @@ class ShardIndex:
 
     @classmethod
     def from_json(cls, data: bytes, where: object, storage: ShardStorage | None = None) -> "ShardIndex":
+        """Inverse of `to_json`. Raises DataError, which names `where`."""
         try:
             values = json.loads(data)
             header = SetHeader.from_dict(values, where)
@@ -98,7 +100,7 @@ class ShardIndex:
         return index
 
     def to_json(self) -> str:
-        """Content of index.json: a line for each fact of the set and for each shard."""
+        """Content of index.json: one line for each field of the metadata and for each shard."""
         facts = {**self.header.to_dict(), "statistics_sha256": self.statistics_sha256}
         lines = [f"{json.dumps(key)}: {_compact(value)}" for key, value in facts.items()]
         shards = ",\n".join(_compact(_entry_to_dict(shard)) for shard in self.shards)
@@ -120,7 +122,7 @@ class ShardIndex:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 over the header and each shard's name, sha256 and sample columns."""
+        """SHA-256 of the header and of name, size, SHA-256 and sample columns of each shard."""
         digest = hashlib.sha256(canonical_json(self.header.to_dict()))
         for shard in self.shards:
             digest.update(canonical_json([shard.name, shard.split, shard.size, shard.sha256]))
@@ -129,7 +131,7 @@ class ShardIndex:
 
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        """(samples,) int64 of all shards: COLUMNS and `shard`, the number in `shards`."""
+        """(samples,) int64 arrays of all shards: COLUMNS, and `shard`, the number in `shards`."""
         table = np.concatenate([shard.columns for shard in self.shards] or [np.empty((0, len(COLUMNS)))])
         lengths = [len(shard) for shard in self.shards]
         columns = {name: np.ascontiguousarray(table[:, i], dtype=np.int64) for i, name in enumerate(COLUMNS)}
@@ -144,7 +146,7 @@ class ShardIndex:
         return sample_key(self.header.cases[case].name, VIEWS[view], index)
 
     def rows_of(self, keys: Iterable[str]) -> np.ndarray:
-        """Rows of `columns` that the keys name. Raises DataError for a key that is not in the set."""
+        """Rows of `columns` of the keys. Raises DataError for a key that is not in the set."""
         case_numbers = {quote(case.name, safe=""): i for i, case in enumerate(self.header.cases)}
         rows: list[int] = []
         for key in keys:
@@ -163,10 +165,17 @@ class ShardIndex:
         quarantine: Sequence[str] = (),
         min_tumour_fraction: float = 0.0,
     ) -> "Selection":
-        """Samples of a split: of these views and cohorts (none given: of all), without the quarantined keys.
+        """Samples of a split.
 
-        `min_tumour_fraction` is of the 240 x 240 pixels that the networks see; slices without segmentation have none.
-        Raises DataError if something asked for is not in the set, or nothing is left.
+        Args:
+            split: `train` or `val`.
+            views: Empty: all.
+            cohorts: Empty: all.
+            quarantine: Keys of samples to leave out.
+            min_tumour_fraction: Labelled pixels as a fraction of 240 x 240; 0 without a segmentation.
+
+        Raises:
+            DataError: A name is not in the set, or no sample is left.
         """
         self._check_known("split", [split], [case.split for case in self.header.cases])
         self._check_known("views", views, self.header.views)
@@ -190,13 +199,14 @@ class ShardIndex:
         unknown = sorted(set(asked) - set(known))
         if unknown:
             raise DataError(
-                f"{what} {', '.join(unknown)}: not in the shard set, which holds {', '.join(sorted(set(known)))}"
+                f"{what} {', '.join(unknown)}: not in the shard set, which holds "
+                f"{', '.join(sorted(set(known)))}"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Samples 0..len-1 of a shard set, in tar order: what a run reads. `rows` are their rows in `index.columns`."""
+    """Samples 0 to len - 1 of a shard set, in tar order. `rows` are their rows in `index.columns`."""
 
     index: ShardIndex
     rows: np.ndarray
@@ -205,41 +215,43 @@ class Selection:
         return len(self.rows)
 
     def column(self, name: str, samples: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """(n,) int64: case, view, index, offset, size, tumour_pixels or shard of `samples` (of all)."""
+        """(n,) int64: case, view, index, offset, size, tumour_pixels or shard of `samples` (default: all)."""
         return self.index.columns[name][self.rows[samples]]
 
     @functools.cached_property
     def shard(self) -> np.ndarray:
-        """(len,) int64 number of the shard that holds each sample: what SampleOrder wants."""
+        """(len,) int64 number of the shard of each sample, for SampleOrder."""
         return self.column("shard")
 
     @functools.cached_property
     def tumour_type(self) -> np.ndarray:
-        """(len,) int64 number of each sample's tumour type, as its cohort and case are named: see brats.tumour_type."""
+        """(len,) int64 tumour type of each sample, see brats.tumour_type."""
         of_case = [tumour_type(case.cohort, case.name) for case in self.index.header.cases]
         return np.array(of_case, dtype=np.int64)[self.column("case")]
 
     @functools.cached_property
     def medians(self) -> np.ndarray | None:
-        """(cases, M) float32 median of each modality's foreground, by number of the case; None if the set does not tell."""
+        """(cases, M) float32 median of the foreground, by number of the case; None in older sets."""
         of_case = [case.medians for case in self.index.header.cases]
         return None if None in of_case else np.array(of_case, dtype=np.float32)
 
     def key(self, sample: int) -> str:
+        """Key of a sample."""
         return self.index.key(int(self.rows[sample]))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 over the set's fingerprint and the samples chosen."""
+        """SHA-256 of the fingerprint of the set and the chosen samples."""
         digest = hashlib.sha256(self.index.fingerprint.encode())
         digest.update(np.ascontiguousarray(self.rows, dtype="<i8").data)
         return digest.hexdigest()
 
 
 def rebuild_index(folder: Path | str) -> ShardIndex:
-    """The index of the shards in `folder`, from the tars alone; `.save(folder)` writes the files anew, byte for byte.
+    """The index of the shards in `folder`, from the tars alone. `.save(folder)` restores the files.
 
-    Raises DataError if a shard is damaged or missing, or if shards of different sets lie in the folder.
+    Raises:
+        DataError: A shard is damaged or missing, or belongs to another set.
     """
     paths = sorted(path for path in Path(folder).glob("*.tar") if is_shard_name(path.name))
     if not paths:
@@ -250,7 +262,7 @@ def rebuild_index(folder: Path | str) -> ShardIndex:
         other, entry = read_shard(path)
         if other != header:
             raise DataError(
-                f"{path}: belongs to another shard set than {paths[0].name}; keep one set a folder"
+                f"{path}: belongs to another shard set than {paths[0].name}; keep one set in a folder"
             )
         entries.append(entry)
     return ShardIndex(header, tuple(entries))
@@ -263,7 +275,8 @@ def _compact(value: Any) -> str:
 def _entry_to_dict(shard: ShardEntry) -> dict[str, Any]:
     samples = {name: shard.columns[:, i].tolist() for i, name in enumerate(COLUMNS)}
     return {
-        "name": shard.name, "split": shard.split, "size": shard.size, "sha256": shard.sha256, "samples": samples
+        "name": shard.name, "split": shard.split, "size": shard.size, "sha256": shard.sha256,
+        "samples": samples,
     }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""What a shard set says of itself: made once when it is written, repeated in each of its tars and in the index.
+"""Shard-set metadata: schema and serialisation.
 
-SetHeader --to_dict--> JSON in the tars (shards.py) and in index.json (index.py) --from_dict--> an equal SetHeader
+SetHeader --to_dict--> JSON in each tar (tar_shards.py) and in index.json --from_dict--> equal SetHeader
 """
 
 from dataclasses import asdict, dataclass, field
@@ -17,7 +17,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class CaseEntry:
-    """One row of a set's case table."""
+    """One row of the case table of a set."""
 
     name: str
     cohort: str
@@ -26,12 +26,12 @@ class CaseEntry:
     segmentation: bool
     """False: the case has no segmentation, and its slices have no label plane."""
     medians: tuple[int, ...] | None = None
-    """Median of each modality's foreground, in modality order; None in sets made before it was noted."""
+    """Median of the foreground of each modality, in modality order; None in sets of earlier versions."""
 
 
 @dataclass(frozen=True)
 class SetHeader:
-    """What all shards of a set have in common; each of them carries it."""
+    """Metadata of a set, stored in each shard and in the index."""
 
     codec: str
     dtype: str
@@ -46,7 +46,7 @@ class SetHeader:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Cases left out: {"case", "cohort", "reason"}."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Other options the set was made with, for the record."""
+    """Other options of the set, for the record."""
     modality_set: ModalitySet = BRATS
     """Modalities, labels and regions of its cases."""
 
@@ -58,7 +58,7 @@ class SetHeader:
             raise DataError(f"shard set with unknown views {self.views}; expected {', '.join(VIEWS)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON content; the case table as columns, which is a third of the size."""
+        """JSON content. The case table is stored as columns, in a third of the size."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
         del values["modality_set"]
         if self.modality_set != BRATS:  # sets of BraTS cases keep their fingerprint
@@ -68,12 +68,12 @@ class SetHeader:
             name: [getattr(case, name) for case in self.cases] for name in CaseEntry.__dataclass_fields__
         }
         if all(case.medians is None for case in self.cases):
-            del values["cases"]["medians"]  # older sets keep their fingerprint
+            del values["cases"]["medians"]  # sets of earlier versions keep their fingerprint
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: object) -> "SetHeader":
-        """Inverse of to_dict. Raises DataError naming `where` if this version cannot read the set."""
+        """Inverse of `to_dict`. Raises DataError, naming `where`, if this version cannot read the set."""
         found = (values.get("format"), values.get("version"))
         if found != (FORMAT, VERSION):
             raise DataError(

@@ -1,9 +1,9 @@
-"""Augmentation on the device: what is done to each slice is a pure function of (seed, k, position in global batch k).
+"""Augmentation on the device: a pure function of (seed, k, position in global batch k).
 
-(seed, k) --sample_augmentation--> Augmentation (mirror, factors) --> scaled integers are normalised, then mirrored
+    (seed, k) --sample_augmentation--> Augmentation --> slices are scaled, normalised and mirrored
 
-Scanners differ in the scale of their intensities by far more than the scans of one subject do among each other; a factor for
-all modalities of a slice shows a network trained on few subjects the scales of others.
+The intensity scales of scanners differ much more than those of the scans of one subject. A common factor for
+all modalities of a slice exposes a network that is trained on few subjects to other scales.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from brasyn_dist.data.loading.sampler import Purpose, random_words
 
 @dataclass(frozen=True)
 class Augmentation:
-    """For each row of a global batch (B) or of a part of it."""
+    """Augmentation of the rows of a global batch (B), or of a part of it."""
 
     mirror_B: np.ndarray
     """(B,) bool: exchange left and right."""
@@ -47,12 +47,14 @@ def sample_augmentation(
 
 
 def unit(words: np.ndarray) -> np.ndarray:
-    """Random words as float64 in [0, 1), 53 bits each."""
+    """Random words as float64 in [0, 1), with 53 bits each."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def mirrored(x: Tensor, mirror_B: Tensor, view_B: Tensor) -> Tensor:
-    """(B, ..., H, W) with left and right exchanged where `mirror_B`. H is the left-right axis of axial and coronal slices;
-    sagittal slices have none."""
+    """`x` (B, ..., H, W) with left and right exchanged where `mirror_B` is True.
+
+    H is the left-right axis of axial and coronal slices; sagittal slices have none and stay as they are.
+    """
     flip_B = mirror_B & (view_B != VIEWS.index("sagittal"))
     return torch.where(flip_B.view(-1, *[1] * (x.ndim - 1)), x.flip(-2), x)

@@ -6,10 +6,11 @@
 
     <cache_dir>/<fingerprint of the set>/train-00000.tar    complete and verified, or absent
 
-File locks coordinate the processes of a node: one fetches a shard, the others wait for it. Above the size limit, or if the disk
-is full, the least recently opened shards are removed. A removed shard that is in use stays readable, because its readers have
-it open; its space is free when they close it. If the limit is below the size of the set, order.block_shards avoids fetching
-shards repeatedly. The cache folder may be removed at any time between runs.
+File locks coordinate the processes of a node: one fetches a shard, the others wait for it. Above the size
+limit, or if the disk is full, the least recently opened shards are removed. A removed shard that is in use
+stays readable, because its readers have it open; its space is free when they close it. If the limit is below
+the size of the set, order.block_shards avoids fetching shards repeatedly. The cache folder may be removed at
+any time between runs.
 """
 
 import hashlib
@@ -36,11 +37,17 @@ CHUNK = 2**20
 class ShardOrigin(Protocol):
     """Where the cache fetches files from (storage.py)."""
 
-    def describe(self, name: str) -> str: ...
+    def describe(self, name: str) -> str:
+        """Path or URL of a file, for messages."""
+        ...
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """Content of a small file. Raises DataError."""
+        ...
 
-    def chunks(self, name: str) -> Iterator[bytes]: ...
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Content of a file in pieces. Raises DataError."""
+        ...
 
 
 def default_cache_dir() -> Path:
@@ -49,7 +56,10 @@ def default_cache_dir() -> Path:
 
 
 class ShardCache:
-    """Copies of the shards of `origin` in `root`/<fingerprint>. All sets below `root` share the limit, in bytes."""
+    """Copies of the shards of `origin` in `root`/<fingerprint>.
+
+    All sets below `root` share the limit, in bytes.
+    """
 
     def __init__(self, origin: ShardOrigin, root: Path, limit: int) -> None:
         self._origin = origin
@@ -58,12 +68,15 @@ class ShardCache:
         self._folder = root
 
     def describe(self, name: str) -> str:
+        """See ShardStorage."""
         return self._origin.describe(name)
 
     def read(self, name: str) -> bytes:
+        """See ShardStorage."""
         return self._origin.read(name)
 
     def use_set(self, fingerprint: str) -> None:
+        """See ShardStorage."""
         self._folder = self._root / fingerprint[:16]
         try:
             # Patient data: not readable by others, also in a shared temporary folder.
@@ -75,6 +88,7 @@ class ShardCache:
             ) from None
 
     def open(self, shard: ShardEntry) -> int:
+        """See ShardStorage."""
         path = self._folder / shard.name
         try:
             descriptor = _open_cached(path, shard.size)
@@ -115,11 +129,14 @@ class ShardCache:
                 continue
             if (size, sha256) == (shard.size, shard.sha256):
                 return
-            problem = f"{where}: fetched {size} bytes with sha256 {sha256}, the index says {shard.size} and {shard.sha256}"
+            problem = (
+                f"{where}: fetched {size} bytes with sha256 {sha256}, "
+                f"the index says {shard.size} and {shard.sha256}"
+            )
         raise DataError(f"{problem} (tried {ATTEMPTS} times); restore the shard at its source")
 
     def _reserve(self, part: Path, size: int) -> None:
-        """Make room for `size` bytes and allocate them, so that simultaneous fetches do not exceed the limit."""
+        """Make room for `size` bytes and allocate them: simultaneous fetches must not exceed the limit."""
         part.unlink(missing_ok=True)
         while not self._try_reserve(part, size):
             time.sleep(
@@ -131,7 +148,8 @@ class ShardCache:
             missing, under_way = self._evict(size)
             if missing > 0 and not under_way:
                 raise ConfigError(
-                    f"{self._root}: no room for a shard of {size} bytes, {missing} are missing; raise data.cache_gib, or "
+                    f"{self._root}: no room for a shard of {size} bytes, {missing} are missing; "
+                    "raise data.cache_gib, or "
                     "set data.cache_dir to a folder with more space"
                 )
             if missing <= 0:

@@ -1,10 +1,10 @@
-"""The stream: global batches start .. stop - 1, in order, read ahead by threads.
+"""Loader: global batches in order, read ahead by threads.
 
-    order.batch(k)[rows] --> SampleReader in threads, a part of the batch each --> SliceBatch k --> the trainer
+    order.batch(k)[rows] --> SampleReader in threads, each a part of the batch --> SliceBatch k --> trainer
 
-A stream has no state that a resume would need: the trainer knows k, and a stream started at k reads what batch k needs
-and nothing else. Memory is bounded: at most `prefetch` batches beyond the one in use. Integers come out as they were
-stored; the device casts, masks and normalises them.
+A stream has no state to resume: a stream that starts at batch k reads only what batch k needs. Memory is
+bounded by `prefetch` batches beyond the one in use. Batches hold the stored integers; the device casts, masks
+and normalises them.
 """
 
 import time
@@ -29,16 +29,17 @@ from brasyn_dist.errors import DataError
 
 @dataclass(frozen=True)
 class SliceBatch:
-    """A rank's part (b rows) of global batch `index`, on the host."""
+    """Part of a rank (b rows) of global batch `index`, on the host."""
 
     index: int
-    """Number of the global batch; -1 if it is none."""
+    """Number of the global batch; -1: not part of one."""
     rows: slice
-    """Rows of the global batch that these are."""
+    """Rows of the global batch."""
     planes: Tensor
-    """(b, M, H, W) int16 or int32: stored intensities in modality order, 0 around smaller slices, larger ones cut."""
+    """(b, M, H, W) int16 or int32: intensities in modality order; small slices are padded with 0, large ones
+    cropped."""
     labels: Tensor
-    """(b, H, W) uint8: canonical tumour labels, 0 where there are none."""
+    """(b, H, W) uint8: canonical labels, 0 without a segmentation."""
     has_labels: Tensor
     """(b,) bool: the case has a segmentation."""
     view: Tensor
@@ -46,7 +47,7 @@ class SliceBatch:
     tumour_type: Tensor
     """(b,) int64: index into brats.TUMOUR_TYPES, or UNKNOWN_TYPE."""
     medians: Tensor
-    """(b, M) float32: median of the foreground of the case's volumes; 1 where the shard set does not tell."""
+    """(b, M) float32: median of the foreground of the volumes of the case; 1 in sets of earlier versions."""
     keys: list[str]
     """Sample keys."""
 
@@ -54,7 +55,7 @@ class SliceBatch:
         return len(self.keys)
 
     def fill(self, reader: SampleReader, selection: Selection, samples: np.ndarray, rows: range) -> None:
-        """Read `samples` (b,) into those of the batch's rows that `rows` names."""
+        """Read `samples[rows]`, of (b,) sample numbers, into the same rows of this batch."""
         planes, labels, has_labels = self.planes.numpy(), self.labels.numpy(), self.has_labels.numpy()
         taken = samples[rows.start : rows.stop]
         self.view.numpy()[rows.start : rows.stop] = selection.column("view", taken)
@@ -68,9 +69,10 @@ class SliceBatch:
 
 
 class BatchMemory:
-    """Hands out batches to be filled, in memory that is used again once nobody refers to it.
+    """Allocates batches in memory that is reused when a batch is no longer referenced.
 
-    Fresh memory costs as much as copying into it, since the kernel clears it first; torch keeps pinned memory by itself.
+    New memory takes as long as copying into it, because the kernel clears it first. torch caches pinned
+    memory itself.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class BatchMemory:
         self._free: list[np.ndarray] = []
 
     def batch(self, index: int, rows: slice) -> SliceBatch:
-        """Room for rows.stop - rows.start samples."""
+        """An empty batch of rows.stop - rows.start samples."""
         count, shape_HW = rows.stop - rows.start, self._shape_HW
         return SliceBatch(
             index,
@@ -101,17 +103,27 @@ class BatchMemory:
         if self._pin_memory:
             return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
         memory = self._free.pop() if self._free else np.empty(shape, dtype)
-        # The tensor, and whatever shares its storage, keeps the view alive; the memory is free when the view goes.
+        # The tensor references the view; the memory is free when the view is deleted.
         view = memory[:]
         weakref.finalize(view, self._free.append, memory).atexit = False
         return torch.from_numpy(view)
 
 
 class SliceStream:
-    """Iterator over a rank's part of global batches start .. stop - 1; a context manager that ends its threads.
+    """Iterator over the part of a rank of global batches. As a context manager it ends its threads.
 
-    A failure to read is raised by `next()` when its batch is due, as DataError with shard, key, offset and remedy.
-    `pin_memory` is heeded where CUDA is.
+    A read error is raised by `next()` for its batch, as DataError with shard, key, offset and remedy.
+
+    Args:
+        selection: Samples.
+        order: Order of the samples.
+        rows: Rows of the global batch.
+        start: First global batch.
+        stop: End of the global batches.
+        threads: Reader threads.
+        prefetch: Batches that are read ahead.
+        pin_memory: Allocate pinned memory, if CUDA is available.
+        image_size: Size of the slices in a batch.
     """
 
     def __init__(
@@ -130,7 +142,7 @@ class SliceStream:
         if order.samples != len(selection):
             raise DataError(f"order of {order.samples} samples does not fit a selection of {len(selection)}")
         self.wait_seconds = 0.0
-        """Time that the consumer has spent waiting for data."""
+        """Time that the consumer has waited for data."""
         self._selection = selection
         self._order = order
         self._rows = rows
@@ -174,12 +186,12 @@ class SliceStream:
         return batch, [self._pool.submit(self._read_part, batch, part) for part in parts]
 
     def _read_part(self, batch: SliceBatch, part: range) -> None:
-        # The order is asked for here and not in the consumer, which need not wait for a new epoch's permutation.
+        # Computed in this thread, so that the consumer does not wait for the permutation of an epoch.
         samples = self._order.batch(batch.index)[batch.rows]
         batch.fill(self._reader, self._selection, samples, part)
 
     def close(self) -> None:
-        """Drop what was read ahead, end the threads, close the shards. May be called again."""
+        """Discard the batches that were read ahead, end the threads, close the shards. Idempotent."""
         self._next = self._stop
         self._pending.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -197,7 +209,7 @@ class SliceStream:
 def read_samples(
     selection: Selection, samples: Sequence[int], image_size: ImageSize = IMAGE_SIZE
 ) -> SliceBatch:
-    """The given samples, once, in the calling thread: for validation and for looking at."""
+    """Read the given samples once, in the calling thread, for validation and panels."""
     numbers = np.asarray(samples, dtype=np.int64)
     header = selection.index.header
     memory = BatchMemory(image_size, header.dtype, len(header.modality_set))

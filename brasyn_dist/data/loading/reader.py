@@ -1,10 +1,10 @@
-"""Single samples of a selection: shard --preadv--> payload --decode--> planes, padded into the row of a batch.
+"""Single samples: shard --preadv--> payload --decode--> planes, padded into the row of a batch.
 
-    ShardFiles     descriptors of the shards, opened at first use; above a limit the least recently used is closed
-    SampleReader   reads one sample into given memory; errors name shard, key, offset and remedy
+    ShardFiles     descriptors of the shards, opened at first use; above a limit the least recently used is
+    closed SampleReader   reads one sample into given memory; errors name shard, key, offset and remedy
 
-`os.preadv` has no shared file position and releases the interpreter lock. On network file systems it is preferable to mapped
-memory, where a failure kills the process. Both classes are thread-safe.
+`os.preadv` has no shared file position and releases the interpreter lock. On network file systems it is
+preferable to mapped memory, where a failure kills the process. Both classes are thread-safe.
 """
 
 import functools
@@ -23,7 +23,7 @@ from brasyn_dist.preprocessing.slicing import pad_or_crop_into
 
 
 class _Descriptor:
-    """A file descriptor that is closed when it is no longer referenced: a thread may still read an evicted shard."""
+    """A file descriptor that is closed when no thread references it any more."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -38,8 +38,8 @@ class ShardFiles:
     Args:
         storage: Files of the set.
         shards: Entries of the index.
-        limit: Most descriptors; None: a quarter of the limit of the process, because every process of the trainer has its own
-            shards open, and sockets.
+        limit: Most descriptors; None: a quarter of the limit of the process, because every process of the
+            trainer has its own shards open, and sockets.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class SampleReader:
         self._scratch = _Scratch(self._codec)
 
     def read_into(self, sample: int, planes: np.ndarray, labels: np.ndarray) -> bool:
-        """Read one sample. Smaller slices are padded with background, larger ones are cropped (see slicing.py).
+        """Read one sample. Small slices are padded with background, large ones are cropped.
 
         Args:
             sample: Number of the sample in the selection.
@@ -128,14 +128,15 @@ class SampleReader:
         except DataError as error:
             name, key = self._selection.index.shards[shard], self._selection.key(sample)
             raise DataError(
-                f"cannot read sample {key} at byte {offset} of {name.name}: {error}. Restore the shard (its sha256 is "
+                f"cannot read sample {key} at byte {offset} of {name.name}: {error}. Restore the "
+                "shard (its sha256 is "
                 f"{name.sha256}), or leave the sample out of a new run: data.quarantine=[{key}]"
             ) from None
 
     def _read_in_place(
         self, shard: int, offset: int, size: int, planes: np.ndarray, labels: np.ndarray
     ) -> bool | None:
-        """Read uncompressed, unpadded values from the file directly into `planes`; None if the sample is not stored so."""
+        """Read uncompressed, unpadded values directly into `planes`; None if they are stored otherwise."""
         for extra_planes in (1, 0):
             expected = npy_header((len(planes) + extra_planes, *planes.shape[1:]), planes.dtype.name)
             extra = extra_planes * planes[0].nbytes
@@ -155,7 +156,7 @@ class SampleReader:
 
 
 def _place_all(slices: np.ndarray, planes: np.ndarray, labels: np.ndarray) -> bool:
-    """Copy slices (M or M + 1, h, w) to the middle of `planes` and `labels`. Returns whether there are labels."""
+    """Copy (M or M + 1, h, w) to the middle of `planes` and `labels`; whether there are labels."""
     if len(slices) - len(planes) not in (0, 1):
         raise DataError(f"stored with {len(slices)} planes, but the set has {len(planes)} modalities")
     if slices.dtype != planes.dtype:

@@ -1,14 +1,16 @@
-"""Which slices form global batch k, and all that is random about it: pure functions of (seed, k, position in the batch).
+"""Sampler: slices, targets and masks of global batch k, pure functions of (seed, k, position in the batch).
 
-    position p = k * G + i --> epoch p // N, slot p % N --> sample = permutation(seed, epoch)[slot]      SampleOrder
-    (seed, k, position)    --> first target, available modalities, what the cycle pass masks             targets_and_masks
-    (G, rank, world)       --> the rows of the global batch that a rank takes                            rank_rows
+    position p = k * G + i --> epoch p // N, slot p % N --> permutation(seed, epoch)[slot]   SampleOrder
+    (seed, k, position)    --> first target, available modalities, cycle target              targets_and_masks
+    (G, rank, world)       --> rows of the global batch for a rank                           rank_rows
 
-G is the global batch size, N the number of samples. Nothing here knows of ranks (but rank_rows), workers or restarts, and
-nothing is consumed: the position of a run is one integer. Epochs join inside a batch; each sample comes once an epoch.
+G is the global batch size, N the number of samples. Except for `rank_rows`, nothing depends on ranks, workers
+or restarts, and there is no state: the position of a run is one integer. A batch may contain the end of one
+epoch and the beginning of the next; each sample occurs once in an epoch.
 
-Random numbers are the raw output of Philox4x64-10 (Salmon et al., 2011), a function of key and counter. NumPy guarantees
-that stream; it does not guarantee what its `Generator` methods make of it, so none of them is used.
+Random numbers are the raw output of Philox4x64-10 (Salmon et al., 2011, doi:10.1145/2063384.2063405), a
+function of key and counter. NumPy guarantees that stream, but not the results of its `Generator` methods, so
+none is used.
 """
 
 import functools
@@ -29,7 +31,10 @@ Availability = Literal["three", "any"]
 
 
 class Purpose(IntEnum):
-    """Keeps streams apart that share seed and counter. Values are part of every run's meaning: never change one."""
+    """Separates random streams with equal seed and counter.
+
+    The values determine every run: never change one.
+    """
 
     SAMPLES = 1
     SHARDS = 2
@@ -40,7 +45,7 @@ class Purpose(IntEnum):
 
 
 def random_words(seed: int, purpose: Purpose, count: int, a: int = 0, b: int = 0) -> np.ndarray:
-    """(count, 4) uint64: row i is Philox's block at counter (i + 1, a, b, 0) under the key (seed, purpose)."""
+    """(count, 4) uint64: row i is the Philox block at counter (i + 1, a, b, 0) with key (seed, purpose)."""
     key = np.array([seed % 2**64, purpose], dtype=np.uint64)
     counter = np.array([0, a, b, 0], dtype=np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(4 * count).reshape(count, 4)
@@ -58,10 +63,17 @@ def permutation(seed: int, purpose: Purpose, epoch: int, count: int) -> np.ndarr
 
 
 class SampleOrder:
-    """The order of samples: `batch(k)` are the sample numbers of global batch k, for any k, at any time.
+    """Order of the samples. `batch(k)` are the sample numbers of global batch k, for any k.
 
-    `shard_of_sample` is (N,), the shard that holds each sample (Selection.shard). With `block_shards` shards are put in
-    random order each epoch, and samples are mixed only among so many shards at a time.
+    Args:
+        seed: Seed of the run.
+        shard_of_sample: (N,) number of the shard of each sample (Selection.shard).
+        global_batch_size: G.
+        block_shards: The shards are put in random order in each epoch, and samples are mixed only among this
+            many shards; None: among all.
+
+    Raises:
+        ConfigError: There are no samples, or the batch is empty.
     """
 
     def __init__(
@@ -69,19 +81,23 @@ class SampleOrder:
     ) -> None:
         if len(shard_of_sample) == 0 or global_batch_size < 1:
             raise ConfigError(
-                f"no order of {len(shard_of_sample)} samples in batches of {global_batch_size}: give at least one of each"
+                f"no order of {len(shard_of_sample)} samples in batches of {global_batch_size}: "
+                "give at least one of each"
             )
         self.samples = len(shard_of_sample)
         self.global_batch_size = global_batch_size
         self._seed = seed
         self._block_shards = block_shards
         self._shard_numbers, self._shard = np.unique(shard_of_sample, return_inverse=True)
-        # A batch that crosses an epoch's end needs two; with prefetching both sides stay in use for a while.
+        # A batch that contains the end of an epoch needs two permutations.
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
     def batch(self, k: int) -> np.ndarray:
-        """(G,) int64 sample numbers of global batch k >= 0. Thread-safe; microseconds, but for an epoch's first batch."""
+        """(G,) int64 sample numbers of global batch k >= 0.
+
+        Thread-safe. Only the first batch of an epoch is slow.
+        """
         positions = np.arange(k * self.global_batch_size, (k + 1) * self.global_batch_size)
         epochs, slots = np.divmod(positions, self.samples)
         samples = np.empty(self.global_batch_size, dtype=np.int64)
@@ -91,7 +107,7 @@ class SampleOrder:
         return samples
 
     def epoch(self, k: int) -> float:
-        """Epochs that are finished when batch k starts."""
+        """Epochs that are complete when batch k starts."""
         return k * self.global_batch_size / self.samples
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
@@ -115,17 +131,19 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class BatchMasks:
-    """What is asked for and what is given, for each row of a global batch (B) or of a part of it.
+    """Targets and inputs of the rows of a global batch (B), or of a part of it.
 
-    `target` (B,) int64, the modality to synthesise; `available` (B, M) bool, the real modalities given for it. In the
-    cycle pass the synthesised slice takes its place: `cycle_available` (B, M) is `available` with the target and
-    without `cycle_target` (B,), one of the available ones, which is asked for.
+    In the cycle pass the synthetic slice is an input, and one of the real inputs is the target.
     """
 
     target: np.ndarray
+    """(B,) int64: modality to synthesise."""
     available: np.ndarray
+    """(B, M) bool: real modalities that are inputs."""
     cycle_target: np.ndarray
+    """(B,) int64: target of the cycle pass, one of the available modalities."""
     cycle_available: np.ndarray
+    """(B, M) bool: inputs of the cycle pass: `available`, with the target and without the cycle target."""
 
     def __len__(self) -> int:
         return len(self.target)
@@ -146,16 +164,17 @@ def targets_and_masks(
 ) -> BatchMasks:
     """Targets and masks of one update of global batch k.
 
-    Over the M updates of a batch each row has every modality as its target once. The target of the cycle pass is one of the
-    available modalities, uniformly.
+    Over the M updates of a batch each row has every modality as its target once. The target of the cycle pass
+    is one of the available modalities, uniformly.
 
     Args:
         seed: Seed of the run.
         k: Number of the global batch.
         update: 0 to M - 1.
         global_batch_size: Rows of a global batch.
-        availability: `three`: all modalities but the target are available. `any`: one with probability 1/2, otherwise 2 to
-            M - 1, uniformly; all subsets of a size have equal probability (docs/explanation/method.md, section 6).
+        availability: `three`: all modalities but the target are available. `any`: one with probability 1/2,
+            otherwise 2 to M - 1, uniformly; all subsets of a size have equal probability
+            (docs/explanation/method.md, section 6).
         modalities: M, at least 2.
     """
     target = (first_targets(seed, k, global_batch_size, modalities) + update) % modalities
@@ -172,7 +191,8 @@ def targets_and_masks(
 def first_targets(seed: int, k: int, global_batch_size: int, modalities: int = len(BRATS)) -> np.ndarray:
     """(G,) int64: each block of M rows has all M modalities in random order.
 
-    The targets of every update are therefore balanced in each whole block, and real slices can be encoded in full batches.
+    The targets of every update are therefore balanced in each whole block, and real slices can be encoded in
+    full batches.
     """
     blocks, of_block = -(-global_batch_size // modalities), -(-modalities // 4)
     words = random_words(seed, Purpose.FIRST_TARGETS, blocks * of_block, k).reshape(blocks, 4 * of_block)
@@ -205,7 +225,7 @@ def _available(
 
 @functools.cache
 def _subsets(elements: int, size: int) -> np.ndarray:
-    """(subsets, elements) bool: all subsets of one size. Single elements are in order, other subsets by what they lack."""
+    """(subsets, elements) bool: subsets of one size, ordered by what they have (1) or lack (others)."""
     lacking = size > 1
     listed = list(combinations(range(elements), elements - size if lacking else size))
     table = np.full((len(listed), elements), lacking)
@@ -221,14 +241,22 @@ def _choose(allowed: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 
 def rank_rows(global_batch_size: int, rank: int, world: int, shares: Sequence[float] = ()) -> slice:
-    """Rows of the global batch that `rank` of `world` takes: contiguous, at least one.
+    """Rows of the global batch for `rank` of `world`: contiguous, at least one.
 
-    Without `shares` numbers differ by at most one, and whenever M * world divides the global batch they are whole
-    blocks of M (the number of modalities), with balanced targets. With `shares` (world,), positive, in any unit, they are as the shares, rounded.
+    Args:
+        global_batch_size: G.
+        rank: 0 to world - 1.
+        world: Number of processes.
+        shares: Relative numbers of rows of the ranks. Empty: the numbers differ by at most one, and if M *
+            world divides G (M modalities), they are whole blocks of M with balanced targets.
+
+    Raises:
+        ConfigError: There are more processes than rows, or the number of shares is wrong.
     """
     if world > global_batch_size:
         raise ConfigError(
-            f"{world} processes cannot share a global batch of {global_batch_size}: raise training.global_batch_size "
+            f"{world} processes cannot share a global batch of {global_batch_size}: raise "
+            "training.global_batch_size "
             "or start fewer processes"
         )
     if shares:
@@ -242,7 +270,7 @@ def rank_rows(global_batch_size: int, rank: int, world: int, shares: Sequence[fl
 
 
 def _bounds(rows: int, shares: Sequence[float]) -> list[int]:
-    """Where the parts of `rows` begin and end (one more than there are shares); none is empty."""
+    """Bounds of the parts of `rows`, one more than there are shares; no part is empty."""
     total, bounds = sum(shares), [0]
     for number in range(1, len(shares)):
         wanted = round(rows * sum(shares[:number]) / total)

@@ -1,7 +1,7 @@
 """Location of shards: a folder, or a URL that webdataset opens; with or without the node-local cache.
 
 open_storage("/data/shards")                      --> ShardFolder: shards are opened where they are
-open_storage("/nfs/shards", cache_dir="/scratch") --> ShardCache (cache.py): copied once per node, verified, kept
+open_storage("/nfs/shards", cache_dir="/scratch") --> ShardCache (cache.py): copied once per node
 open_storage("https://host/shards")               --> ShardCache, in a temporary folder by default
 open_storage("pipe:ssh host cat shards/{}")
 """
@@ -40,8 +40,8 @@ def open_storage(
 
     Args:
         location: A folder, a URL, or a URL or `pipe:` command with `{}` for the file name.
-        cache_dir: Node-local folder for copies of shards; None: shards of a folder are not copied, and shards behind a URL
-            are stored in a folder below the system's temporary folder.
+        cache_dir: Node-local folder for copies of shards; None: shards of a folder are not copied, and shards
+            behind a URL are stored in a folder below the system's temporary folder.
         cache_gib: Largest size of the cache, in GiB.
     """
     text = str(location)
@@ -61,20 +61,24 @@ class ShardFolder:
         self._folder = folder
 
     def describe(self, name: str) -> str:
+        """See ShardStorage."""
         return str(self._folder / name)
 
     def use_set(self, fingerprint: str) -> None:
         """Nothing depends on the fingerprint."""
 
     def read(self, name: str) -> bytes:
+        """See ShardStorage."""
         try:
             return (self._folder / name).read_bytes()
         except OSError as error:
             raise DataError(
-                f"{self._folder}: no readable {name} ({error.strerror}); give a folder with a complete shard set"
+                f"{self._folder}: no readable {name} ({error.strerror}); give a folder with a "
+                "complete shard set"
             ) from None
 
     def chunks(self, name: str) -> Iterator[bytes]:
+        """See ShardOrigin."""
         try:
             with (self._folder / name).open("rb") as file:
                 while chunk := file.read(CHUNK):
@@ -83,6 +87,7 @@ class ShardFolder:
             raise DataError(f"{self._folder / name}: cannot be read ({error.strerror})") from None
 
     def open(self, shard: ShardEntry) -> int:
+        """See ShardStorage."""
         path = self._folder / shard.name
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -102,12 +107,15 @@ class ShardUrl:
         self._url = url if "{}" in url else url.rstrip("/") + "/{}"
 
     def describe(self, name: str) -> str:
+        """See ShardStorage."""
         return self._url.replace("{}", name)
 
     def read(self, name: str) -> bytes:
+        """See ShardOrigin."""
         return b"".join(self.chunks(name))
 
     def chunks(self, name: str) -> Iterator[bytes]:
+        """See ShardOrigin."""
         from webdataset.gopen import gopen  # the import takes seconds, and local folders do not need it
 
         url = self.describe(name)

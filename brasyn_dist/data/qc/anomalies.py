@@ -1,7 +1,8 @@
-"""What in a cohort deserves a look: judgements on the facts that inspection.py measured, each with its reason.
+"""Anomalies of a cohort: findings from the measurements of all cases, each with its reason.
 
-Findings are hints, not verdicts: nothing is left out because of them. Limits are the constants below; those of outliers are
-robust z-scores (median and scaled median absolute deviation of the logarithms), within all cases given and a modality at a time.
+Findings are hints: no case is left out because of them. The limits are the constants below. Outliers are
+found by robust z-scores (median and scaled median absolute deviation of the logarithms) of each modality over
+all cases.
 """
 
 from collections import defaultdict
@@ -15,44 +16,47 @@ from brasyn_dist.brats import BRATS, ET, VOLUME_SHAPE
 from brasyn_dist.data.qc.measurements import CaseFacts, ModalityFacts
 
 MASK_SHARE = 0.002
-"""Of the brain's voxels: above, a modality's mask counts as different."""
+"""Fraction of the brain voxels above which the mask of a modality counts as different."""
 END_SHARE = 0.15
-"""Of the largest plane's area: an outermost plane above it looks cut off. Of ten real subjects, the largest is 0.03."""
+"""An outermost plane above this fraction of the largest plane looks cut off. The largest of ten real subjects
+is 0.03."""
 BORDER_VOXELS = 1500
-"""Foreground voxels on the volume's border above which the head does not fit in; a brain stem (400 voxels) may reach it."""
+"""Foreground voxels on the border of the volume above which the head is cut; a brain stem (400 voxels) may
+reach it."""
 DISTINCT = 200
-"""Fewer different values: a coarse scale."""
+"""Fewer different values: a coarse intensity scale."""
 SATURATED = 0.001
-"""Share of the foreground at exactly the maximum above which it was clipped."""
+"""Fraction of the foreground with exactly the maximum above which the volume was clipped."""
 ANISOTROPY = 2.0
-"""Neighbours along one axis differing so many times more than along another: thick slices."""
+"""Ratio of the differences of neighbours along two axes above which slices are thick."""
 OUTLIER = 3.5
-"""Robust z-score (Iglewicz and Hoaglin's limit)."""
+"""Robust z-score; the limit of Iglewicz and Hoaglin (1993)."""
 OUTLIER_CASES = 6
-"""Fewer cases have no outliers."""
+"""With fewer cases, outliers are not sought."""
 OUTLIER_FACTOR = 1.25
-"""And the value must be so many times more, or less, than the median: a tight cohort is no reason to complain."""
+"""Smallest ratio to the median of an outlier, so that homogeneous cohorts have none."""
 DUPLICATE = 0.98
-"""Correlation of block means within the brain above which two volumes of different patients are one."""
+"""Correlation of block means in the brain above which volumes of different patients count as duplicates."""
 OUTLIER_FACTS = ("median", "p995", "voxels", "roughness", "anisotropy")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one case."""
+    """One anomaly of one case."""
 
     case: str
     kind: str
     modality: str
-    """Empty: the case as a whole."""
+    """Empty: the whole case."""
     detail: str
 
     def to_dict(self) -> dict[str, str]:
+        """JSON content."""
         return asdict(self)
 
 
 def find_anomalies(facts: Sequence[CaseFacts]) -> list[Finding]:
-    """Everything found, sorted by kind and case."""
+    """All findings, sorted by kind and case."""
     found = [finding for f in facts for finding in (*_case_findings(f), *_volume_findings(f))]
     found += [*outliers(facts), *duplicates(facts)]
     return sorted(found, key=lambda f: (f.kind, f.case, f.modality))
@@ -124,7 +128,7 @@ def _judge(f: ModalityFacts, brain_voxels: int) -> Iterator[tuple[str, str]]:
 
 
 def outliers(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Volumes far from the others of their modality."""
+    """Volumes whose measurements differ much from others of their modality."""
     for modality in _modalities(facts):
         some = [f for f in facts if modality in f.modalities]
         if len(some) < OUTLIER_CASES:
@@ -143,23 +147,23 @@ def _modalities(facts: Sequence[CaseFacts]) -> tuple[str, ...]:
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
-    """Distances from the median in scaled median absolute deviations; 0 where more than half of the values are equal."""
+    """Distances from the median in scaled median absolute deviations; 0 if most values are equal."""
     away = values - np.median(values)
     spread = 1.4826 * float(np.median(np.abs(away)))
     return away / spread if spread > 0 else np.zeros_like(away)
 
 
 def duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Volumes that occur twice: equal voxel for voxel, or, in different patients, alike beyond chance."""
+    """Volumes that are equal, or that correlate strongly and belong to different patients."""
     by_hash: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for f in facts:
         for modality, m in f.modalities.items():
             by_hash[m.sha256].append((f.case.name, modality))
-    for places in by_hash.values():
-        for case, modality in places[1:]:
-            first = " ".join(places[0])
+    for volumes in by_hash.values():
+        for case, modality in volumes[1:]:
+            first = " ".join(volumes[0])
             yield Finding(case, "duplicate", modality, f"equal voxel for voxel to {first}")
-    exact = {place for places in by_hash.values() if len(places) > 1 for place in places}
+    exact = {volume for volumes in by_hash.values() if len(volumes) > 1 for volume in volumes}
     for modality in _modalities(facts):
         some = [f for f in facts if modality in f.modalities and (f.case.name, modality) not in exact]
         yield from _alike(some, modality)
@@ -184,7 +188,7 @@ def _blocks(facts: CaseFacts, modality: str) -> np.ndarray:
 
 
 def similar_pairs(blocks_CB: np.ndarray, least: float = DUPLICATE) -> list[tuple[int, int, float]]:
-    """(i, j, correlation) of pairs of cases i < j above `least`, over blocks that are brain in all but a few cases."""
+    """(i, j, correlation) of pairs of cases i < j above `least`, over blocks that are brain in most cases."""
     common = np.count_nonzero(blocks_CB > 0.05, axis=0) >= 0.9 * len(blocks_CB)
     if np.count_nonzero(common) < 8:
         return []
@@ -197,7 +201,7 @@ def similar_pairs(blocks_CB: np.ndarray, least: float = DUPLICATE) -> list[tuple
 
 
 def summary_counts(findings: Sequence[Finding]) -> dict[str, int]:
-    """Cases concerned, by kind."""
+    """Number of cases with findings, by kind."""
     cases: dict[str, set[str]] = defaultdict(set)
     for f in findings:
         cases[f.kind].add(f.case)
@@ -205,6 +209,7 @@ def summary_counts(findings: Sequence[Finding]) -> dict[str, int]:
 
 
 def to_json(facts: Sequence[CaseFacts], findings: Sequence[Finding]) -> dict[str, Any]:
+    """Content of inspection.json."""
     return {
         "cases": [f.to_dict() for f in facts],
         "findings": [f.to_dict() for f in findings],

@@ -1,6 +1,6 @@
-"""What one case looks like, in numbers: the facts that data care is about. A pure function of its files.
+"""Measurements of one case for quality control: a pure function of its files.
 
-case --read, leniently--> volumes --measure--> CaseFacts (picklable, small) --> anomalies.py judges them, a cohort at a time
+case --read leniently--> volumes --measure--> CaseFacts (picklable) --> anomalies.py, for a cohort
 """
 
 import hashlib
@@ -15,19 +15,22 @@ from brasyn_dist.data.nifti import CaseVolumes, read_case
 from brasyn_dist.errors import DataError
 
 LOG_EDGES = np.geomspace(1, 32768, 121)
-"""Bins of intensities as they are."""
+"""Bins of the stored intensities."""
 UNIT_EDGES = np.linspace(0, 1.25, 101)
-"""Bins of intensities over the volume's own 99.5th percentile."""
+"""Bins of intensities relative to the 99.5th percentile of the volume."""
 _ENDS = ("x low", "x high", "y low", "y high", "z low", "z high")
 _TILE = 2
-"""Every so many voxels make one pixel of a thumbnail."""
+"""Step between the voxels that are pixels of a thumbnail."""
 _COARSE = 8
-"""Side of the blocks whose means tell two brains apart, in voxels."""
+"""Side of the blocks whose means are compared between cases, in voxels."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModalityFacts:
-    """Of one volume. Foreground: values above 0. Brain: foreground of at least half of the case's modalities."""
+    """Measurements of one volume.
+
+    Foreground: values above 0. Brain: foreground of at least half of the modalities.
+    """
 
     dtype: str
     """Of the file."""
@@ -42,25 +45,27 @@ class ModalityFacts:
     mean: float
     std: float
     distinct: int
-    """Different values in the foreground: few mean a coarse scale."""
+    """Different values in the foreground."""
     saturated: float
-    """Share of the foreground that has exactly the maximum."""
+    """Fraction of the foreground that has exactly the maximum."""
     extra: int
     """Foreground voxels that are not brain."""
     missing: int
     """Brain voxels that are not foreground."""
     ends: dict[str, float]
-    """For each side: area of the outermost plane that has foreground, over that of the largest plane of its axis."""
+    """For each side: area of the outermost plane with foreground, relative to the largest plane of its
+    axis."""
     absent: dict[str, int]
-    """By axis, planes of the brain (of at least 1 % of its largest plane) in which this volume has no foreground at all."""
+    """By axis: planes of the brain (of at least 1 % of its largest plane) in which this volume has no
+    foreground."""
     border: int
     """Foreground voxels on the border of the volume."""
     roughness: float
-    """Mean absolute Laplacian in the brain over the standard deviation: high is noisy, low is blurred."""
+    """Mean absolute Laplacian in the brain, relative to the standard deviation. High: noisy; low: blurred."""
     anisotropy: float
-    """Largest over smallest mean absolute difference of neighbours along the three axes: high is thick slices."""
+    """Largest by smallest mean absolute difference of neighbours along the three axes. High: thick slices."""
     repeated: int
-    """Axial planes of the foreground that equal the one before."""
+    """Axial planes with foreground that equal the plane before."""
     sha256: str
     log_counts: np.ndarray
     """Foreground voxels in each bin of LOG_EDGES."""
@@ -68,21 +73,21 @@ class ModalityFacts:
     """In each bin of UNIT_EDGES."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the histograms."""
+        """JSON content: everything but the histograms."""
         return {k: v for k, v in self.__dict__.items() if not isinstance(v, np.ndarray)}
 
 
 @dataclass(frozen=True, eq=False)
 class CaseFacts:
-    """Of one case; `modalities` by name, empty if it cannot be read."""
+    """Measurements of one case; `modalities` is empty if it cannot be read."""
 
     case: Case
     problems: tuple[str, ...] = ()
-    """What is wrong with its files."""
+    """Problems of its files."""
     shape: tuple[int, ...] = ()
     spacing_mm: tuple[float, ...] = ()
     orientation: str = ""
-    """Of the arrays in the files, such as LPS."""
+    """Orientation of the arrays in the files, such as LPS."""
     brain_voxels: int = 0
     modalities: dict[str, ModalityFacts] = field(default_factory=dict)
     labels: dict[str, int] | None = None
@@ -90,11 +95,12 @@ class CaseFacts:
     labels_outside: int = 0
     """Labelled voxels that are not brain."""
     thumbnails: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), object))
-    """(modalities, 2): uint8 pictures through the brain's middle, axial (x, y) and sagittal (y, z)."""
+    """(modalities, 2): uint8 images through the middle of the brain, axial (x, y) and sagittal (y, z)."""
     coarse: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float16))
-    """(modalities, x, y, z) float16: means of blocks, over the 99.5th percentile."""
+    """(modalities, x, y, z) float16: means of blocks, relative to the 99.5th percentile."""
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON content: everything but images and histograms."""
         return {
             "case": self.case.name,
             "cohort": self.case.cohort,
@@ -110,7 +116,7 @@ class CaseFacts:
 
 
 def inspect_case(case: Case) -> CaseFacts:
-    """Facts of a case, whatever is wrong with it."""
+    """Measurements of a case; problems of its files are part of the result."""
     volumes, problems = read_leniently(case)
     if volumes is None:
         return CaseFacts(case, tuple(problems))
@@ -142,7 +148,7 @@ def inspect_case(case: Case) -> CaseFacts:
 
 
 def read_leniently(case: Case) -> tuple[CaseVolumes | None, list[str]]:
-    """The case's volumes if they can be read at all, and what had to be overlooked or made reading impossible."""
+    """Volumes of a case (None: they cannot be read), and all problems that were found."""
     problems = [f"{case.folder}: no volume for {m}" for m in case.missing]
     if not case.available:
         return None, problems
@@ -159,7 +165,7 @@ def _dtype(case: Case, modality: str) -> str:
 
 
 def measure(volume: np.ndarray, brain: np.ndarray, dtype: str) -> ModalityFacts:
-    """Facts of one volume (x, y, z) of integers, given the brain's mask."""
+    """Measurements of one volume (x, y, z) of integers, given the mask of the brain."""
     foreground = volume > 0
     values = volume[foreground] if foreground.any() else np.zeros(1, volume.dtype)
     p995, spread = _percentile(values, 99.5), float(values.std()) or 1.0
@@ -191,7 +197,7 @@ def measure(volume: np.ndarray, brain: np.ndarray, dtype: str) -> ModalityFacts:
 
 
 def end_areas(mask: np.ndarray) -> dict[str, float]:
-    """For each side, the area of the outermost plane with foreground over the largest area along that axis: 1 is cut off flat."""
+    """For each side, area of the outermost plane with foreground by the largest area along that axis."""
     areas = []
     for axis in range(3):
         planes = np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis))
@@ -201,7 +207,7 @@ def end_areas(mask: np.ndarray) -> dict[str, float]:
 
 
 def absent_planes(foreground: np.ndarray, brain: np.ndarray) -> dict[str, int]:
-    """By axis, planes with at least 1 % of the brain's largest plane in which there is no foreground."""
+    """By axis, planes with at least 1 % of the largest plane of the brain in which there is no foreground."""
     counts = {}
     for axis, name in enumerate("xyz"):
         others = tuple(a for a in range(3) if a != axis)
@@ -212,6 +218,7 @@ def absent_planes(foreground: np.ndarray, brain: np.ndarray) -> dict[str, int]:
 
 
 def border_voxels(mask: np.ndarray) -> int:
+    """Voxels of `mask` on the border of the volume."""
     inner = mask[1:-1, 1:-1, 1:-1]
     return int(np.count_nonzero(mask) - np.count_nonzero(inner))
 
@@ -233,14 +240,14 @@ def texture(volume: np.ndarray, brain: np.ndarray, spread: float) -> tuple[float
 
 
 def repeated_planes(volume: np.ndarray) -> int:
-    """Axial planes that are not empty and equal the one before."""
+    """Axial planes that are not empty and equal the plane before."""
     filled = np.asarray((volume > 0).any(axis=(0, 1)))
     equal = (volume[:, :, 1:] == volume[:, :, :-1]).all(axis=(0, 1))
     return int(np.count_nonzero(equal & filled[1:]))
 
 
 def thumbnails(images_MXYZ: np.ndarray, brain: np.ndarray, scale_M: np.ndarray) -> np.ndarray:
-    """(modalities, 2) uint8 arrays: axial and sagittal through the planes with most brain, black to the 99.5th percentile."""
+    """(modalities, 2) uint8: axial and sagittal plane with most brain, from 0 to the 99.5th percentile."""
     z = int(np.argmax(np.count_nonzero(brain, axis=(0, 1))))
     x = int(np.argmax(np.count_nonzero(brain, axis=(1, 2))))
     tiles = np.empty((len(images_MXYZ), 2), object)
@@ -252,7 +259,7 @@ def thumbnails(images_MXYZ: np.ndarray, brain: np.ndarray, scale_M: np.ndarray) 
 
 
 def coarse(images_MXYZ: np.ndarray, scale_M: np.ndarray) -> np.ndarray:
-    """Means of blocks of 8 x 8 x 8 voxels; what does not fill a block at the far ends is left out."""
+    """Means of blocks of 8 x 8 x 8 voxels; incomplete blocks at the far ends are left out."""
     m, *shape = images_MXYZ.shape
     side = min(_COARSE, *shape)
     x, y, z = (n // side for n in shape)

@@ -25,8 +25,8 @@ class ShardOptions:
     codec: str = DEFAULT_CODEC
     round_values: bool = False
     headroom: float = 1.0
-    """Computed statistics clip at this multiple of the 99.5th percentile. Above 1, brighter scans than those of a small cohort
-    are not clipped."""
+    """Computed statistics clip at this multiple of the 99.5th percentile. Above 1, brighter scans than those
+    of a small cohort are not clipped."""
 
     modality_set: ModalitySet = BRATS
     """Modalities, file names and labels of the cases."""

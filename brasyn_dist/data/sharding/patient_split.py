@@ -14,7 +14,7 @@ from brasyn_dist.errors import DataError
 
 
 def held_out_by_list(cases: Iterable[Case], names: Collection[str]) -> set[str]:
-    """Names of the cases in `names` (names of cases or patients), and of all other cases of these patients."""
+    """Names of all cases of the patients that `names` (of cases or patients) contains."""
     patients = set(names) | {Case(name, Path(name)).patient for name in names}
     return {c.name for c in cases if c.patient in patients or c.name in patients}
 
@@ -25,15 +25,16 @@ def check_known(names: Iterable[str], known: Collection[str]) -> None:
     if unknown:
         more = f" (nor {len(unknown) - 1} more of its names)" if len(unknown) > 1 else ""
         raise DataError(
-            f"split file: no case or patient is called {unknown[0]}{more}; names are those of the case folders"
+            f"split file: no case or patient is called {unknown[0]}{more}; names are those of the "
+            "case folders"
         )
 
 
 def held_out_by_fraction(cases: Iterable[Case], fraction: float, seed: int) -> set[str]:
     """Names of the held-out cases: in each cohort the given fraction of patients, rounded.
 
-    At least one of two or more patients is held out, but never all. Patients are ranked by a hash of (seed, name), so that
-    an additional patient moves at most one other.
+    At least one of two or more patients is held out, but never all. Patients are ranked by a hash of (seed,
+    name), so that an additional patient moves at most one other.
     """
     if not 0 <= fraction < 1:
         raise DataError(f"validation fraction {fraction}: must be at least 0 and below 1")
@@ -55,7 +56,7 @@ def _rank(seed: int, name: str) -> bytes:
 
 
 def read_split_file(path: Path) -> tuple[str, ...]:
-    """Names in a split file: a JSON list, or one name on each line (empty lines and # comments are ignored)."""
+    """Names in a split file: a JSON list, or one name on each line, with # comments."""
     try:
         text = path.read_text()
         if not text.lstrip().startswith("["):

@@ -1,7 +1,7 @@
-"""First pass of sharding: every case is read once, in parallel.
+r"""First pass of sharding: every case is read once, in parallel.
 
 cases --in lots, to the workers--> histogram, medians, problems of each lot --> ScanResult
-                              \\--> encoded slices of good cases in the staging folder
+                              \--> encoded slices of good cases in the staging folder
 """
 
 from collections.abc import Collection, Sequence

@@ -1,12 +1,12 @@
 """Staging folder: encoded slices of each case on disk, between reading the cases and writing the shards.
 
     <out>/.work/identity.json     options and input of the slices; the folder is emptied if they differ
-               /lock              locked by the run that uses the folder
-               /CASE.blob         encoded slices of a case, one after the other
-               /CASE.slices.json  where each begins; written after the blob and therefore last: the case is complete
+               /lock              locked by the run that uses the folder /CASE.blob         encoded slices of
+               a case, one after the other /CASE.slices.json  where each begins; written after the blob and
+               therefore last: the case is complete
 
-A shard has slices of all cases, so all cases must be encoded before the first shard is complete. The folder bounds the memory
-and lets a killed run continue.
+A shard has slices of all cases, so all cases must be encoded before the first shard is complete. The folder
+bounds the memory and lets a killed run continue.
 """
 
 import json
@@ -54,7 +54,7 @@ class StagedSlice:
 
 @contextmanager
 def locked_staging(out: Path) -> Iterator[Path]:
-    """The staging folder of `out` with an exclusive lock. The kernel releases the lock if the process is killed.
+    """The staging folder of `out`, exclusively locked. The kernel releases the lock of a killed process.
 
     Raises:
         DataError: Another run has the lock.
@@ -128,7 +128,7 @@ def stage_volumes(volumes: CaseVolumes, options: ShardOptions, dtype: str, work:
     with atomic_path(_blob(work, name)) as temporary, temporary.open("wb") as blob:
         for view in options.views:
             if view != "axial":
-                # As read, x is the fastest axis in memory: a sagittal slice would need a cache line for each value.
+                # As read, x is the fastest axis: a sagittal slice would need a cache line for each value.
                 images = np.ascontiguousarray(images)
                 labels = None if labels is None else np.ascontiguousarray(labels)
             images_KMHW = extract_slices(images, view)

@@ -1,15 +1,17 @@
 """Sharding: cohort folders to a shard set, in two passes.
 
-    scan     every case, once         --> problems (stop, nothing is written), exact statistics of the training cases,
+    scan     every case, once         --> problems (nothing is written), statistics of the training cases,
                                           encoded slices in the staging folder
-    write    seeded order of a split  --> train-00000.tar, ...: each shard takes its slices from the staging folder
+    write    seeded order of a split  --> train-00000.tar, ...: slices from the staging folder
     last     index.json               --> the set is complete; the staging folder is removed
 
-Slices hold the stored integers, so they can be encoded before the statistics are known. The common type of all slices is known
-only after the first pass: int16 is presumed, and if a case needs int32, all cases are read and encoded again.
+Slices hold the stored integers, so they can be encoded before the statistics are known. The common type of
+all slices is known only after the first pass: int16 is presumed, and if a case needs int32, all cases are
+read and encoded again.
 
-Cases and shards are independent of each other, so any number of workers writes the same bytes. After a kill at any moment the
-same command continues: finished cases are not encoded again, and a folder without index.json is not a set.
+Cases and shards are independent of each other, so any number of workers writes the same bytes. After a kill
+at any moment the same command continues: finished cases are not encoded again, and a folder without
+index.json is not a set.
 """
 
 import logging
@@ -66,14 +68,15 @@ def make_shards(
         The index of the set.
 
     Raises:
-        DataError: There are bad cases (all are listed, and nothing is written), `out` has another set, or the options do not
-            fit the cases.
+        DataError: There are bad cases (all are listed, and nothing is written), `out` has another set, or the
+            options do not fit the cases.
     """
     options, out = options or ShardOptions(), Path(out)
     cases, listed = find_cohorts([Path(root) for root in cohorts], options.modality_set)
     if statistics is not None and tuple(statistics.modalities) != options.modality_set.modalities:
         raise DataError(
-            f"statistics of {', '.join(statistics.modalities)}, but the modality set {options.modality_set.name} has "
+            f"statistics of {', '.join(statistics.modalities)}, but the modality set "
+            f"{options.modality_set.name} has "
             f"{', '.join(options.modality_set.modalities)}; compute them from the cases, or give others"
         )
     identity = _identity(options, cases, statistics)
@@ -119,7 +122,7 @@ def _staging_identity(identity: dict[str, Any], cases: Sequence[Case], dtype: st
 
 
 def _finished(out: Path, identity: dict[str, Any], skip_bad: bool) -> ShardIndex | None:
-    """The index of `out` if the set is complete. Raises DataError if its identity differs or shards are missing."""
+    """The index of `out` if the set is complete. Raises DataError if it has another identity."""
     if not (out / INDEX_NAME).exists():
         return None
     index = open_shard_set(out)
@@ -140,7 +143,8 @@ def _finished(out: Path, identity: dict[str, Any], skip_bad: bool) -> ShardIndex
             )
     if index.header.skipped and not skip_bad:
         raise DataError(
-            f"{out} was made with --skip-bad, without {len(index.header.skipped)} bad cases. Give --skip-bad to accept "
+            f"{out} was made with --skip-bad, without {len(index.header.skipped)} bad cases. Give "
+            "--skip-bad to accept "
             "it, or repair the cases and choose another --out"
         )
     staging.remove_staging(out)
@@ -221,7 +225,7 @@ class ShardPlan:
 def plan_shards(
     slices: Sequence[Sequence[staging.StagedSlice]], header: SetHeader, options: ShardOptions
 ) -> list[ShardPlan]:
-    """Slices of every split in a seeded order, divided into shards. Raises DataError if there is no training slice."""
+    """Slices of every split in a seeded order, divided into shards. Raises DataError if there are none."""
     plans: list[ShardPlan] = []
     size = options.samples_per_shard
     for number, split in enumerate((TRAIN, VALIDATION)):
