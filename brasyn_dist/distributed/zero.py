@@ -111,7 +111,8 @@ class Zero:
 
     def check(self, world: int, global_batch_size: int, micro_batch_size: int | None, averaged: bool) -> None:
         """Raise ConfigError if ranks would wait for each other without end or no rank has complete "
-        "weights."""
+        "weights.
+        """
         if self.stage == 3 and not averaged:
             raise ConfigError(
                 "training.ema_decay=0 with ZeRO 3: validation and export need complete weights, and only "

@@ -152,7 +152,8 @@ def computation(phases: Mapping[str, float]) -> float:
 
 def interval_fields(table: Sequence[Timings], steps: int, hosts: Sequence[str]) -> dict[str, Any]:
     """Means over ranks in seconds per step, the maximum of each gauge, and the slowest rank by its own "
-    "time."""
+    "time.
+    """
     fields: dict[str, Any] = {}
     for name in table[0]:
         values = [row[name] for row in table]

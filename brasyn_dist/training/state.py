@@ -53,7 +53,7 @@ class TrainState:
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """average <- decay * average + (1 - decay) * network, for all parameters."""
+        """Average <- decay * average + (1 - decay) * network, for all parameters."""
         if self.average is not None:
             with self.main.gathered():
                 average: list[Tensor] = list(self.average.parameters())

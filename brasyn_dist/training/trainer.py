@@ -107,7 +107,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[SliceBatch, int]]:
         """(batch, number of the update within it) from the current step on, possibly in the middle of a "
-        "batch."""
+        "batch.
+        """
         per_batch = self.config.training.updates_per_batch
         first, skip = divmod(self.state.step, per_batch)
         with self.data.stream(first, -(-self.total_steps // per_batch)) as stream:
