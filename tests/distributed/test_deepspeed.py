@@ -234,6 +234,8 @@ def test_impossible_launch_configurations_are_refused(
         ConfigError, match=r"compile=default with ZeRO 3.*compile=off, or launch/deepspeed_zero2"
     ):
         launched(3, RuntimeConfig(compile="default"))
+    with pytest.raises(ConfigError, match="encoder_execution=separate with ZeRO 3.*zero2"):
+        launched(3, RuntimeConfig(encoder_execution="separate"))
     with pytest.raises(ConfigError, match=r"gradient_clipping .*optimizer\.clip_norm sets it"):
         launched(2, GRADIENT_CLIPPING="1.0")
     monkeypatch.delenv("ACCELERATE_GRADIENT_CLIPPING")
