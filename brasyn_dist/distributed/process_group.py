@@ -44,6 +44,11 @@ class ProcessGroup:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a rank holds only a part of the weights (ZeRO 3). Modules then gather them when they are called."""
+        return False
+
     # ---- networks
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module) -> Trainable:
@@ -165,6 +170,10 @@ class Distributed(ProcessGroup):
             )
         self._control = self._host_group()
         self._set_device_options()
+
+    @property
+    def shards_weights(self) -> bool:
+        return self._zero is not None and self._zero.stage == 3
 
     @property
     def strategy(self) -> str:

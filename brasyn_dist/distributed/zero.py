@@ -87,6 +87,11 @@ class Zero:
                 f"networks cannot be "
                 "compiled; use runtime.compile=off, or launch/deepspeed_zero2.yaml"
             )
+        if self.stage == 3 and runtime.encoder_execution == "separate":
+            raise ConfigError(
+                "runtime.encoder_execution=separate with ZeRO 3: the encoders are called with parts of their weights, "
+                "which are not gathered; remove the option, or use launch/deepspeed_zero2.yaml"
+            )
         for section in ("offload_optimizer", "offload_param"):
             if ((zero.get(section) or {}).get("device") or "none") != "none":
                 raise ConfigError(

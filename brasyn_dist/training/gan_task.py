@@ -115,9 +115,8 @@ class GanTask:
         cast(Generator, network).save_pretrained(folder, data.preprocessing, step)
 
     def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
-        execution = self.config.runtime.encoder_execution or default_execution(group.device)
         lines = {name: f"{network.parameter_count:,} parameters" for name, network in state.networks.items()}
-        lines["generator"] += f", encoders {execution}"
+        lines["generator"] += f", encoders {cast(Generator, state.generator.module).encoder_execution}"
         if self.segmenter is not None:
             lines["segmenter"] = f"frozen, {self.config.objective.segmenter}, {self.segmenter_sha256}"
         return lines
@@ -136,7 +135,9 @@ def check_updates(config: Config, modality_set: ModalitySet) -> None:
 def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
     """Generator and discriminator with their optimisers. See `Task.build_state`."""
     runtime, device = config.runtime, group.device
-    execution = runtime.encoder_execution or default_execution(device)
+    # Separate execution calls encoders with parts of their weights, which ZeRO 3 does not gather.
+    default = "grouped" if group.shards_weights else default_execution(device)
+    execution = runtime.encoder_execution or default
     generator = build_generator(config.generator, config.seed, execution, modality_set)
     if config.checkpoint.init_from is not None:
         load_weights(generator, config.checkpoint.init_from)
