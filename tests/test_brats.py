@@ -37,7 +37,8 @@ def test_regions_in_each_order(tmp_path: Path, name: str, dtype: type):
     voxels = {
         "ET": [(0, 1, 1), (1, 0, 0), (1, 0, 1)],
         "TC": [(0, 0, 1), (0, 1, 1), (1, 0, 0), (1, 0, 1), (2, 1, 0)],
-        "WT": [(0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1), (2, 0, 0), (2, 1, 0)],
+        "WT": [(0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1),
+               (2, 0, 0), (2, 1, 0)],
     }  # fmt: skip
     assert set(voxels) == set(REGIONS)
     for region, expected in voxels.items():

@@ -1,0 +1,1 @@
+"""Shared by all packages: atomic files, processes, logging, provenance, panels."""

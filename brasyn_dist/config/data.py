@@ -27,7 +27,8 @@ class DataConfig:
     """`zscore`: statistics of the data set. `slice`: each slice to [-1, 1], as in HF-GAN. `case`: each
     volume divided by its median, which removes the scale of the scanner."""
     cache_dir: PathText | None = None
-    """Node-local folder for copies of remote shards; null: a folder in the system's temporary folder."""
+    """Node-local folder for copies of shards, which are copied once per node and verified. null: shards of a
+    folder are read directly, and shards behind a URL are copied to the system's temporary folder."""
     cache_gib: Above0 = 200.0
     """Size limit of the cache in GiB."""
     threads: Count = 2

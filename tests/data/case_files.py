@@ -15,7 +15,8 @@ LPS = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0, 0, 0, 1]
 
 
 def brain(seed: int, shape: tuple[int, int, int] = SHAPE) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Modalities (int16, ellipsoid of random values, 0 outside) and labels (uint8, canonical), (x, y, z) in LPS order."""
+    """Modalities (int16, ellipsoid of random values, 0 outside) and labels (uint8, canonical), "
+    "(x, y, z) in LPS order."""
     rng = np.random.default_rng(seed)
     grid = np.meshgrid(*(np.linspace(-1.1, 1.1, n) for n in shape), indexing="ij")
     radius = np.sqrt(sum(g**2 for g in grid))
@@ -38,7 +39,8 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = LPS, dtype: type | 
 
 
 def to_ras(array_lps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same brain as somebody stores it in RAS order: the array flipped, and the affine that goes with it."""
+    """The same brain as somebody stores it in RAS order: the array flipped, and the affine that "
+    "goes with it."""
     affine = LPS.copy()
     for axis in (0, 1):
         affine[:, 3] += affine[:, axis] * (array_lps.shape[axis] - 1)

@@ -32,7 +32,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def expected_slices() -> dict[str, np.ndarray]:
-    """Key -> planes of all slices that belong into the set, straight from the arrays that the cases were written from."""
+    """Key -> planes of all slices that belong into the set, straight from the arrays that the "
+    "cases were written from."""
     found = {}
     for name, seed in SEEDS.items():
         images, labels = brain(seed)
@@ -60,7 +61,8 @@ def read_all(folder: Path) -> dict[str, np.ndarray]:
 
 COMMAND = [sys.executable, str(REPOSITORY / "tools" / "shard_dataset.py")]
 ARGUMENTS = [
-    "--seed", "5", "--validation-fraction", "0.25", "--minimum-foreground", "300", "--samples-per-shard", "40",
+    "--seed", "5", "--validation-fraction", "0.25", "--minimum-foreground", "300",
+    "--samples-per-shard", "40",
 ]  # fmt: skip
 
 

@@ -54,7 +54,8 @@ def write_set(
     shapes: dict[str, tuple[int, int]] = SHAPES,
     cases: tuple[CaseEntry, ...] | None = None,
 ) -> ShardIndex:
-    """Write a set of train + val cases with `slices` slices a view; returns its index, loaded from `folder`."""
+    """Write a set of train + val cases with `slices` slices a view; returns its index, loaded "
+    "from `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     cases = cases or case_table(train, val)
     splits = sorted({case.split for case in cases})

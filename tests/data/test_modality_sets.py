@@ -46,8 +46,8 @@ def write_cases(root: Path, modality_set: ModalitySet, count: int = 3) -> Path:
 def test_from_folders_to_batches(tmp_path, modality_set, codec):
     cohort, m = write_cases(tmp_path, modality_set), len(modality_set)
     options = ShardOptions(
-        views=("axial",), validation_fraction=0.3, samples_per_shard=9, codec=codec, modality_set=modality_set,
-        minimum_foreground=100,
+        views=("axial",), validation_fraction=0.3, samples_per_shard=9, codec=codec,
+        modality_set=modality_set, minimum_foreground=100,
     )  # fmt: skip
     index = make_shards([cohort], tmp_path / "out", options)
     assert index.header.modality_set == modality_set

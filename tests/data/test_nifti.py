@@ -189,9 +189,10 @@ def damaged(name: str, tmp_path) -> bytes:
 @pytest.mark.parametrize(
     "name",
     [
-        "gzip cut in the middle", "gzip without its end", "gzip with a flipped byte", "gzip with other flags",
-        "gzip of which two bytes are left", "gzip without its last byte", "gzip with a second member that was cut",
-        "gzip and something else", "gzip of a cut volume", "volume cut", "header cut", "nothing", "text", "gzip of text",
+        "gzip cut in the middle", "gzip without its end", "gzip with a flipped byte",
+        "gzip with other flags", "gzip of which two bytes are left", "gzip without its last byte",
+        "gzip with a second member that was cut", "gzip and something else", "gzip of a cut volume",
+        "volume cut", "header cut", "nothing", "text", "gzip of text",
     ],
 )  # fmt: skip
 def test_damaged_files_are_named(tmp_path, name):

@@ -1,0 +1,1 @@
+"""Quality control of cohort folders: measurements of each case, and anomalies of a cohort."""

@@ -31,7 +31,8 @@ def glioma():
 
 @pytest.fixture(scope="module")
 def tissues():
-    """Mean signal of voxels that are nearly all one tissue, by modality and tissue, over several small heads."""
+    """Mean signal of voxels that are nearly all one tissue, by modality and tissue, over several "
+    "small heads."""
     sums: dict[tuple[str, str], list[float]] = {}
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -101,7 +102,8 @@ def test_one_sequence_is_predictable_from_the_others_but_not_trivially(glioma):
 
 
 def test_intensities_spread_as_between_real_scanners():
-    """Medians of ten real subjects lie between 101 and 1993, with a standard deviation of the logarithm of 0.4 to 0.9."""
+    """Medians of ten real subjects lie between 101 and 1993, with a standard deviation of the "
+    "logarithm of 0.4 to 0.9."""
     medians = np.array([
         [np.median(v[v > 0]) for v in make_case(seed, "GLI", SMALL)[0].values()] for seed in range(30)
     ])  # fmt: skip

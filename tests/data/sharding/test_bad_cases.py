@@ -53,17 +53,23 @@ def mixed(folder: Path) -> None:
 BAD: dict[str, tuple[Damage, str]] = {
     "a modality is missing": (lambda f: file(f, "t1n").unlink(), "bad: no volume for t1n"),
     "shapes differ": (lambda f: save(file(f, "t2f"), np.ones((8, 9, 10))), "bad/bad-t2f.nii.gz: shape"),
-    "the segmentation's shape differs": (lambda f: save(file(f, "seg"), np.ones((8, 9, 10))), "bad/bad-seg.nii.gz: shape"),
+    "the segmentation's shape differs": (
+        lambda f: save(file(f, "seg"), np.ones((8, 9, 10))), "bad/bad-seg.nii.gz: shape",
+    ),
     "affines differ": (shifted, "bad/bad-t2f.nii.gz: affine"),
     "NaN": (with_value("t1c", np.nan), "bad/bad-t1c.nii.gz: NaN or infinity in 1 of"),
     "infinity": (with_value("t2w", np.inf), "bad/bad-t2w.nii.gz: NaN or infinity in 1 of"),
     "fractions": (with_value("t1n", 0.5), "bad/bad-t1n.nii.gz: intensities are not whole numbers"),
     "truncated gzip": (cut, "bad/bad-t2w.nii.gz: truncated or damaged"),
-    "no NIfTI": (lambda f: file(f, "t1c").write_bytes(gzip.compress(b"hello" * 99)), "bad/bad-t1c.nii.gz: not a NIfTI"),
+    "no NIfTI": (
+        lambda f: file(f, "t1c").write_bytes(gzip.compress(b"hello" * 99)), "bad/bad-t1c.nii.gz: not a NIfTI",
+    ),
     "unknown labels": (with_value("seg", 7), "bad/bad-seg.nii.gz: unknown labels"),
     "labels of two editions": (with_value("seg", 4), "bad/bad-seg.nii.gz: unknown labels"),
     "empty brain": (lambda f: save(file(f, "t2f"), np.zeros(SHAPE)), "bad/bad-t2f.nii.gz: empty brain"),
-    "only negative voxels": (lambda f: save(file(f, "t2f"), np.full(SHAPE, -3)), "bad/bad-t2f.nii.gz: empty brain"),
+    "only negative voxels": (
+        lambda f: save(file(f, "t2f"), np.full(SHAPE, -3)), "bad/bad-t2f.nii.gz: empty brain",
+    ),
     "two files for a modality": (
         lambda f: shutil.copy(file(f, "t1c"), f / "bad_t1ce.nii.gz"), "bad: two files for t1c",
     ),

@@ -1,4 +1,5 @@
-"""Order, targets and masks: pure functions, exact, balanced, with the distributions that the method asks for."""
+"""Order, targets and masks: pure functions, exact, balanced, with the distributions that the method asks
+for."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -108,7 +109,8 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_mixing_is_uniform() -> None:
-    """Where sample 0..19 come, over 2,000 epochs: a chi-square of 19 x 19 degrees of freedom (mean 361, deviation 27)."""
+    """Where sample 0..19 come, over 2,000 epochs: a chi-square of 19 x 19 degrees of freedom "
+    "(mean 361, deviation 27)."""
     order = SampleOrder(11, np.zeros(20, int), 20)
     counts = np.zeros((20, 20))
     for k in range(2000):

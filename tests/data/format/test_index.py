@@ -1,4 +1,5 @@
-"""The index: rebuilt from the tars alone, refused when it lies, small and quick for half a million samples."""
+"""The index: rebuilt from the tars alone, refused when it lies, small and quick for half a million
+samples."""
 
 import hashlib
 import itertools

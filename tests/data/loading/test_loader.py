@@ -1,4 +1,5 @@
-"""The stream: the same global batches for any number of ranks and restarts, nothing read in vain, clean ends."""
+"""The stream: the same global batches for any number of ranks and restarts, nothing read in vain, clean
+ends."""
 
 import os
 import random

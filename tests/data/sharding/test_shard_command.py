@@ -46,7 +46,8 @@ def test_a_split_file_and_published_statistics(cohorts, tmp_path):
 
     (tmp_path / "split.txt").write_text("BraTS-GLI-00001\n")
     assert main([
-        *map(str, cohorts), "--out", str(tmp_path / "out"), "--split", str(tmp_path / "split.txt"), "--statistics", "published",
+        *map(str, cohorts), "--out", str(tmp_path / "out"), "--split", str(tmp_path / "split.txt"),
+        "--statistics", "published",
         "--minimum-foreground", "300", "--workers", "1", "--views", "coronal",
     ]) == 0  # fmt: skip
     index = open_shard_set(tmp_path / "out")

@@ -1,4 +1,5 @@
-"""The same command again: after it was done, while it is at work, and after a kill, which never leaves half of a set."""
+"""The same command again: after it was done, while it is at work, and after a kill, which never leaves half
+of a set."""
 
 import os
 import shutil
@@ -95,7 +96,10 @@ def test_input_edited_after_an_interruption_is_read_again(tmp_path, monkeypatch)
 
 
 def killed_at(step: int, run: Callable[[], object]) -> bool:
-    """Run in a forked process that SIGKILLs itself before its `step`th flush to disk. False if there are fewer."""
+    """Run in a forked process that SIGKILLs itself before its `step`th flush to disk.
+
+    False if there are fewer.
+    """
     child = os.fork()
     if child == 0:
         flushes = 0
@@ -118,7 +122,8 @@ def killed_at(step: int, run: Callable[[], object]) -> bool:
 
 @pytest.mark.slow
 def test_killed_at_any_write_and_run_again(tmp_path):
-    """Every file is flushed before its renaming and after: a kill before each of these, and the same command again."""
+    """Every file is flushed before its renaming and after: a kill before each of these, and the "
+    "same command again."""
     for number in range(2):
         write_case(tmp_path / "gli", f"case-{number}", number)
     options = replace(OPTIONS, views=("axial",), samples_per_shard=30)
@@ -173,7 +178,8 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, secon
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["examining", "encoding"])
 def test_the_command_killed_with_its_workers_at_work(made, cohorts, tmp_path, moment):
-    """SIGKILL to the command alone: its workers must end by themselves, and the next run must give the same bytes."""
+    """SIGKILL to the command alone: its workers must end by themselves, and the next run must "
+    "give the same bytes."""
     out = tmp_path / "out"
     process = start(cohorts, out, "--workers", "2", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if moment == "examining":

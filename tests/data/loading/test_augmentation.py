@@ -1,4 +1,5 @@
-"""Augmentation: pure functions of (seed, k, row), of the right spread, applied to the right axis; off by default."""
+"""Augmentation: pure functions of (seed, k, row), of the right spread, applied to the right axis; off by
+default."""
 
 import numpy as np
 import pytest
