@@ -1,0 +1,1 @@
+"""Processes, devices and networks that are trained on all ranks."""

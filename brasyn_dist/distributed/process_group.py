@@ -46,7 +46,10 @@ class ProcessGroup:
 
     @property
     def shards_weights(self) -> bool:
-        """Whether a rank holds only a part of the weights (ZeRO 3). Modules then gather them when they are called."""
+        """Whether a rank holds only a part of the weights (ZeRO 3).
+
+        Modules then gather their weights when they are called.
+        """
         return False
 
     # ---- networks

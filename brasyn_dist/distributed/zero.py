@@ -89,8 +89,8 @@ class Zero:
             )
         if self.stage == 3 and runtime.encoder_execution == "separate":
             raise ConfigError(
-                "runtime.encoder_execution=separate with ZeRO 3: the encoders are called with parts of their weights, "
-                "which are not gathered; remove the option, or use launch/deepspeed_zero2.yaml"
+                "runtime.encoder_execution=separate with ZeRO 3: the encoders are called with parts of their "
+                "weights, which are not gathered; remove the option, or use launch/deepspeed_zero2.yaml"
             )
         for section in ("offload_optimizer", "offload_param"):
             if ((zero.get(section) or {}).get("device") or "none") != "none":
@@ -115,9 +115,7 @@ class Zero:
                 )
 
     def check(self, world: int, global_batch_size: int, micro_batch_size: int | None, averaged: bool) -> None:
-        """Raise ConfigError if ranks would wait for each other without end or no rank has complete "
-        "weights.
-        """
+        """Raise ConfigError if ranks would wait for each other for ever, or no rank has complete weights."""
         if self.stage == 3 and not averaged:
             raise ConfigError(
                 "training.ema_decay=0 with ZeRO 3: validation and export need complete weights, and only "

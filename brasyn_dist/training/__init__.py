@@ -1,1 +1,1 @@
-"""training"""
+"""Training of generators and segmenters; trainer.py has the loop."""

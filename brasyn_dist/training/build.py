@@ -160,6 +160,7 @@ def choose_checkpoint(task: Task, identity: dict[str, Any], group: Distributed) 
 
 
 def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
+    """See `choose_checkpoint`. Raises CheckpointError."""
     config = task.config
     root, resume = config.run_dir / run_folder.CHECKPOINTS, config.checkpoint.resume
     if resume == "never":
@@ -190,6 +191,7 @@ def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
 
 
 def device_name(group: Distributed) -> str:
+    """Name of this process' device."""
     return torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "CPU"
 
 

@@ -55,6 +55,7 @@ class Checkpoint:
 
 
 def folder_name(step: int) -> str:
+    """Name of the folder of a checkpoint."""
     return f"step-{step:08d}"
 
 

@@ -52,8 +52,7 @@ class Cost:
     generator_parameters: int
     discriminator_parameters: int
     operations_per_slice: float
-    """Floating-point operations of convolutions and matrix products, both phases; a multiply-add counts "
-    "two."""
+    """Floating-point operations of convolutions and matrix products; a multiply-add counts as two."""
     fixed_bytes: int
     """Weights, gradients, Adam's moments, average, gradient buckets, and the fixed part of an update."""
     bytes_per_slice: float

@@ -60,8 +60,8 @@ class GanStep:
         self.variants = variants(config, modality_set)
         # If both discriminator loss weights are 0, the discriminator is neither evaluated nor updated.
         self._use_discriminator = config.objective.adversarial > 0 or config.objective.classification > 0
-        # Compilation needs few distinct shapes, and ZeRO 3 needs rows of every modality, since it cannot use the
-        # separate encoders. Otherwise execution is faster without padded rows.
+        # Compilation needs few distinct shapes. ZeRO 3 needs rows of every modality, since it cannot use the
+        # separate encoders. In other cases execution is faster without padded rows.
         self._equal_rows = compile_mode(config, group.device) != "off" or group.shards_weights
         # Gradients are averaged over ranks, but must be summed and divided by the global batch size.
         self._scale = group.world / config.training.global_batch_size
@@ -175,7 +175,7 @@ class GanStep:
 
 
 def variants(config: Config, modality_set: ModalitySet = BRATS) -> int:
-    """Target variants of each slice in one update:
+    """Target variants of each slice in one update.
 
     1 with an update for each modality, else one for each modality.
     """

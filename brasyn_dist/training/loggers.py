@@ -320,6 +320,7 @@ class RunLogger:
 
 
 def warn_tracker(name: str, error: Exception) -> None:
+    """Warn that a tracker is switched off."""
     log.warning(
         "%s failed and is switched off for this execution; training continues, and %s is complete (%s: %s)",
         name,

@@ -43,7 +43,7 @@ class MetricBuffer:
         self._pending: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
 
     def add(self, facts: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
-        """Add one update:
+        """Add one update.
 
         `facts` (with `step`) are copied into its line, `sums` are this rank's device values.
         """

@@ -151,9 +151,7 @@ def computation(phases: Mapping[str, float]) -> float:
 
 
 def interval_fields(table: Sequence[Timings], steps: int, hosts: Sequence[str]) -> dict[str, Any]:
-    """Means over ranks in seconds per step, the maximum of each gauge, and the slowest rank by its own "
-    "time.
-    """
+    """Means over ranks in seconds per step, maxima of gauges, and the slowest rank by its own time."""
     fields: dict[str, Any] = {}
     for name in table[0]:
         values = [row[name] for row in table]

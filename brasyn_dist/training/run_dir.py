@@ -69,7 +69,7 @@ class RunLock:
 
 
 def write_status(run_dir: Path, status: str, step: int, total_steps: int, reason: str = "") -> None:
-    """Write status.json:
+    """Write status.json.
 
     `running`, `stopped` (the same command continues), `finished` or `failed`; `job`: see `slurm_job`.
     """

@@ -93,9 +93,7 @@ class SegmenterValidator(SliceValidator):
 
     @torch.no_grad()
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """`dice` (mean over labels), `dice/NETC`, ..., `dice/WT`, `tversky` (over labelled slices); "
-        "panels.
-        """
+        """`dice` (mean over labels), `dice/NETC`, ..., `dice/WT`, `tversky` (labelled slices); panels."""
         classes = 1 + max(self._modality_set.labels)
         confusion = torch.zeros(classes, classes, dtype=torch.int64)
         losses: list[tuple[int, float]] = []

@@ -93,6 +93,7 @@ def average_of(network: nn.Module) -> nn.Module:
 
 
 def load_weights(module: nn.Module | Trainable, checkpoint: Checkpoint, name: str) -> None:
+    """Load `<name>.safetensors`. Raises CheckpointError if the weights do not fit the module."""
     try:
         module.load_state_dict(checkpoint.tensors(name))
     except RuntimeError as error:

@@ -106,9 +106,7 @@ class Trainer:
             return self._finish("finished", "", FINISHED)
 
     def _batches(self) -> Iterator[tuple[SliceBatch, int]]:
-        """(batch, number of the update within it) from the current step on, possibly in the middle of a "
-        "batch.
-        """
+        """(batch, number of the update within it) from the current step on, also from within a batch."""
         per_batch = self.config.training.updates_per_batch
         first, skip = divmod(self.state.step, per_batch)
         with self.data.stream(first, -(-self.total_steps // per_batch)) as stream:
@@ -271,4 +269,5 @@ def is_due(step: int, every: int) -> bool:
 
 
 def describe(scores: Mapping[str, float]) -> str:
+    """The scores over all modalities or labels as text."""
     return "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if "/" not in k)

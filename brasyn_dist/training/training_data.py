@@ -146,7 +146,7 @@ def held_out(index: ShardIndex, config: RunConfig) -> Selection | None:
 
 
 def check_tumour_types(selection: Selection) -> None:
-    """Raise DataError if the tumour type of some slices is unknown: a segmenter of BraTS needs it as an input."""
+    """Raise DataError if the tumour type of some slices is unknown: segmenters of BraTS need it."""
     if selection.index.header.modality_set != BRATS:
         return
     unknown = np.unique(selection.column("case")[selection.tumour_type == UNKNOWN_TYPE])
