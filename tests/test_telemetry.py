@@ -67,6 +67,10 @@ def test_train_and_validation_of_one_step_both_arrive(tmp_path: Path, capsys: py
     assert "step 2/2  L1 0.5" in capsys.readouterr().out
 
 
+OPTIONAL = "brasyn_dist.common.optional_packages.find_spec"
+"""Lookup of optional packages."""
+
+
 class FailingTracker:
     """Fails at every call, as a tracker without network does."""
 
@@ -125,8 +129,8 @@ def test_missing_requirements_of_trackers_are_named_before_the_start(
     monkeypatch.delenv("WANDB_MODE")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret")
     check_trackers(online)
-    monkeypatch.setattr("brasyn_dist.training.loggers.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install '\.\[tensorboard\]'"):
+    monkeypatch.setattr(OPTIONAL, lambda name: None)
+    with pytest.raises(ConfigError, match=r"telemetry.tensorboard=true needs.*\[tensorboard\]"):
         check_trackers(TelemetryConfig(tensorboard=True))
 
 

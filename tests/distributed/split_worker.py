@@ -56,9 +56,9 @@ def part_of(rows: slice) -> SliceBatch:
     return SliceBatch(index=0, rows=rows, **cut)
 
 
-def main() -> int:
-    micro, updates, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    shares = [float(share) for share in sys.argv[4:]]
+def main(arguments: list[str]) -> int:
+    micro, updates, out = int(arguments[0]), int(arguments[1]), arguments[2]
+    shares = [float(share) for share in arguments[3:]]
     config = load_config(
         None,
         [
@@ -103,4 +103,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_leave(lambda: main(sys.argv[1:]))

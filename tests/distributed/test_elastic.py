@@ -92,7 +92,7 @@ def elastic_agent(port: int, node: int, wanted: tuple[str, ...]) -> list[str]:
     return [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc_per_node", "1", "--max-restarts", "3",
         "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "elastic",
-        "--rdzv-conf", f"is_host={int(node == 0)},last_call_timeout=30", "-m", "brasyn_dist.train", *SMALL, *wanted,
+        "--rdzv-conf", f"is_host={int(node == 0)},last_call_timeout=12", "-m", "brasyn_dist.train", *SMALL, *wanted,
     ]  # fmt: skip
 
 

@@ -1,13 +1,12 @@
 """One update is the same on 1, 2, 3 and 4 processes, with and without micro-batches: float64, real processes, all networks."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launch import run
+from tests.distributed.warm import WarmRun
 
 pytestmark = pytest.mark.slow
 
@@ -17,11 +16,9 @@ def weights(
 ) -> dict[str, torch.Tensor]:
     out = folder / f"{processes}-{micro}-{updates}-{len(shares)}.safetensors"
     log = folder / "log"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    arguments = [*(launcher if processes > 1 else []), "-m", "tests.distributed.split_worker"]
-    assert (
-        run([sys.executable, *arguments, str(micro), str(updates), str(out), *map(str, shares)], log) == 0
-    ), log.read_text()[-3000:]
+    arguments = (str(micro), str(updates), str(out), *map(str, shares))
+    process = WarmRun(arguments, log, processes, small=(), program="tests.distributed.split_worker")
+    assert process.wait(300) == 0, log.read_text()[-3000:]
     return load_file(out)
 
 

@@ -6,6 +6,7 @@ The ranks are real processes over gloo and run `brasyn_dist.cli.train.main` as t
 It does what torchrun does: sets the environment, waits, ends all ranks when one fails. Tests of launchers use the real ones.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -43,11 +44,16 @@ class WarmRun:
         processes: int = 2,
         small: tuple[str, ...] = SMALL,
         environment: Mapping[str, str] = MappingProxyType({}),
+        program: str = "brasyn_dist.cli.train",
     ) -> None:
-        """`small` are options that come first; `environment` is what a launcher sets beside ranks and addresses."""
+        """Start a run.
+
+        `small` are options that come first, `environment` is what a launcher sets beside ranks and addresses, and
+        `program` is a module with `main(arguments)`.
+        """
         os.environ["OMP_NUM_THREADS"] = "1"  # read when the fork server starts
         arguments = [*small, *overrides]
-        settings = (arguments, processes, free_port(), str(log), dict(environment))
+        settings = (program, arguments, processes, free_port(), str(log), dict(environment))
         self._process = _context.Process(target=_launch, args=settings)
         self._process.start()
         assert self._process.pid is not None
@@ -69,14 +75,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _launch(arguments: list[str], processes: int, port: int, log: str, environment: dict[str, str]) -> None:
+def _launch(
+    program: str, arguments: list[str], processes: int, port: int, log: str, environment: dict[str, str]
+) -> None:
     """Body of the launcher: exits with 0 if all ranks did, else 1 (one process: with its own status)."""
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(Path(log).parent)
-    ranks = {_fork_rank(arguments, rank, processes, port) for rank in range(processes)}
+    ranks = {_fork_rank(program, arguments, rank, processes, port) for rank in range(processes)}
     status = 0
     while ranks:
         pid, raw = os.wait()
@@ -89,7 +97,7 @@ def _launch(arguments: list[str], processes: int, port: int, log: str, environme
     sys.exit(status)
 
 
-def _fork_rank(arguments: list[str], rank: int, processes: int, port: int) -> int:
+def _fork_rank(program: str, arguments: list[str], rank: int, processes: int, port: int) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -98,6 +106,4 @@ def _fork_rank(arguments: list[str], rank: int, processes: int, port: int) -> in
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         )  # fmt: skip
-    from brasyn_dist.cli.train import main
-
-    run_and_leave(lambda: main(arguments))
+    run_and_leave(lambda: importlib.import_module(program).main(arguments))
