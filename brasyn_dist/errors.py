@@ -2,7 +2,7 @@
 
 
 class BrasynError(Exception):
-    """Anything that the user can mend: a file, an option, a run folder. Command lines print it without a traceback."""
+    """Error that the user can correct: a file, an option, a run folder. Commands print it without a traceback."""
 
 
 class ConfigError(BrasynError):

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, BadParameter, Option
 
 from brasyn_dist.cli.command import Command, View, at_most_one
-from brasyn_dist.errors import BrasynError, DataError
+from brasyn_dist.errors import BrasynError
 
 if TYPE_CHECKING:
-    from brasyn_dist.modality_set import ModalitySet
     from brasyn_dist.preprocessing.statistics import Statistics
 
 
@@ -126,6 +125,7 @@ def shard(options: ShardCommandOptions) -> None:
     from brasyn_dist.data.format.codec import DEFAULT_CODEC
     from brasyn_dist.data.sharding.patient_split import read_split_file
     from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
+    from brasyn_dist.modality_set import read_modality_set
     from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
 
     assert options.cohorts and options.out
@@ -149,17 +149,6 @@ def shard(options: ShardCommandOptions) -> None:
         workers=options.workers or available_processors(8),
         skip_bad=options.skip_bad,
     )
-
-
-def read_modality_set(path: Path) -> "ModalitySet":
-    """Modality set in a YAML file."""
-    from brasyn_dist.config import read_yaml
-    from brasyn_dist.modality_set import ModalitySet
-
-    try:
-        return ModalitySet.from_dict(read_yaml(path))
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
 
 
 def rebuild(folder: Path) -> None:

@@ -70,7 +70,7 @@ def run(task: Task) -> int:
 @contextmanager
 def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
     """Context that turns errors of communication and of the run folder into MachineError."""
-    intact = "Complete checkpoints are untouched: when that is mended, the same command continues"
+    intact = "Complete checkpoints are untouched: after the cause is removed, the same command continues"
     try:
         yield
     except OSError as error:

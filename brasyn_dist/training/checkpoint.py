@@ -101,8 +101,7 @@ def save_checkpoint(root: Path, step: int, tensors: TensorGroups, state: dict[st
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"{final}: could not be written: {error}; earlier checkpoints are untouched. Free space or "
-            f"mend the "
-            "file system, then run the same command again"
+            "repair the file system, then run the same command again"
         ) from error
     return final
 
