@@ -170,7 +170,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no fusion"):
         load_fusion(path, two)
     path.write_text("{")
-    with pytest.raises(CheckpointError, match="fit_fusion"):
+    with pytest.raises(CheckpointError, match="brasyn fit-fusion"):
         load_fusion(path, two)
     WeightedFusion(dict.fromkeys(MODALITIES, (0.7, 0.7))).save(path, {"members": describe_members(two)})
     with pytest.raises(CheckpointError, match="adding up to 1"):
