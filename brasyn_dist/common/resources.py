@@ -19,10 +19,11 @@ def resource_folder(name: Folder) -> Path:
 def find_resource(folder: Folder, name: str | Path) -> Path:
     """A file by path, or a packaged file by name: `r3` and `r3.yaml` are `configs/r3.yaml`.
 
-    A path that exists is returned unchanged, and so is one that names no packaged file.
+    A file that exists is returned unchanged, and so is a path that names no packaged file. A folder of the same name in the
+    working directory (`demo/`, `r3/`) is not a file.
     """
     path = Path(name)
-    if path.exists():
+    if path.is_file():
         return path
     if path.parent in (Path(), Path(folder)):
         for candidate in (path.name, f"{path.name}.yaml"):
