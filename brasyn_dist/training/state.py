@@ -36,14 +36,17 @@ class TrainState:
 
     @property
     def generator(self) -> Trainable:
+        """The generator of a GAN."""
         return self.networks["generator"]
 
     @property
     def discriminator(self) -> Trainable:
+        """The discriminator of a GAN."""
         return self.networks["discriminator"]
 
     @property
     def main(self) -> Trainable:
+        """The network that is validated and exported."""
         return next(iter(self.networks.values()))
 
     @property

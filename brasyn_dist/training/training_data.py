@@ -47,10 +47,12 @@ class TrainingData:
 
     @property
     def modality_set(self) -> ModalitySet:
+        """Modalities and labels of the shard set."""
         return self.preprocessing.modality_set
 
     @property
     def samples(self) -> int:
+        """Number of training slices."""
         return len(self.training)
 
     def stream(self, start: int, stop: int) -> SliceStream:
@@ -193,6 +195,7 @@ class DeviceBatch:
         return cls(real, labels, move(batch.has_labels), view, move(batch.tumour_type))
 
     def rows(self, start: int, stop: int) -> "DeviceBatch":
+        """Samples from `start` to before `stop`."""
         return DeviceBatch(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
     def __len__(self) -> int:
@@ -210,6 +213,7 @@ class BatchLoader:
         self._newest: tuple[SliceBatch, DeviceBatch] | None = None
 
     def __call__(self, batch: SliceBatch) -> DeviceBatch:
+        """This rank's slices of a batch, on the device."""
         if self._newest is None or self._newest[0] is not batch:
             config = self._config
             sampled = sample_augmentation(
