@@ -24,14 +24,12 @@ FOLDERS: tuple[Folder, ...] = ("configs", "launch", "slurm")
 class ConfigsOptions:
     """Options of `brasyn configs`."""
 
-    names: Annotated[
-        list[str] | None,
-        Argument(metavar="NAME", help="Folders or files, such as `slurm` or `r3.yaml`; all without."),
-    ] = None
-    copy: Annotated[
-        Path | None, Option("--copy", metavar="DIR", help="Copy them to folders of the same name in DIR.")
-    ] = None
-    path: Annotated[bool, Option("--path", help="Print nothing but the full paths.")] = False
+    names: Annotated[list[str] | None, Argument(metavar="NAME")] = None
+    """Folders or files, such as `slurm` or `r3.yaml`; all without."""
+    copy: Annotated[Path | None, Option(metavar="DIR")] = None
+    """Copy them to folders of the same name in DIR."""
+    path: bool = False
+    """Print nothing but the full paths."""
 
 
 def run(options: ConfigsOptions) -> None:

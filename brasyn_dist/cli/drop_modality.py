@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Argument
 
-from brasyn_dist.cli.command import Command
+from brasyn_dist.cli.command import Command, Index
 from brasyn_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -30,17 +30,18 @@ RECORD = "dropped.json"
 class DropOptions:
     """Options of `brasyn drop-modality`."""
 
-    cases: Annotated[Path, Argument(metavar="CASES", help="Folder of complete cases.")]
-    out: Annotated[Path, Argument(metavar="OUT", help="Folder for the incomplete cases.")]
-    seed: Annotated[int, Option("--seed", min=0, help="Seed of the choice.")] = CHALLENGE_SEED
-    modality: Annotated[
-        str | None,
-        Option("--modality", help="Leave out this modality of every case instead of a random one."),
-    ] = None
-    keep_segmentation: Annotated[
-        bool, Option("--keep-segmentation", help="Keep segmentations, which the challenge removes.")
-    ] = False
-    link: Annotated[bool, Option("--link", help="Symbolic links instead of copies.")] = False
+    cases: Annotated[Path, Argument(metavar="CASES")]
+    """Folder of complete cases."""
+    out: Annotated[Path, Argument(metavar="OUT")]
+    """Folder for the incomplete cases."""
+    seed: Index = CHALLENGE_SEED
+    """Seed of the choice."""
+    modality: str | None = None
+    """Leave out this modality of every case instead of a random one."""
+    keep_segmentation: bool = False
+    """Keep segmentations, which the challenge removes."""
+    link: bool = False
+    """Symbolic links instead of copies."""
 
 
 def run(options: DropOptions) -> None:

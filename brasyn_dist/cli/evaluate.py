@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import BadParameter, Option
 
 import brasyn_dist
-from brasyn_dist.cli.command import Command, at_most_one
+from brasyn_dist.cli.command import Command, SharingOptions, at_most_one
 from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.optional_packages import require
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
@@ -37,76 +37,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(SharingOptions):
     """Options of `brasyn evaluate`."""
 
-    predictions: Annotated[Path, Option("--predictions", help="Folder of CASE-MODALITY.nii.gz.")]
-    references: Annotated[Path, Option("--references", help="Folder of complete cases.")]
-    out: Annotated[Path, Option("--out", help="Folder for summary.json, cases.csv and report.html.")]
-    statistics: Annotated[
-        str,
-        Option(
-            "--statistics", metavar="FILE", help="statistics.json of the baselines' z-scores, or `published`."
-        ),
-    ] = "published"
-    no_baselines: Annotated[bool, Option("--no-baselines", help="Score no baselines.")] = False
-    curves: Annotated[
-        Path | None,
-        Option("--curves", metavar="RUN", help="Run folder whose training curves the report shows."),
-    ] = None
-    workers: Annotated[int, Option("--workers", min=1, help="Processes that share the predictions.")] = 1
-    lease: Annotated[
-        float | None,
-        Option(
-            "--lease",
-            metavar="SECONDS",
-            help="Heartbeat timeout after which another process takes over predictions.  [default: 60]",
-        ),
-    ] = None
-    regression_cases: Annotated[
-        list[Path] | None,
-        Option(
-            "--regression-cases",
-            metavar="DIR...",
-            help="Folders of training cases of a linear regression baseline; saved as OUT/regression.json.",
-        ),
-    ] = None
-    regression: Annotated[
-        Path | None, Option("--regression", metavar="FILE", help="A regression.json, instead.")
-    ] = None
-    segmenter: Annotated[
-        Path | None,
-        Option(
-            "--segmenter", metavar="PATH", help="Segment the completed cases by this run or export folder."
-        ),
-    ] = None
-    segmentations: Annotated[
-        Path | None,
-        Option(
-            "--segmentations", metavar="DIR", help="Segmentations of the completed cases: CASE-seg.nii.gz."
-        ),
-    ] = None
-    segment_command: Annotated[
-        str | None,
-        Option(
-            "--segment-command",
-            metavar="'PROGRAM {input} {output}'",
-            help="Segment by a program, from the folder {input}; also {case}, {t1c}, {t1n}, {t2f}, {t2w}.",
-        ),
-    ] = None
-    label_order: Annotated[
-        Literal["brats", "nnunet"],
-        Option(
-            "--label-order",
-            help="Labels of given or a program's segmentations; nnunet: 1 oedema, 2 necrosis, 3 enhancing.",
-        ),
-    ] = "brats"
-    segment_timeout: Annotated[
-        float, Option("--segment-timeout", metavar="SECONDS", min=0, help="Limit of the program for a case.")
-    ] = 3600.0
-    tolerance: Annotated[
-        float, Option("--tolerance", metavar="MM", help="Tolerance of the normalised surface distance.")
-    ] = 1.0
+    predictions: Path
+    """Folder of CASE-MODALITY.nii.gz."""
+    references: Path
+    """Folder of complete cases."""
+    out: Path
+    """Folder for summary.json, cases.csv and report.html."""
+    statistics: str = "published"
+    """statistics.json of the baselines' z-scores, or `published`."""
+    no_baselines: bool = False
+    """Score no baselines."""
+    curves: Annotated[Path | None, Option(metavar="RUN")] = None
+    """Run folder whose training curves the report shows."""
+    regression_cases: Annotated[list[Path] | None, Option(metavar="DIR...")] = None
+    """Folders of training cases of a linear regression baseline; saved as OUT/regression.json."""
+    regression: Path | None = None
+    """A regression.json, instead."""
+    segmenter: Path | None = None
+    """Segment the completed cases by this run or export folder."""
+    segmentations: Path | None = None
+    """Segmentations of the completed cases: CASE-seg.nii.gz."""
+    segment_command: Annotated[str | None, Option(metavar="'PROGRAM {input} {output}'")] = None
+    """Segment by a program, from the folder {input}; also {case} and the modalities: {t1c}, {t1n}, ..."""
+    label_order: Literal["brats", "nnunet"] = "brats"
+    """Labels of given or a program's segmentations; nnunet: 1 oedema, 2 necrosis, 3 enhancing."""
+    segment_timeout: Annotated[float, Option(metavar="SECONDS", min=0)] = 3600.0
+    """Limit of the program for a case."""
+    tolerance: Annotated[float, Option(metavar="MM")] = 1.0
+    """Tolerance of the normalised surface distance."""
 
     def __post_init__(self) -> None:
         at_most_one(regression_cases=self.regression_cases, regression=self.regression)
@@ -227,7 +188,7 @@ def print_results(out: Path, modality_set: "ModalitySet") -> int:
 def scoring_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") -> "ScoringSettings":
     """Settings of the scoring. All problems of the options are found here, before anything is scored."""
     from brasyn_dist.evaluation.scoring import ScoringSettings, modality_set_of
-    from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
+    from brasyn_dist.preprocessing.statistics import Statistics
 
     if options.no_baselines and (options.regression or options.regression_cases):
         raise ConfigError("--no-baselines and a regression exclude each other; leave one out")
@@ -235,8 +196,7 @@ def scoring_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") ->
     segment = segment_of(options, predictions)
     if options.no_baselines:
         return ScoringSettings(segment=segment, tolerance_mm=options.tolerance, modality_set=modality_set)
-    published = options.statistics == "published"
-    statistics = PUBLISHED if published else Statistics.load(options.statistics)
+    statistics = Statistics.load(options.statistics)
     regression = regression_of(options, statistics, modality_set)
     if regression is not None and (seen := sorted({p.case for p in predictions} & set(regression.cases))):
         print(f"note: the regression was fitted on evaluated cases: {', '.join(seen)}", file=sys.stderr)

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from typer import BadParameter, Option
+from typer import BadParameter
 
-from brasyn_dist.cli.command import Command, Precision, View
+from brasyn_dist.cli.command import Command, Index, ModelOptions, Positive
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.modality_set import ModalitySet
 
@@ -28,29 +28,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitFusionOptions:
+class FitFusionOptions(ModelOptions):
     """Options of `brasyn fit-fusion`."""
 
-    weights: Annotated[list[str], Option("--weights", metavar="W...", help="As of `brasyn infer`.")]
-    cases: Annotated[Path, Option("--cases", metavar="DIR", help="Folder of complete cases.")]
-    out: Annotated[Path, Option("--out", metavar="FILE", help="File to write, ending in .json.")]
-    views: Annotated[
-        list[View] | None,
-        Option("--views", help="Views to run over.  [default: all that a model was trained on]"),
-    ] = None
-    any_view: Annotated[bool, Option("--any-view", help="Allow views that a model was not trained on.")] = (
-        False
-    )
-    voxels: Annotated[int, Option("--voxels", min=1, help="Random voxels of each case and modality.")] = 20000
-    seed: Annotated[int, Option("--seed", min=0, help="Seed of the choice of voxels.")] = 0
-    batch_size: Annotated[
-        int | None,
-        Option("--batch-size", min=1, help="Slices at a time.  [default: 16 on GPUs, 4 on CPUs]"),
-    ] = None
-    precision: Annotated[Precision, Option("--precision", help="Autocast.")] = "no"
-    device: Annotated[
-        str | None, Option("--device", help="Such as cpu or cuda:1.  [default: a GPU if there is one]")
-    ] = None
+    cases: Path
+    """Folder of complete cases."""
+    out: Path
+    """File to write, ending in .json."""
+    voxels: Positive = 20000
+    """Random voxels of each case and modality."""
+    seed: Index = 0
+    """Seed of the choice of voxels."""
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".json":
@@ -64,9 +52,7 @@ def run(options: FitFusionOptions) -> None:
     from brasyn_dist.inference.fusion_fitting import Sample, cross_validate, fit_weights, sample_case
 
     device = choose_device(options.device, options.precision)
-    members = load_members(
-        options.weights, device, options.views and [str(view) for view in options.views], options.any_view
-    )
+    members = load_members(options.weights, device, options.views, options.any_view)
     if len(members) < 2:
         raise ConfigError(
             f"one member ({members[0].view}) has nothing to be fused with; give several views or weights"

@@ -9,15 +9,12 @@ brasyn_dist/data/sharding/write_shards.py.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from typer import Argument, BadParameter, Option
 
 from brasyn_dist.cli.command import Command, View, at_most_one
 from brasyn_dist.errors import BrasynError
-
-if TYPE_CHECKING:
-    from brasyn_dist.preprocessing.statistics import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +124,7 @@ def shard(options: ShardCommandOptions) -> None:
     from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
     from brasyn_dist.modality_set import read_modality_set
     from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
+    from brasyn_dist.preprocessing.statistics import Statistics
 
     assert options.cohorts and options.out
     fraction, foreground = options.validation_fraction, options.minimum_foreground
@@ -145,7 +143,7 @@ def shard(options: ShardCommandOptions) -> None:
             headroom=options.headroom,
             modality_set=BRATS if options.modality_set is None else read_modality_set(options.modality_set),
         ),
-        statistics=given_statistics(options.statistics),
+        statistics=None if options.statistics is None else Statistics.load(options.statistics),
         workers=options.workers or available_processors(8),
         skip_bad=options.skip_bad,
     )
@@ -159,15 +157,6 @@ def rebuild(folder: Path) -> None:
     index = rebuild_index(folder)
     index.save(folder)
     print(summary(index))
-
-
-def given_statistics(option: str | None) -> "Statistics | None":
-    """Statistics that `--statistics` names; None: to be computed."""
-    from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
-
-    if option is None:
-        return None
-    return PUBLISHED if option == "published" else Statistics.load(option)
 
 
 main = Command("shard", ShardCommandOptions, run, lists=("--views",))
