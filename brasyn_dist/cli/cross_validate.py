@@ -17,7 +17,7 @@ from typer import Argument
 
 from brasyn_dist.cli.command import Command, Index, Overrides
 from brasyn_dist.cli.subprocesses import brasyn, call, title
-from brasyn_dist.common.files import atomic_path, atomic_write_text, write_json
+from brasyn_dist.common.files import atomic_link, atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
 from brasyn_dist.errors import ConfigError
 
@@ -137,8 +137,7 @@ def link(cases: "Sequence[Case]", folder: Path) -> Path:
     """A folder of links to the cases."""
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        with atomic_path(folder / case.name) as temporary:
-            temporary.symlink_to(case.folder.resolve(), target_is_directory=True)
+        atomic_link(folder / case.name, case.folder)
     return folder
 
 

@@ -101,17 +101,17 @@ def check_record(out: Path, dropped: dict[str, str]) -> None:
 
 def write_case(case: "Case", dropped: str, out: Path, keep_segmentation: bool, link: bool) -> None:
     """Copy or link the files of a case, without the modality `dropped`."""
-    from brasyn_dist.common.files import atomic_path
+    from brasyn_dist.common.files import atomic_link, atomic_path
 
     folder = out / case.name
     folder.mkdir(parents=True, exist_ok=True)
     for modality, source in case.files.items():
         if modality == dropped or (modality == "seg" and not keep_segmentation):
             continue
-        with atomic_path(folder / source.name) as temporary:
-            if link:
-                temporary.symlink_to(source.resolve())
-            else:
+        if link:
+            atomic_link(folder / source.name, source)
+        else:
+            with atomic_path(folder / source.name) as temporary:
                 shutil.copyfile(source, temporary)
 
 

@@ -30,10 +30,8 @@ from brasyn_dist.workqueue.worker_processes import worker_processes
 
 if TYPE_CHECKING:
     from brasyn_dist.brats import Case
-    from brasyn_dist.evaluation.regression import Regression
     from brasyn_dist.evaluation.scoring import CaseScores, CaseSegmenter, Prediction, ScoringSettings
     from brasyn_dist.modality_set import ModalitySet
-    from brasyn_dist.preprocessing.statistics import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +86,9 @@ def run(options: EvaluateOptions) -> int:
     with ending_on_signals(STOPPED):
         modality_set = modality_set_of(options.predictions)
         predictions = find_predictions(options.predictions, modality_set)
-        found = find_cases(options.references, modality_set=modality_set)
-        cases = {case.name: case for case in found}
-        evaluation = Evaluation(options, cases, predictions, scoring_of(options, predictions))
+        cases = {case.name: case for case in find_cases(options.references, modality_set=modality_set)}
+        scoring = scoring_of(options, predictions, modality_set)
+        evaluation = Evaluation(options, cases, predictions, scoring)
         options.out.mkdir(parents=True, exist_ok=True)
         with worker_processes(options.workers, launch_context(), score, evaluation) as context:
             score(evaluation, context)
@@ -110,23 +108,20 @@ class Evaluation:
 
 def score(evaluation: Evaluation, context: LaunchContext) -> None:
     """Work of one process; one of them writes the tables and the report."""
-    from brasyn_dist.evaluation.score_queue import score_predictions
+    from brasyn_dist.evaluation.scoring import score_predictions
 
+    options, scoring = evaluation.options, evaluation.scoring
     own = ("workers", "lease", "out", "curves")
-    settings = {k: str(v) for k, v in sorted(asdict(evaluation.options).items()) if k not in own}
+    settings = {k: str(v) for k, v in sorted(asdict(options).items()) if k not in own}
     score_predictions(
         evaluation.predictions,
         evaluation.cases,
-        evaluation.scoring,
+        scoring,
         partial(write_results, evaluation),
-        out=evaluation.options.out,
-        settings={
-            "brasyn_dist": brasyn_dist.__version__,
-            **settings,
-            "fingerprint": evaluation.scoring.fingerprint,
-        },
+        out=options.out,
+        settings={"brasyn_dist": brasyn_dist.__version__, **settings, "fingerprint": scoring.fingerprint},
         context=context,
-        lease=evaluation.options.lease,
+        lease=options.lease,
     )
 
 
@@ -136,33 +131,21 @@ def write_results(evaluation: Evaluation, results: "Sequence[CaseScores]") -> No
     from brasyn_dist.evaluation.tables import score_table, summarise, summary_json, table_csv
     from brasyn_dist.report.evaluation_report import write_report
 
-    options, regression = evaluation.options, evaluation.scoring.regression
-    problems = [r for r in results if r.problem is not None]
+    options, scoring = evaluation.options, evaluation.scoring
     table = score_table(results)
-    summary = summarise(table)
-    if regression is not None:
-        regression.save(options.out / "regression.json")
+    if scoring.regression is not None:
+        scoring.regression.save(options.out / "regression.json")
     atomic_write_text(options.out / "cases.csv", table_csv(table))
-    write_json(
-        options.out / "summary.json",
-        {
-            "means": summary_json(summary),
-            "problems": [
-                {"prediction": r.prediction.path.name, "scored": bool(r.scores), "reason": r.problem}
-                for r in problems
-            ],
-        },
-    )
+    problems = [
+        {"prediction": r.prediction.path.name, "scored": bool(r.scores), "reason": r.problem}
+        for r in results
+        if r.problem is not None
+    ]
+    summary = {"means": summary_json(summarise(table)), "problems": problems}
+    write_json(options.out / "summary.json", summary)
     if len(table):
-        write_report(
-            options.out / "report.html",
-            results,
-            table,
-            evaluation.cases,
-            options.predictions,
-            options.curves,
-            evaluation.scoring.modality_set,
-        )
+        report, sources = options.out / "report.html", (options.predictions, options.curves)
+        write_report(report, results, table, evaluation.cases, *sources, scoring.modality_set)
 
 
 def print_results(out: Path, modality_set: "ModalitySet") -> int:
@@ -171,76 +154,61 @@ def print_results(out: Path, modality_set: "ModalitySet") -> int:
     Raises:
         DataError: No prediction could be scored.
     """
-    from brasyn_dist.evaluation.tables import summary_of, text_table
+    from brasyn_dist.evaluation.tables import read_table, summarise, text_table
 
     values = json.loads((out / "summary.json").read_text())
     for problem in values["problems"]:
-        print(
-            f"{'scored in part' if problem['scored'] else 'not scored'}: {problem['reason']}", file=sys.stderr
-        )
+        kind = "scored in part" if problem["scored"] else "not scored"
+        print(f"{kind}: {problem['reason']}", file=sys.stderr)
     if not values["means"]:
         raise DataError(f"no prediction could be scored; {out / 'summary.json'} has the reasons, too")
-    print(text_table(summary_of(values["means"]), modality_set))
+    print(text_table(summarise(read_table(out)), modality_set))
     print(f"every case is in {out / 'cases.csv'}; look at {out / 'report.html'}")
     return 1 if values["problems"] else 0
 
 
-def scoring_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") -> "ScoringSettings":
+def scoring_of(
+    options: EvaluateOptions, predictions: "Sequence[Prediction]", modality_set: "ModalitySet"
+) -> "ScoringSettings":
     """Settings of the scoring. All problems of the options are found here, before anything is scored."""
-    from brasyn_dist.evaluation.scoring import ScoringSettings, modality_set_of
+    from brasyn_dist.brats import find_cases
+    from brasyn_dist.evaluation.baselines import Regression, fit_regression
+    from brasyn_dist.evaluation.scoring import ScoringSettings
     from brasyn_dist.preprocessing.statistics import Statistics
 
     if options.no_baselines and (options.regression or options.regression_cases):
         raise ConfigError("--no-baselines and a regression exclude each other; leave one out")
-    modality_set = modality_set_of(options.predictions)
-    segment = segment_of(options, predictions)
+    segment = segment_of(options, predictions, modality_set)
     if options.no_baselines:
         return ScoringSettings(segment=segment, tolerance_mm=options.tolerance, modality_set=modality_set)
-    statistics = Statistics.load(options.statistics)
-    regression = regression_of(options, statistics, modality_set)
+    statistics = Statistics.load(options.statistics, modality_set)
+    regression = None
+    if options.regression is not None:
+        regression = Regression.load(options.regression, statistics)
+    elif options.regression_cases:
+        folders = options.regression_cases
+        cases = [case for folder in folders for case in find_cases(folder, modality_set=modality_set)]
+        regression = fit_regression(cases, statistics, options.workers)
     if regression is not None and (seen := sorted({p.case for p in predictions} & set(regression.cases))):
         print(f"note: the regression was fitted on evaluated cases: {', '.join(seen)}", file=sys.stderr)
     return ScoringSettings(statistics, regression, segment, options.tolerance, modality_set)
 
 
-def segment_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") -> "CaseSegmenter | None":
+def segment_of(
+    options: EvaluateOptions, predictions: "Sequence[Prediction]", modality_set: "ModalitySet"
+) -> "CaseSegmenter | None":
     """Source of the completed cases' segmentations."""
-    from brasyn_dist.evaluation.scoring import modality_set_of
-    from brasyn_dist.evaluation.segmentation_sources import (
-        ProjectSegmenter,
-        find_segmentations,
-        parse_command,
-    )
+    from brasyn_dist.evaluation import segmentation_sources as sources
 
+    order = options.label_order
     if options.segmenter is not None:
-        segmenter = ProjectSegmenter(options.segmenter)
+        segmenter = sources.ProjectSegmenter(options.segmenter)
         segmenter.load()
         return segmenter
     if options.segmentations is not None:
-        return find_segmentations(options.segmentations, predictions, options.label_order)
+        return sources.find_segmentations(options.segmentations, predictions, order)
     if options.segment_command is not None:
-        return parse_command(
-            options.segment_command,
-            options.label_order,
-            options.segment_timeout,
-            modality_set_of(options.predictions),
-        )
-    return None
-
-
-def regression_of(
-    options: EvaluateOptions, statistics: "Statistics", modality_set: "ModalitySet"
-) -> "Regression | None":
-    """Regression that is read or fitted."""
-    from brasyn_dist.brats import find_cases
-    from brasyn_dist.evaluation.regression import Regression, fit_regression
-
-    if options.regression is not None:
-        return Regression.load(options.regression, statistics)
-    if options.regression_cases:
-        folders = options.regression_cases
-        cases = [case for folder in folders for case in find_cases(folder, modality_set=modality_set)]
-        return fit_regression(cases, statistics, options.workers)
+        return sources.parse_command(options.segment_command, order, options.segment_timeout, modality_set)
     return None
 
 

@@ -41,7 +41,7 @@ def run(options: InspectOptions) -> None:
     from brasyn_dist.report.dataset_report import case_table_csv, write_dataset_report
 
     cases, unrecognised = find_cohorts(options.cohorts)
-    found = parallel_map("inspect", inspect_case, cases, min(options.workers, len(cases)))
+    found = parallel_map("inspect", inspect_case, cases, options.workers)
     facts = sorted(found, key=lambda f: (f.case.cohort, f.case.name))
     findings = find_anomalies(facts)
     findings += [Finding(p.folder.name, "unreadable", "", p.reason) for p in unrecognised]

@@ -17,10 +17,8 @@ import pandas as pd
 
 from brasyn_dist.brats import BRATS
 from brasyn_dist.errors import DataError
-from brasyn_dist.evaluation.baselines import COPY, MEAN
-from brasyn_dist.evaluation.regression import REGRESSION
+from brasyn_dist.evaluation.baselines import COPY, MEAN, REGRESSION
 from brasyn_dist.evaluation.scoring import SYNTHETIC, CaseScores
-from brasyn_dist.evaluation.segmentation_metrics import DESCRIPTIONS as SEGMENTATION_METRICS
 from brasyn_dist.modality_set import ModalitySet
 
 BEST_COPY = "best copy"
@@ -132,20 +130,6 @@ def summary_json(summary: pd.DataFrame) -> dict[str, Any]:
     return values
 
 
-def summary_of(values: dict[str, Any]) -> pd.DataFrame:
-    """The inverse of `summary_json`."""
-    entries = {
-        (target, method, metric): entry
-        for target, methods in values.items()
-        for method, metrics in methods.items()
-        for metric, entry in metrics.items()
-    }
-    index = pd.MultiIndex.from_tuples(list(entries), names=["target", "method", "metric"])
-    return pd.DataFrame(list(entries.values()), index=index, columns=list(Mean._fields)).astype(
-        {"mean": float, "low": float, "high": float}
-    )
-
-
 def table_csv(table: pd.DataFrame) -> str:
     """Text of cases.csv: a line for each case, modality and method; unknown values are empty."""
     return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
@@ -187,11 +171,6 @@ def number(mean: Mean | None) -> str:
     digits = 3 if abs(mean.mean) < 2 else 2 if abs(mean.mean) < 100 else 1
     text = f"{mean.mean:.{digits}f}"
     return text if np.isnan(mean.high) else f"{text} ± {mean.high - mean.mean:.{digits}f}"
-
-
-def is_segmentation_metric(name: str) -> bool:
-    """Whether a metric such as `dice/WT` is one of segmentation_metrics.py."""
-    return name.partition("/")[0] in SEGMENTATION_METRICS
 
 
 def segmentation_headlines(summary: pd.DataFrame, modality_set: ModalitySet = BRATS) -> list[str]:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def run(task: Task) -> int:
         zero = zero_of_launch(task.config.runtime)
         runtime = resolve_runtime(task.config.runtime, zero)
         group = Distributed(runtime, zero)
-    task = task.with_runtime(runtime)
-    config = task.config
+    config = replace(task.config, runtime=runtime)
+    task = type(task)(config)
     try:
         training = config.training
         try:
@@ -182,7 +183,7 @@ def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
     else:
         found = open_checkpoint(Path(resume))
     if found is not None:
-        default = type(task)(type(config)())  # type: ignore[call-arg]
+        default = type(task)(type(config)())
         defaults = run_folder.run_identity(default.config, "", default.identity())
         run_folder.check_identity(found.state["identity"], identity, defaults, found.folder)
         for change in run_folder.changed_options(found.state["options"], config):

@@ -32,7 +32,7 @@ def cohort(tmp_path: Path) -> Path:
     return folder
 
 
-def test_two_modalities_with_other_names(cohort: Path, tmp_path: Path):
+def test_two_modalities_with_other_names(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "set.yaml").write_text("name: ctmr\nmodalities: [ct, mr]\n")
     shards, runs, out = tmp_path / "shards", tmp_path / "runs", tmp_path / "out"
     options = [
@@ -62,18 +62,13 @@ def test_two_modalities_with_other_names(cohort: Path, tmp_path: Path):
     for case in cases:
         (tmp_path / f"{case}-mr.nii.gz").rename(cohort / case / f"{case}-mr.nii.gz")
     results = tmp_path / "evaluation"
-    arguments = [
-        "--predictions",
-        str(out),
-        "--references",
-        str(cohort),
-        "--out",
-        str(results),
-        "--no-baselines",
-    ]
-    assert evaluate(arguments) == 0
+    arguments = ["--predictions", str(out), "--references", str(cohort), "--out", str(results)]
+    assert evaluate([*arguments, "--statistics", str(shards / "statistics.json")]) == 0
     rows = (results / "cases.csv").read_text().splitlines()
-    assert len(rows) == 1 + len(cases) and all(",mr,synthetic," in row for row in rows[1:])
+    for method in ("synthetic", "mean of available", "copy of ct"):
+        assert sum(f",mr,{method}," in row for row in rows) == len(cases)
+    assert evaluate(arguments) == 1
+    assert "the published statistics have no ct, mr" in capsys.readouterr().err
 
 
 def test_an_invalid_modality_set_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -11,7 +11,7 @@ from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.cli.evaluate import main
 from brasyn_dist.data.nifti import read_case, write_like
 from brasyn_dist.errors import DataError
-from brasyn_dist.evaluation.regression import REGRESSION, Regression, fit_regression, gram_matrix
+from brasyn_dist.evaluation.baselines import REGRESSION, Regression, fit_regression, gram_matrix
 from brasyn_dist.preprocessing.statistics import PUBLISHED, ModalityStatistics, Statistics
 from tests.small import small_cases
 
