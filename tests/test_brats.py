@@ -46,7 +46,7 @@ def test_regions_in_each_order(tmp_path: Path, name: str, dtype: type):
 
 
 def test_the_wrong_order_gives_other_regions():
-    """Nothing in the file shows it: why the order of predictions has to be said."""
+    """The file does not show the order of its labels, so the caller must give it."""
     labels = canonical_labels(stored(STORED["nnU-Net"][1]), order="brats")
     assert region_mask(labels, "WT").sum() == 9 and region_mask(labels, "ET").sum() == 3
     assert region_mask(labels, "TC").sum() == 7  # oedema taken for core

@@ -34,7 +34,8 @@ class ConfigsOptions:
 
 def run(options: ConfigsOptions) -> None:
     """Copy, or print one line for each file: path and first comment line."""
-    chosen = [file for folder in FOLDERS for file in files_of(folder)]
+    found = [file for folder in FOLDERS for file in sorted(resource_folder(folder).iterdir())]
+    chosen = [file for file in found if file.is_file() and file.suffix not in (".py", ".pyc")]
     names = options.names or []
     for name in names:
         if not any(matches(file, name) for file in chosen):
@@ -53,13 +54,6 @@ def run(options: ConfigsOptions) -> None:
             print(file)
         else:
             print(f"{file.parent.name + '/' + file.name:<32}{summary(file)}")
-
-
-def files_of(folder: Folder) -> list[Path]:
-    """Files of a packaged folder."""
-    return sorted(
-        p for p in resource_folder(folder).iterdir() if p.is_file() and p.suffix not in (".py", ".pyc")
-    )
 
 
 def matches(file: Path, name: str) -> bool:

@@ -9,7 +9,7 @@ models were not trained on. Use the file by `brasyn infer ... --fusion FILE.json
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,8 @@ def run(options: FitFusionOptions) -> None:
         log.info("%s: synthesised %s by %d members", volumes.case.name, ", ".join(modalities), len(members))
     if not samples:
         raise DataError(f"{options.cases}: no complete case; all modalities of a case are needed")
-    names = member_names([m.view for m in members], [m.weights_sha256 for m in members])
+    views = [m.view for m in members]  # with the first digits of the hash if two members have the same view
+    names = [m.view if views.count(m.view) == 1 else f"{m.view} {m.weights_sha256[:6]}" for m in members]
     errors = cross_validate(samples, names, fit)
     facts = {
         "members": describe_members(members),
@@ -100,19 +101,14 @@ def complete_cases(folder: Path, modality_set: ModalitySet) -> Iterator["CaseVol
         yield read_case(case, segmentation=False)
 
 
-def member_names(views: Sequence[str], hashes: Sequence[str]) -> list[str]:
-    """The view; with the first digits of the hash if two members have the same view."""
-    return [v if views.count(v) == 1 else f"{v} {h[:6]}" for v, h in zip(views, hashes)]
-
-
 def error_table(errors: Mapping[str, Mapping[str, float]]) -> str:
     """Mean absolute errors as a table, and the modalities for which the fusion is no better than the mean."""
+    from brasyn_dist.evaluation.tables import render_text_table
+
     names = list(next(iter(errors.values())))
-    lines = [
-        "mean absolute error on cases that the fit has not seen",
-        f"{'':<6}" + "".join(f"{n:>18}" for n in names),
-    ]
-    lines += [f"{t:<6}" + "".join(f"{row[n]:>18.3f}" for n in names) for t, row in errors.items()]
+    rows = [[target, *(f"{row[name]:.3f}" for name in names)] for target, row in errors.items()]
+    table = render_text_table(["target", *names], rows).rstrip()
+    lines = ["mean absolute error on cases that the fit has not seen", table]
     worse = [target for target, row in errors.items() if row["fused"] >= row["mean"]]
     if worse:
         lines.append(f"no better than the mean for {', '.join(worse)}")

@@ -3,11 +3,12 @@
 ProcessGroup                    rank, world, device, phase timing, agreements between ranks (on the host)
   Distributed(runtime)          one per process; for `accelerate launch`, `torchrun` and plain `python -m`
   SingleProcess(runtime)        without Accelerate (single_process.py)
-  .prepare(network, optimiser)  a Trainable (trainable.py): DistributedDataParallel (ddp.py), or ZeRO if the
-                                launch configuration selects DeepSpeed (zero.py)
+  .prepare(network, optimiser)  a Trainable (trainable.py): DistributedDataParallel, or ZeRO if the launch
+                                configuration selects DeepSpeed (zero.py)
 """
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -19,8 +20,8 @@ from torch import distributed as dist
 
 from brasyn_dist.config import RuntimeConfig
 from brasyn_dist.distributed.timing import PhaseClock, timed_all_reduce
-from brasyn_dist.distributed.trainable import Trainable
-from brasyn_dist.errors import ConfigError
+from brasyn_dist.distributed.trainable import DdpTrainable, Trainable
+from brasyn_dist.errors import BrasynError, ConfigError
 
 if TYPE_CHECKING:
     from brasyn_dist.distributed.zero import Zero
@@ -96,14 +97,20 @@ class ProcessGroup:
             dist.broadcast_object_list(values, src=0, group=self._control)
         return values[0]
 
-    def main_first(self, result: Any = None, error: BaseException | None = None) -> Any:
-        """Rank 0's result on every rank.
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Result of `work` on rank 0, on every rank.
 
-        Its error is raised on every rank, since the others would wait for a failed rank.
+        Its BrasynError or OSError is raised on every rank, since the others would wait for a failed rank.
         """
-        result, message = self.broadcast((result, error))
-        if message is not None:
-            raise message
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = work()
+            except (BrasynError, OSError) as problem:
+                error = problem
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise error
         return result
 
     def barrier(self) -> None:
@@ -224,8 +231,6 @@ class Distributed(ProcessGroup):
         """See `ProcessGroup.prepare`: DeepSpeed if it is configured, otherwise DDP."""
         if self._zero is not None:
             return self._zero.prepare(module, optimizer, state, self.device)
-        from brasyn_dist.distributed.ddp import DdpTrainable
-
         wrapped = self.accelerator.prepare_model(module)
         # A network can have one communication hook. With bf16 exchange it is that of accelerate.
         timed = self.runtime.time_communication and self.runtime.gradient_exchange == "fp32"

@@ -93,15 +93,17 @@ def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
 
 def lock_run(run_dir: Path, group: Distributed) -> run_folder.RunLock | None:
     """Rank 0 takes the run folder. Every rank raises BrasynError if it could not."""
-    lock, error = None, None
-    if group.is_main:
+    locks: list[run_folder.RunLock] = []
+
+    def take() -> None:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            lock = run_folder.RunLock(run_dir)
+            locks.append(run_folder.RunLock(run_dir))
         except (BrasynError, OSError) as problem:
-            error = BrasynError(f"{run_dir} cannot be used: {problem}")
-    group.main_first(error=error)
-    return lock
+            raise BrasynError(f"{run_dir} cannot be used: {problem}") from None
+
+    group.on_main(take)
+    return locks[0] if locks else None
 
 
 def build_trainer(task: Task, group: Distributed) -> Trainer:
@@ -112,7 +114,7 @@ def build_trainer(task: Task, group: Distributed) -> Trainer:
     identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
     steps = total_steps(config.training, data.samples)
     begin = time.monotonic()
-    checkpoint = choose_checkpoint(task, identity, group)
+    checkpoint: Checkpoint | None = group.on_main(lambda: find_checkpoint(task, identity))
     resume_seconds = time.monotonic() - begin
     state = task.build_state(group, data.modality_set)
     if checkpoint is not None:
@@ -145,23 +147,8 @@ def validates(config: RunConfig, data: TrainingData) -> bool:
     return bool(config.validation.every_steps and config.validation.slices and data.validation is not None)
 
 
-def choose_checkpoint(task: Task, identity: dict[str, Any], group: Distributed) -> Checkpoint | None:
-    """The checkpoint to continue from.
-
-    Rank 0 verifies and chooses it; its CheckpointError is raised on every rank.
-    """
-    found: Checkpoint | None = None
-    error: Exception | None = None
-    if group.is_main:
-        try:
-            found = find_checkpoint(task, identity)
-        except BrasynError as problem:
-            error = problem
-    return group.main_first(found, error)
-
-
 def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
-    """See `choose_checkpoint`. Raises CheckpointError."""
+    """The checkpoint to continue from, verified. Raises CheckpointError."""
     config = task.config
     root, resume = config.run_dir / run_folder.CHECKPOINTS, config.checkpoint.resume
     if resume == "never":

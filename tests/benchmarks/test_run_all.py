@@ -1,4 +1,4 @@
-"""All benchmarks run, small, and say what they measured; figures are not tested."""
+"""All benchmarks run at small sizes and print their measurements; the figures are not tested."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 
 @pytest.mark.slow
 def test_every_benchmark_runs(tmp_path: Path):
-    """`run_all.sh` at toy sizes: also the ladder and the profile, which else need a GPU's patience."""
+    """`run_all.sh` at small sizes, also the series of batch sizes and the profile, which otherwise need a GPU."""
     environment = {**os.environ, "SMALL": "1", "OMP_NUM_THREADS": "1"}
     command = [str(REPOSITORY / "benchmarks/run_all.sh"), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)

@@ -38,7 +38,7 @@ def torchmetrics_ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize("region", ["tumour", "healthy"])
 def test_challenge_ssim_equals_torchmetrics_on_the_whole_volume(volumes, region: str):
-    """Also proves the crop: torchmetrics sees every voxel, ours the bounding box alone."""
+    """Also tests the crop: torchmetrics processes every voxel, the package the bounding box only."""
     synthetic, real, labels = volumes
     mask = getattr(regions_of(real, labels), region)
     expected = torchmetrics_ssim(scale_to_unit(synthetic) * mask, scale_to_unit(real) * mask)

@@ -101,7 +101,7 @@ def test_a_killed_task_of_a_job_array_and_a_killed_helper(
 def test_scores_of_an_interrupted_evaluation_count(
     predictions: Path, references: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Recorded scores are used again, seen by one that was changed in the record, unless the file is another one now."""
+    """Recorded scores are reused (shown by a changed record), unless the file has changed."""
     out, copy = tmp_path / "out", tmp_path / "predictions"
     shutil.copytree(predictions, copy)
     first = start(PLAIN, copy, references, out, tmp_path / "log")

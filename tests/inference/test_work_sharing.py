@@ -1,6 +1,6 @@
 """40 cases by several real processes: launchers, job arrays, kills, a stopped one; the bytes are those of one process.
 
-One case is torn: whatever else happens, it is listed with its reason, and everything else is done.
+One case is damaged: it is listed with its reason in every test, and all others are done.
 """
 
 import json
@@ -45,7 +45,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(cohort: Path, axial_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one process makes of it, with the one thread that the others have: on CPUs sums depend on that in their last bits."""
+    """Output of one process with one thread, as the others have: on CPUs the last bits of sums depend on it."""
     out = tmp_path_factory.mktemp("alone")
     log = tmp_path_factory.mktemp("alone-log") / "log"
     assert start(PLAIN, arguments(cohort, axial_weights, out), log).wait() == 1
@@ -77,7 +77,7 @@ def entries(out: Path) -> dict[str, dict]:
 
 
 def check(out: Path, expected: dict[str, bytes]) -> dict[str, dict]:
-    """All is there, byte for byte; the torn case is listed; nothing lies about."""
+    """All outputs are there, byte for byte; the damaged case is listed; no temporary file is left."""
     made = outputs(out)
     assert sorted(made) == sorted(expected)
     assert [name for name in made if made[name] != expected[name]] == []
@@ -93,7 +93,7 @@ def check(out: Path, expected: dict[str, bytes]) -> dict[str, dict]:
 
 
 def done_in(log: str) -> list[str]:
-    """Cases that the process says to have made."""
+    """Cases that the process has reported as done."""
     return [line.split()[1].rstrip(":") for line in log.splitlines() if " s (" in line]
 
 
@@ -115,9 +115,9 @@ def test_ranks_of_a_launcher(
 def test_killed_and_stopped_tasks_of_a_job_array(
     cohort: Path, axial_weights: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Four tasks without any rendezvous. One is stopped in a case and wakes up when all is over, one is killed in a case.
+    """Four tasks without rendezvous. One is stopped in a case and continued after the end, one is killed in a case.
 
-    Each of the two has the cases to itself until then, lest the others leave it none to be caught in.
+    Each of the two is alone until then, so that it has a case when it is stopped or killed.
     """
     out = tmp_path / "out"
     tasks = []
@@ -144,11 +144,11 @@ def test_killed_and_stopped_tasks_of_a_job_array(
     assert stopped.wait() == 1
     check(out, expected)
     made = Counter(case for task in tasks for case in done_in(task.text))
-    # The killed task may not have got round to saying what it recorded; the stopped one may do its cases once more.
+    # The killed task may have recorded a case without printing it; the stopped one may repeat its cases.
     assert len(made) >= CASES - 2 and made.total() <= CASES - 1 + 3
     for task in (*others, stopped):
         assert f"failed: {TORN}: " in task.text and "cases in order" in task.text
-    # A task that starts when all is over finds nothing to do, and says how it went.
+    # A task that starts after the end has nothing to do, and prints the result.
     late = start(PLAIN, arguments(cohort, axial_weights, out), tmp_path / "late", array_task(9))
     assert late.wait() == 1 and not done_in(late.text) and "have finished" in late.text
 
@@ -175,12 +175,12 @@ def test_everything_is_killed_outputs_are_damaged_and_the_command_is_given_again
     assert all((out / n).stat().st_mtime_ns == t for n, t in before.items() if n.rpartition("-")[0] in kept)
 
 
-def test_workers_of_one_command_survive_each_other(
+def test_workers_of_one_command_continue_after_a_kill(
     cohort: Path, axial_weights: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     """No launcher, no environment. A helper is killed in a case, a second command joins.
 
-    The first command is stopped meanwhile, lest it be done with everything before the others have started.
+    The first command is stopped meanwhile, so that cases are left when the others have started.
     """
     out = tmp_path / "out"
     given = arguments(cohort, axial_weights, out)
@@ -200,5 +200,5 @@ def test_workers_of_one_command_survive_each_other(
         signal_to(first.pid, signal.SIGCONT)
     assert [first.wait(), second.wait()] == [1, 1]
     check(out, expected)
-    # What the helper was at may be unrecorded; what the first was at may be done twice.
+    # The helper's case may be unrecorded; the first command's case may be done twice.
     assert CASES - 2 <= len(done_in(first.text + second.text)) <= CASES - 1 + 2

@@ -31,7 +31,7 @@ def test_dice_equals_that_of_sets_of_pixels():
     assert scores["dice"] == pytest.approx(np.mean([scores[f"dice/{n}"] for n in ("NETC", "ED", "ET")]))
 
 
-def test_dice_of_what_nobody_sees_is_one():
+def test_dice_of_an_absent_label_is_one():
     labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
     assert set(dice_scores(confusion_matrix(labels, labels)).values()) == {1.0}
     assert dice_scores(confusion_matrix(labels, labels + 3))["dice/ET"] == 0.0

@@ -167,7 +167,7 @@ def claimed(folder: Path, name: str) -> list[str]:
 
 
 def busy(folder: Path, pid: int, at_least: int) -> bool:
-    """Whether that process has recorded some items and is in the midst of another."""
+    """Whether that process has recorded some items and is processing another one."""
     name = workers_at(folder).get(pid, "")
     done = recorded(folder).get(name, [])
     return len(done) >= at_least and bool(set(claimed(folder, name)) - set(done))
