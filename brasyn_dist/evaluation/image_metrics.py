@@ -159,16 +159,6 @@ class ReferenceVolume:
         return values
 
 
-def score_volume(
-    synthetic_xyz: np.ndarray, real_xyz: np.ndarray, labels_xyz: np.ndarray | None
-) -> MetricValues:
-    """All image metrics of one volume.
-
-    To score several volumes against one real volume, use `ReferenceVolume`.
-    """
-    return ReferenceVolume(real_xyz, labels_xyz).scores(synthetic_xyz)
-
-
 def error_metrics(error: np.ndarray, peak: float) -> tuple[float, float]:
     """(MAE in the units of `error`, PSNR in dB, at most 100) of the differences of some voxels, float64."""
     mean_square = np.square(error).mean()

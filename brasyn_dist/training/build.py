@@ -84,10 +84,8 @@ def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
         minutes = group.runtime.collective_timeout_minutes
         raise MachineError(
             f"rank {group.rank}: no answer from another rank; it has failed, or did not answer for "
-            f"{minutes:g} minutes "
-            f"(runtime.collective_timeout_minutes). Its own message, above or in "
-            f"{run_dir}/logs/rank-*.log, says why. "
-            f"{intact}. [{str(error).splitlines()[0]}]"
+            f"{minutes:g} minutes (runtime.collective_timeout_minutes). Its own message, above or in "
+            f"{run_dir}/logs/rank-*.log, says why. {intact}. [{str(error).splitlines()[0]}]"
         ) from error
 
 

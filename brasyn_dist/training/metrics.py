@@ -83,7 +83,6 @@ class MetricBuffer:
         raise NonFiniteError(
             f"step {step}: {', '.join(terms)} is not finite. Slices in that update on the ranks concerned: "
             f"{', '.join(keys)}. Checkpoints before this step are intact: the same command continues from "
-            f"the newest. "
-            "Look at these slices, or lower optimizer.base_rate, or use runtime.precision=bf16 instead of "
-            "fp16"
+            "the newest. Look at these slices, or lower optimizer.base_rate, or use runtime.precision=bf16 "
+            "instead of fp16"
         )

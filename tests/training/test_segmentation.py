@@ -72,7 +72,7 @@ def test_panel_colours_labels_where_they_are():
     slices, labels = np.full((4, 8, 8), -1.0), np.zeros((8, 8), dtype=np.uint8)
     labels[2, 5] = 3
     picture = label_panel(slices, labels, np.zeros_like(labels), (-1.0, 4.0))
-    blue = tuple(c // 2 for c in LABEL_COLOURS[3])
+    blue = tuple(c // 2 for c in LABEL_COLOURS[2])
     found = np.argwhere((picture == blue).all(-1))
     assert len(found) == 1
     row, column = found[0]
