@@ -103,7 +103,7 @@ def complete_cases(folder: Path, modality_set: ModalitySet) -> Iterator["CaseVol
 
 def error_table(errors: Mapping[str, Mapping[str, float]]) -> str:
     """Mean absolute errors as a table, and the modalities for which the fusion is no better than the mean."""
-    from brasyn_dist.evaluation.tables import render_text_table
+    from brasyn_dist.common.text_table import render_text_table
 
     names = list(next(iter(errors.values())))
     rows = [[target, *(f"{row[name]:.3f}" for name in names)] for target, row in errors.items()]

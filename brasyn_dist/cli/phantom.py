@@ -36,7 +36,7 @@ class PhantomOptions:
 
 def run(options: PhantomOptions) -> None:
     """Write the cohorts."""
-    from brasyn_dist.common.process_pool import available_processors
+    from brasyn_dist.common.processes import available_processors
     from brasyn_dist.phantom.cases import plan_cohorts, write_cohorts
 
     cases = plan_cohorts(options.out, options.gli, options.met, options.seed)

@@ -118,7 +118,7 @@ def run(options: ShardCommandOptions) -> None:
 def shard(options: ShardCommandOptions) -> None:
     """Write the shard set."""
     from brasyn_dist.brats import BRATS, VIEWS
-    from brasyn_dist.common.process_pool import available_processors
+    from brasyn_dist.common.processes import available_processors
     from brasyn_dist.data.format.codec import DEFAULT_CODEC
     from brasyn_dist.data.sharding.patient_split import read_split_file
     from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards

@@ -79,11 +79,6 @@ def _results(work: Callable[[Any], T], items: Sequence[Any], workers: int) -> It
         raise
 
 
-def available_processors(most: int) -> int:
-    """Processors that this process may use, at most `most`."""
-    return min(most, len(os.sched_getaffinity(0)))
-
-
 def _end_with_parent(parent: int) -> None:
     """Have this worker killed when its parent ends, also if that happened while the worker was starting."""
     signal_when_parent_dies(SIGKILL)

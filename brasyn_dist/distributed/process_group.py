@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from brasyn_dist.common.processes import available_processors
 from brasyn_dist.config import RuntimeConfig
 from brasyn_dist.distributed.timing import PhaseClock, timed_all_reduce
 from brasyn_dist.distributed.trainable import DdpTrainable, Trainable
@@ -220,7 +221,7 @@ class Distributed(ProcessGroup):
             torch.backends.cudnn.benchmark = self.runtime.cudnn_benchmark
         if self.device.type != "cuda" or self.runtime.threads:
             local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(self.runtime.threads or max(1, available_cpus() // local_world))
+            torch.set_num_threads(self.runtime.threads or max(1, available_processors() // local_world))
 
     def check(self, global_batch_size: int, micro_batch_size: int | None, averaged: bool) -> None:
         """Raise ConfigError if the networks cannot be distributed over the ranks with these options."""
@@ -255,11 +256,6 @@ class Distributed(ProcessGroup):
     def close(self) -> None:
         """Leave the process group."""
         self.accelerator.end_training()
-
-
-def available_cpus() -> int:
-    """Processors that this process may use. A batch job often has a part of its node."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def zero_of_launch(runtime: RuntimeConfig) -> "Zero | None":

@@ -24,9 +24,10 @@ import numpy as np
 import pandas as pd
 
 from brasyn_dist.brats import REGIONS, Case
+from brasyn_dist.common.text_table import render_text_table
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.image_metrics import direction
-from brasyn_dist.evaluation.tables import metrics_of, read_table, render_text_table
+from brasyn_dist.evaluation.tables import metrics_of, read_table
 
 CHALLENGE_SCORES = ("challenge_ssim/healthy", "challenge_ssim/tumour", *(f"dice/{r}" for r in REGIONS))
 """Metrics of the challenge's ranking."""

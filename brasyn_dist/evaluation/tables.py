@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from brasyn_dist.brats import BRATS
+from brasyn_dist.common.text_table import render_text_table
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.baselines import COPY, MEAN, REGRESSION
 from brasyn_dist.evaluation.scoring import SYNTHETIC, CaseScores
@@ -198,18 +199,3 @@ def _render(summary: pd.DataFrame, metrics: Sequence[str]) -> str:
         if means[0] is not None:
             lines.append([target, method, str(int(means[0].cases)), *map(number, means)])
     return render_text_table(["target", "method", "cases", *metrics], lines, text_columns=2)
-
-
-def render_text_table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """Aligned columns without borders: the first are texts, the others numbers. One line for each row."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number_, name in enumerate(head):
-        table.add_column(name, justify="left" if number_ < text_columns else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    file = io.StringIO()
-    Console(file=file, width=1000, markup=False, highlight=False, emoji=False, color_system=None).print(table)
-    return "".join(line.rstrip() + "\n" for line in file.getvalue().splitlines())
