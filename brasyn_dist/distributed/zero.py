@@ -240,10 +240,7 @@ class ZeroTrainable:
             return {}
         step = self.optimizer.state[self._partitions()[0]]["step"]
         return {
-            name: {
-                "step": step.clone(),
-                **{m: safe_get_full_optimizer_state(p, m).cpu() for m in MOMENTS},
-            }
+            name: {"step": step.clone(), **{m: safe_get_full_optimizer_state(p, m).cpu() for m in MOMENTS}}
             for name, p in self.module.named_parameters()
         }
 

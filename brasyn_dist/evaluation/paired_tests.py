@@ -122,10 +122,7 @@ def pair_scores(a: pd.DataFrame, b: pd.DataFrame, common: bool = False) -> Paire
 
 
 def compare_scores(
-    pairs: PairedScores,
-    rank_by: Sequence[str] = CHALLENGE_SCORES,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    pairs: PairedScores, rank_by: Sequence[str] = CHALLENGE_SCORES, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
     """Compare all metrics that both evaluations have.
 

@@ -97,11 +97,7 @@ class Normaliser:
         return torch.where(planes > 0, scores, BACKGROUND_VALUE)
 
     def denormalise(
-        self,
-        image: Tensor,
-        modality: int,
-        planes_BMHW: Tensor | None = None,
-        available: Sequence[int] = (),
+        self, image: Tensor, modality: int, planes_BMHW: Tensor | None = None, available: Sequence[int] = ()
     ) -> Tensor:
         """Inverse of normalisation for one modality. BACKGROUND_VALUE is treated as any other value.
 

@@ -24,10 +24,7 @@ _WIDTH, _HEIGHT = 440, 220
 
 
 def write_dataset_report(
-    path: Path,
-    facts: Sequence[CaseFacts],
-    findings: Sequence[Finding],
-    modality_set: ModalitySet = BRATS,
+    path: Path, facts: Sequence[CaseFacts], findings: Sequence[Finding], modality_set: ModalitySet = BRATS
 ) -> None:
     """Write the report of a data set.
 

@@ -32,11 +32,7 @@ class MetricBuffer:
     """
 
     def __init__(
-        self,
-        group: ProcessGroup,
-        samples: int,
-        keys: Callable[[int], list[str]],
-        overflow_is_normal: bool,
+        self, group: ProcessGroup, samples: int, keys: Callable[[int], list[str]], overflow_is_normal: bool
     ) -> None:
         self._group, self._samples, self._keys = group, samples, keys
         self._overflow_is_normal = overflow_is_normal

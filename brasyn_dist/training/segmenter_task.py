@@ -81,11 +81,7 @@ class SegmenterValidator(SliceValidator):
     """
 
     def __init__(
-        self,
-        config: SegmenterRunConfig,
-        group: ProcessGroup,
-        data: TrainingData,
-        normaliser: Normaliser,
+        self, config: SegmenterRunConfig, group: ProcessGroup, data: TrainingData, normaliser: Normaliser
     ) -> None:
         super().__init__(config, group, data, normaliser)
         self._tversky = config.tversky
