@@ -16,18 +16,19 @@ from tests.workqueue.processes import (
     LEASE,
     PLAIN,
     TORCHRUN,
-    Forked,
     Started,
     array_task,
     busy,
     recorded,
     signal_to,
+    start,
     wait_until,
     workers_at,
 )
 
 pytestmark = pytest.mark.slow
 CASES = 40
+INFER = "brasyn_dist.infer"
 TORN = "case07"
 
 
@@ -48,7 +49,7 @@ def expected(cohort: Path, axial_weights: Path, tmp_path_factory: pytest.TempPat
     """Output of one process with one thread, as the others have: on CPUs the last bits of sums depend on it."""
     out = tmp_path_factory.mktemp("alone")
     log = tmp_path_factory.mktemp("alone-log") / "log"
-    assert start(PLAIN, arguments(cohort, axial_weights, out), log).wait() == 1
+    assert start(PLAIN, INFER, arguments(cohort, axial_weights, out), log).wait() == 1
     volumes = outputs(out)
     assert len(volumes) == CASES - 1 and not (out / ".workqueue").exists()
     return volumes
@@ -56,14 +57,6 @@ def expected(cohort: Path, axial_weights: Path, tmp_path_factory: pytest.TempPat
 
 def arguments(cohort: Path, weights: Path, out: Path) -> list[object]:
     return ["--weights", weights, "--input", cohort, "--output", out, "--device", "cpu", *LEASE]
-
-
-def start(
-    launcher: tuple[str, ...], given: list[object], log: Path, environment=None, *more: object
-) -> Started:
-    if launcher == PLAIN and not more:
-        return Forked("brasyn_dist.infer", given, log, environment)
-    return Started(launcher, ["brasyn_dist.infer", *given, *more], log, environment)
 
 
 def outputs(out: Path) -> dict[str, bytes]:
@@ -100,7 +93,7 @@ def done_in(log: str) -> list[str]:
 def test_ranks_of_a_launcher(
     cohort: Path, axial_weights: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    run = start(ACCELERATE, arguments(cohort, axial_weights, tmp_path / "out"), tmp_path / "log")
+    run = start(ACCELERATE, INFER, arguments(cohort, axial_weights, tmp_path / "out"), tmp_path / "log")
     assert run.wait() != 0
     cases = check(tmp_path / "out", expected)
     assert f"failed: {TORN}: " in run.text and f"{CASES - 1} of {CASES} cases in order" in run.text
@@ -125,7 +118,13 @@ def test_killed_and_stopped_tasks_of_a_job_array(
     def begin() -> Started:
         number = len(tasks)
         tasks.append(
-            start(PLAIN, arguments(cohort, axial_weights, out), tmp_path / f"log{number}", array_task(number))
+            start(
+                PLAIN,
+                INFER,
+                arguments(cohort, axial_weights, out),
+                tmp_path / f"log{number}",
+                array_task(number),
+            )
         )
         return tasks[-1]
 
@@ -149,7 +148,7 @@ def test_killed_and_stopped_tasks_of_a_job_array(
     for task in (*others, stopped):
         assert f"failed: {TORN}: " in task.text and "cases in order" in task.text
     # A task that starts after the end has nothing to do, and prints the result.
-    late = start(PLAIN, arguments(cohort, axial_weights, out), tmp_path / "late", array_task(9))
+    late = start(PLAIN, INFER, arguments(cohort, axial_weights, out), tmp_path / "late", array_task(9))
     assert late.wait() == 1 and not done_in(late.text) and "have finished" in late.text
 
 
@@ -157,7 +156,7 @@ def test_everything_is_killed_outputs_are_damaged_and_the_command_is_given_again
     cohort: Path, axial_weights: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    first = start(TORCHRUN, arguments(cohort, axial_weights, out), tmp_path / "first")
+    first = start(TORCHRUN, INFER, arguments(cohort, axial_weights, out), tmp_path / "first")
     wait_until(lambda: sum(map(len, recorded(out).values())) >= 12, first)
     first.kill()
     before = {name: path.stat().st_mtime_ns for name in outputs(out) for path in [out / name]}
@@ -167,7 +166,7 @@ def test_everything_is_killed_outputs_are_damaged_and_the_command_is_given_again
     (out / cut).write_bytes(expected[cut][:-50])
     (out / flipped).write_bytes(expected[flipped][:-1] + bytes([expected[flipped][-1] ^ 1]))
     (out / gone).unlink()
-    second = start(TORCHRUN, arguments(cohort, axial_weights, out), tmp_path / "second")
+    second = start(TORCHRUN, INFER, arguments(cohort, axial_weights, out), tmp_path / "second")
     assert second.wait() != 0
     cases = check(out, expected)
     kept = {name for name, entry in cases.items() if entry["status"] == "kept"}
@@ -184,7 +183,7 @@ def test_workers_of_one_command_continue_after_a_kill(
     """
     out = tmp_path / "out"
     given = arguments(cohort, axial_weights, out)
-    first = start(PLAIN, given, tmp_path / "first", None, "--workers", 2)
+    first = start(PLAIN, INFER, given, tmp_path / "first", None, "--workers", 2)
 
     def helpers() -> list[int]:
         return [pid for pid in workers_at(out) if pid != first.pid]
@@ -194,7 +193,7 @@ def test_workers_of_one_command_continue_after_a_kill(
     try:
         wait_until(lambda: bool(helpers()) and busy(out, helpers()[0], 1), first)
         signal_to(helpers()[0], signal.SIGKILL)
-        second = start(PLAIN, given, tmp_path / "second")
+        second = start(PLAIN, INFER, given, tmp_path / "second")
         wait_until(lambda: second.pid in workers_at(out), second)
     finally:
         signal_to(first.pid, signal.SIGCONT)
