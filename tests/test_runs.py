@@ -133,7 +133,7 @@ def test_slices_of_their_own_range_are_synthesised_as_they_were_trained(runs: Ru
     import nibabel
 
     from brasyn_dist.inference.api import infer_batch
-    from brasyn_dist.models.generator import Generator
+    from brasyn_dist.models.registry import Generator
 
     assert Generator.from_pretrained(runs("hfgan")).preprocessing.normalisation == "slice"
     out = runs.work / "hfgan-cases"
@@ -155,7 +155,7 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
 
     from brasyn_dist.brats import MODALITIES
     from brasyn_dist.inference.api import infer_batch
-    from brasyn_dist.models.generator import Generator
+    from brasyn_dist.models.registry import Generator
 
     options = [
         "name=scaled", "data.normalisation=case", "generator.image_size=[32,48]",

@@ -14,7 +14,7 @@ from typer import Argument, Option
 from brasyn_dist.cli.command import Command, View
 
 if TYPE_CHECKING:
-    from brasyn_dist.models.generator import Generator
+    from brasyn_dist.models.hfgan import HFGANGenerator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +50,16 @@ def run(options: ConvertOptions) -> None:
     print(f"{options.out}: generator with {parameters:,} parameters, {generator.config}")
 
 
-def convert(published: Path, out: Path, heads: int, statistics: str, views: list[str]) -> "Generator":
+def convert(published: Path, out: Path, heads: int, statistics: str, views: list[str]) -> "HFGANGenerator":
     """Read, convert, check by loading, write. Raises CheckpointError or DataError."""
-    from brasyn_dist.models.generator import Generator
+    from brasyn_dist.models.hfgan import HFGANGenerator
     from brasyn_dist.models.pretrained import load_tensors
     from brasyn_dist.models.published_weights import convert_generator
     from brasyn_dist.preprocessing.preprocessing import Preprocessing
     from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 
     config, state = convert_generator(load_tensors(published), heads)
-    generator = Generator(config)
+    generator = HFGANGenerator(config)
     generator.load_state_dict(state)
     chosen = PUBLISHED if statistics == "published" else Statistics.load(statistics)
     generator.save_pretrained(out, Preprocessing(chosen, tuple(views)))

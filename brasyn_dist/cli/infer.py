@@ -50,6 +50,9 @@ class InferOptions:
     fusion: Annotated[
         Path | None, Option("--fusion", help="File of `brasyn fit-fusion`.  [default: the mean]")
     ] = None
+    tta: Annotated[
+        bool, Option("--tta", help="Average with the result of mirrored slices, for twice the time.")
+    ] = False
     modality: Annotated[
         list[str] | None,
         Option("--modality", metavar="M...", help="Synthesise exactly these, as if no case had them."),
@@ -97,6 +100,7 @@ def infer(options: InferOptions, context: LaunchContext) -> int:
         views=options.views and [str(view) for view in options.views],
         any_view=options.any_view,
         fusion=options.fusion,
+        tta=options.tta,
         modalities=options.modality or (),
         batch_size=options.batch_size,
         precision=options.precision,

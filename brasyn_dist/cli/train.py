@@ -106,21 +106,17 @@ def write_report(run_dir: Path) -> None:
 
 def options_help() -> str:
     """All options of a run: type, default and description, by task."""
-    from brasyn_dist.config import TASKS, all_options, to_dict
+    from brasyn_dist.config import TASKS, all_options
 
     lines = []
     shown: set[str] = set()
     for task, cls in TASKS.items():
-        defaults = to_dict(cls())
         lines += ["", f"Options of task {task}" + (", in addition:" if shown else ":")]
         for key, option in all_options(cls):
             if key in shown:
                 continue
             shown.add(key)
-            default = defaults
-            for part in key.split("."):
-                default = default[part]
-            text = default if isinstance(default, str) else json.dumps(default)
+            text = option.default if isinstance(option.default, str) else json.dumps(option.default)
             lines.append(f"  {key}={text}  ({option.allowed})")
             lines += textwrap.wrap(option.description, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)

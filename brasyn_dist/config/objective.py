@@ -51,6 +51,16 @@ class ObjectiveConfig:
     segmenter: PathText | None = None
     """Run folder or export folder of that segmenter; its hash is part of the run's identity."""
 
+    @property
+    def uses_discriminator(self) -> bool:
+        """Whether a term needs the discriminator. Otherwise there is none."""
+        return self.adversarial > 0 or self.classification > 0
+
+    @property
+    def uses_cycle(self) -> bool:
+        """Whether a term needs the cycle pass."""
+        return self.cycle > 0 or self.feature > 0
+
     def __post_init__(self) -> None:
         if self.tversky and self.segmenter is None:
             raise ConfigError(

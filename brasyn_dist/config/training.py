@@ -28,6 +28,8 @@ class AdamConfig:
     """Decay rates of Adam's first and second moment."""
     eps: Above0 = 1e-8
     """Adam's denominator offset."""
+    weight_decay: Weight = 0.0
+    """Decoupled weight decay (AdamW)."""
     warmup_steps: Index = 100
     """Optimiser steps over which the learning rate increases linearly."""
     clip_norm: Weight = 0.1

@@ -5,6 +5,9 @@
                      whole volume (docs/explanation/method.md, section 8). Background dominates it.
     region SSIM      The SSIM map of the brain, averaged over the voxels of the region only.
     MAE, PSNR        Over the region, in the units of the files. Peak: 99.5th percentile of the real brain.
+    normalised MAE   MAE divided by the peak, to compare scans of different intensity scales.
+    matched PSNR, MAE  The same after the synthetic volume is scaled to the median of the real brain: without
+                     the error of the predicted intensity scale.
 
 The SSIM map has torchmetrics' default parameters, which the challenge uses: Gaussian window of sigma 1.5
 with 11 taps along each axis, K1 0.01, K2 0.03, data range of the pair. It is computed on the bounding box
@@ -35,6 +38,9 @@ MetricValues = dict[str, float | None]
 
 DESCRIPTIONS: Mapping[str, str] = {
     "mae": "mean absolute error, in the units of the files",
+    "nmae": "mean absolute error divided by the 99.5th percentile of the real brain",
+    "matched_nmae": "the same after scaling the synthetic volume to the median of the real brain",
+    "matched_psnr": "PSNR after scaling the synthetic volume to the median of the real brain",
     "psnr": "peak signal-to-noise ratio in dB, peak = 99.5th percentile of the real brain",
     "ssim": "structural similarity, averaged over the region only",
     "challenge_ssim": "structural similarity as the challenge computes it: mean over the whole volume, "
@@ -120,13 +126,19 @@ class ReferenceVolume:
         masks = {name: getattr(self.regions, name) for name in REGIONS}
         values: MetricValues = {}
         for name, mask in masks.items():
-            metrics = (
-                ("mae", "psnr", "ssim") if name == "brain" else ("mae", "psnr", "ssim", "challenge_ssim")
+            special = ("matched_nmae", "matched_psnr") if name == "brain" else ("challenge_ssim",)
+            values |= dict.fromkeys(
+                f"{metric}/{name}" for metric in ("mae", "nmae", "psnr", "ssim", *special)
             )
-            values |= dict.fromkeys(f"{metric}/{name}" for metric in metrics)
             if mask is not None and mask.any():
                 error = synthetic_xyz[mask].astype(np.float64) - self.real[mask]
-                values[f"mae/{name}"], values[f"psnr/{name}"] = error_metrics(error, self.peak)
+                mae, values[f"psnr/{name}"] = error_metrics(error, self.peak)
+                values |= {f"mae/{name}": mae, f"nmae/{name}": mae / self.peak}
+        brain = self.regions.brain
+        mae, values["matched_psnr/brain"] = error_metrics(
+            matched(synthetic_xyz[brain], self.real[brain]) - self.real[brain], self.peak
+        )
+        values["matched_nmae/brain"] = mae / self.peak
         return values | self._ssim_scores(scale_to_unit(synthetic_xyz)[self._box].astype(np.float64))
 
     def _ssim_scores(self, scaled: np.ndarray) -> MetricValues:
@@ -167,6 +179,12 @@ def score_volume(
     To score several volumes against one real volume, use `ReferenceVolume`.
     """
     return ReferenceVolume(real_xyz, labels_xyz).scores(synthetic_xyz)
+
+
+def matched(synthetic: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """The synthetic voxels (N,), scaled to the median of the real ones; unchanged if their median is 0."""
+    median = float(np.median(synthetic))
+    return synthetic * (float(np.median(real)) / median if median > 0 else 1.0)
 
 
 def error_metrics(error: np.ndarray, peak: float) -> tuple[float, float]:
@@ -270,4 +288,4 @@ def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
 
 def direction(name: str) -> int:
     """+1 if higher values of a metric are better, -1 if lower values are."""
-    return -1 if name.startswith(("mae", "hd95")) else 1
+    return -1 if name.startswith(("mae", "nmae", "matched_nmae", "hd95")) else 1

@@ -29,7 +29,7 @@ ALL = "all"
 KEYS = ["case", "cohort", "modality", "method"]
 """Columns of a score table; all other columns are metrics, NaN where unknown."""
 IMAGE_HEADLINES = (
-    "mae/brain", "psnr/brain", "ssim/healthy", "ssim/tumour",
+    "mae/brain", "nmae/brain", "psnr/brain", "matched_psnr/brain", "ssim/healthy", "ssim/tumour",
     "challenge_ssim/healthy", "challenge_ssim/tumour",
 )  # fmt: skip
 """Metrics of the printed table."""

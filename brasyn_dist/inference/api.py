@@ -54,6 +54,7 @@ def infer_single(
     views: Sequence[str] | None = None,
     any_view: bool = False,
     fusion: PathLike | None = None,
+    tta: bool = False,
     batch_size: int | None = None,
     precision: Precision = "no",
     device: str | None = None,
@@ -76,7 +77,7 @@ def infer_single(
         CheckpointError: The weights are not intact.
     """
     where = choose_device(device, precision)
-    config = load_inference(weights, views, any_view, fusion)
+    config = load_inference(weights, views, any_view, fusion, tta)
     given = {"t1c": t1c, "t1n": t1n, "t2f": t2f, "t2w": t2w}
     files = {name: Path(path) for name, path in given.items() if path is not None}
     ensemble = load_ensemble(config, where, batch_size, precision)
@@ -97,6 +98,7 @@ def infer_batch(
     views: Sequence[str] | None = None,
     any_view: bool = False,
     fusion: PathLike | None = None,
+    tta: bool = False,
     modalities: Sequence[str] = (),
     batch_size: int | None = None,
     precision: Precision = "no",
@@ -121,6 +123,7 @@ def infer_batch(
         views: Views to run over; default: all that a model was trained on.
         any_view: Allow views that a model was not trained on.
         fusion: File of `brasyn fit-fusion`; default: the mean over models and views.
+        tta: Average with the result of mirrored slices, for twice the time (test-time augmentation).
         modalities: Synthesise exactly these, as if they were missing in every case; default: what is missing.
         batch_size: Slices in a batch; default: by device.
         precision: `no`, `bf16` or `fp16` (autocast).
@@ -144,7 +147,7 @@ def infer_batch(
     if context.threads is not None:
         torch.set_num_threads(context.threads)
     where = choose_device(device or own_device(context), precision)
-    config = load_inference(weights, views, any_view, fusion)
+    config = load_inference(weights, views, any_view, fusion, tta)
     ensemble = load_ensemble(config, where, batch_size, precision)
     modality_set = ensemble.modality_set
     check_modalities(modalities, modality_set)
@@ -239,6 +242,8 @@ def describe_run(output: Path, ensemble: Ensemble, device: torch.device, fusion:
     """The manifest of this run, without records."""
     members = ensemble.members
     identity: dict[str, Any] = {"members": describe_members(members), "precision": ensemble.precision}
+    if ensemble.tta:
+        identity["tta"] = True
     if fusion is not None:
         identity["fusion_sha256"] = sha256_of(fusion)
     details = {

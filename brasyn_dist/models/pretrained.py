@@ -8,6 +8,7 @@ two files: after an interrupted save or a damaged copy, loading fails with an er
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -46,6 +47,11 @@ class PretrainedNetwork(nn.Module):
         self.modality_set = modality_set
         self.preprocessing: Preprocessing | None = None
         """Preprocessing of the training slices; set by `from_pretrained`."""
+
+    @classmethod
+    def class_of(cls, config: Mapping[str, Any]) -> type[Self]:
+        """The class of the network with this exported configuration."""
+        return cls
 
     def save_pretrained(
         self, folder: Path | str, preprocessing: Preprocessing | None = None, step: int | None = None
@@ -106,9 +112,10 @@ class PretrainedNetwork(nn.Module):
             )
         try:
             preprocessing = Preprocessing.from_dict(values, file)
-            config: Any = from_dict(cls.config_class, values[cls.kind], str(file))
+            network_class = cls.class_of(values[cls.kind])
+            config: Any = from_dict(network_class.config_class, values[cls.kind], str(file))
             with torch.device("meta"):
-                network = cls(config, modality_set=preprocessing.modality_set, **options)
+                network = network_class(config, modality_set=preprocessing.modality_set, **options)
         except BrasynError as error:
             raise CheckpointError(str(error)) from None
         load_state(network, tensors, weights)

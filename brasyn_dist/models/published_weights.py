@@ -18,7 +18,7 @@ from torch import Tensor
 from brasyn_dist.config import DiscriminatorConfig, GeneratorConfig
 from brasyn_dist.errors import CheckpointError, ConfigError
 from brasyn_dist.models.discriminator import Discriminator, feature_size
-from brasyn_dist.models.generator import Generator
+from brasyn_dist.models.hfgan import HFGANGenerator
 
 Rules = Sequence[tuple[str, str]]
 
@@ -110,7 +110,7 @@ def convert_generator(
         *_GENERATOR_RULES,
     )
     with torch.device("meta"):
-        shapes = Generator(config).state_dict()
+        shapes = HFGANGenerator(config).state_dict()
     return config, rename(tensors, shapes, rules)
 
 

@@ -96,6 +96,13 @@ class Normaliser:
         scores = (clipped - self.mean_M[:, None, None]) / self.std_M[:, None, None]
         return torch.where(planes > 0, scores, BACKGROUND_VALUE)
 
+    def neighbours(
+        self, planes_BNMHW: Tensor, factor_BM: Tensor | None = None, medians_BM: Tensor | None = None
+    ) -> Tensor:
+        """Normalise N slices of each sample as `__call__` does: (B, N, M, H, W) in `dtype`."""
+        slices = [self(planes_BNMHW[:, n], factor_BM, medians_BM) for n in range(planes_BNMHW.shape[1])]
+        return torch.stack(slices, dim=1) if slices else planes_BNMHW.to(self.dtype)
+
     def denormalise(
         self,
         image: Tensor,

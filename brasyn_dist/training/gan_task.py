@@ -14,10 +14,10 @@ from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.generator import Generator, build_generator, default_execution
 from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.pretrained import load_weights, weights_file
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.gan_step import GanStep
@@ -51,9 +51,10 @@ class GanTask:
         return GanTask(replace(self.config, runtime=runtime))
 
     def identity(self) -> dict[str, Any]:
+        used = self.config.objective.uses_discriminator
         return {
             "generator": to_dict(self.config.generator),
-            "discriminator": to_dict(self.config.discriminator),
+            "discriminator": to_dict(self.config.discriminator) if used else None,
             "segmenter_sha256": self.segmenter_sha256,
         }
 
@@ -116,7 +117,8 @@ class GanTask:
 
     def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
         lines = {name: f"{network.parameter_count:,} parameters" for name, network in state.networks.items()}
-        lines["generator"] += f", encoders {cast(Generator, state.generator.module).encoder_execution}"
+        options = generator_options(self.config, group.shards_weights)
+        lines["generator"] += "".join(f", {name} {value}" for name, value in options.items())
         if self.segmenter is not None:
             lines["segmenter"] = f"frozen, {self.config.objective.segmenter}, {self.segmenter_sha256}"
         return lines
@@ -132,31 +134,32 @@ def check_updates(config: Config, modality_set: ModalitySet) -> None:
         )
 
 
-def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
-    """Generator and discriminator with their optimisers. See `Task.build_state`."""
-    runtime, device = config.runtime, group.device
+def generator_options(config: Config, shards_weights: bool) -> dict[str, Any]:
+    """Execution options of the generator, by its kind."""
+    if config.generator.kind != "hfgan":
+        return {}
     # Separate execution calls encoders with parts of their weights, which ZeRO 3 does not gather.
-    default = "grouped" if group.shards_weights else default_execution(device)
-    execution = runtime.encoder_execution or default
-    generator = build_generator(config.generator, config.seed, execution, modality_set)
+    default = "grouped" if shards_weights else "separate"
+    return {"encoder_execution": config.runtime.encoder_execution or default}
+
+
+def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
+    """Generator and, if the objective needs it, discriminator with their optimisers. See `Task.build_state`."""
+    runtime, device = config.runtime, group.device
+    options = generator_options(config, group.shards_weights)
+    generator = build_generator(config.generator, config.seed, modality_set, **options)
     if config.checkpoint.init_from is not None:
         load_weights(generator, config.checkpoint.init_from)
     set_recompute(generator, runtime.recompute)
-    discriminator = build_discriminator(config.discriminator, config.seed, modality_set)
-    for network in (generator, discriminator):
-        move_to_device(config, device, network)
+    move_to_device(config, device, generator)
     average = average_of(generator) if config.training.ema_decay > 0 else None
-    needs_cycle = config.objective.cycle > 0 or config.objective.feature > 0
-    passes = SynthesisPasses(generator, fast=config.training.fast_passes, cycle=needs_cycle)
-    compile_in_place(config, device, passes, discriminator)
-    optimizers = (
-        adam(config, generator),
-        adam(config, discriminator, config.optimizer.discriminator_ratio),
-    )
-    return TrainState(
-        {
-            "generator": group.prepare(passes, optimizers[0], generator),
-            "discriminator": group.prepare(discriminator, optimizers[1], discriminator),
-        },
-        average,
-    )
+    passes = SynthesisPasses(generator, config.training.fast_passes, config.objective.uses_cycle)
+    compile_in_place(config, device, passes)
+    networks = {"generator": group.prepare(passes, adam(config, generator), generator)}
+    if config.objective.uses_discriminator:
+        discriminator = build_discriminator(config.discriminator, config.seed, modality_set)
+        move_to_device(config, device, discriminator)
+        compile_in_place(config, device, discriminator)
+        optimizer = adam(config, discriminator, config.optimizer.discriminator_ratio)
+        networks["discriminator"] = group.prepare(discriminator, optimizer, discriminator)
+    return TrainState(networks, average)

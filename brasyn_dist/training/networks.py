@@ -44,9 +44,11 @@ def compile_in_place(config: RunConfig, device: torch.device, *networks: nn.Modu
             network.compile(dynamic=False, fullgraph=True, **options)
 
 
-def adam(config: RunConfig, network: nn.Module, rate_ratio: float = 1.0) -> torch.optim.Adam:
-    """Adam at the peak learning rate times `rate_ratio`. Every update sets the rate of its step."""
+def adam(config: RunConfig, network: nn.Module, rate_ratio: float = 1.0) -> torch.optim.AdamW:
+    """AdamW (Adam without weight decay) at the peak learning rate times `rate_ratio`. Every update sets the rate of its step."""
     options = config.optimizer
     rate = scaled_rate(options, config.training.global_batch_size) * rate_ratio
     fused = next(network.parameters()).device.type == "cuda"
-    return torch.optim.Adam(network.parameters(), lr=rate, betas=options.betas, eps=options.eps, fused=fused)
+    return torch.optim.AdamW(
+        network.parameters(), rate, options.betas, options.eps, options.weight_decay, fused=fused
+    )

@@ -156,7 +156,9 @@ def check_identity(
 
 
 def with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`values` with the missing keys of `defaults`, also in nested dictionaries."""
+    """`values` with the missing keys of `defaults`, also in nested dictionaries of the same kind."""
+    if values.get("kind") not in (None, defaults.get("kind")):
+        return values
     merged = {**defaults, **values}
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(merged[key], dict):

@@ -44,7 +44,9 @@ class SliceValidator:
         # Shards are written in a seeded random order, so their first slices are a random sample of patients.
         mine = range(group.rank, min(options.slices, len(data.validation)), group.world)
         chunks = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
-        self._batches = [(rows, read_samples(data.validation, rows, config.image_shape)) for rows in chunks]
+        self._batches = [
+            (rows, read_samples(data.validation, rows, config.image_shape, config.context)) for rows in chunks
+        ]
 
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """(scores by name, on every rank; RGB image panels by name, on rank 0)."""
@@ -96,7 +98,7 @@ class GeneratorValidator(SliceValidator):
         target_B = torch.full((len(rows),), target, device=real_BMHW.device)
         inputs_BMHW = mask_missing(real_BMHW, available_BM)
         with self._group.autocast():
-            image_B1HW, _ = network(inputs_BMHW, available_BM, target_B, loaded.view_B)
+            image_B1HW, _ = network(inputs_BMHW, available_BM, target_B, loaded.view_B, loaded.context_BNMHW)
         truth_B1HW = real_BMHW[:, target : target + 1]
         values = slice_scores(
             image_B1HW.to(real_BMHW.dtype),

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from brasyn_dist.errors import CheckpointError
-from brasyn_dist.models.generator import Generator, build_generator
 from brasyn_dist.models.pretrained import load_weights
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics

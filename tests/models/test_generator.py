@@ -10,9 +10,10 @@ from torch.func import functional_call
 
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.models.feature_fusion import mix_rows
-from brasyn_dist.models.generator import Generator, build_generator, default_execution
+from brasyn_dist.models.hfgan import HFGANGenerator
 from brasyn_dist.models.layers import unstack
 from brasyn_dist.models.published_weights import convert_generator
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing.normalisation import mask_missing
 from tests.models.conftest import reference, small_config
 
@@ -66,7 +67,7 @@ def by_the_description(g: Generator, x: Tensor, available: Tensor, target: Tenso
 def test_equals_the_published_network(shared, name, execution):
     tensors = reference(shared, name)
     config, state = convert_generator(tensors, heads=4)
-    generator = Generator(config, execution).double()
+    generator = HFGANGenerator(config, execution).double()
     generator.load_state_dict(state)
     with torch.no_grad():
         image, bottleneck = generator(
@@ -80,7 +81,7 @@ def test_equals_the_published_network(shared, name, execution):
 @pytest.mark.parametrize(("view", "parameters"), [(False, 80_039_041), (True, 80_859_521)])
 def test_published_shape_has_the_published_number_of_parameters(view, parameters):
     with torch.device("meta"):
-        generator = Generator(GeneratorConfig(view_embedding=view))
+        generator = HFGANGenerator(GeneratorConfig(view_embedding=view))
     assert sum(p.numel() for p in generator.parameters()) == parameters
 
 
@@ -88,7 +89,7 @@ def test_published_shape_costs_134_gflop_a_slice():
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        generator = Generator(GeneratorConfig())
+        generator = HFGANGenerator(GeneratorConfig())
         inputs = (
             torch.empty(1, 4, 240, 240),
             torch.ones(1, 4, dtype=torch.bool),
@@ -119,7 +120,7 @@ def test_grouped_and_separate_execution_agree_in_results_and_gradients(attention
     results = []
     for execution in ("separate", "grouped"):
         config = small_config(attention=attention, view_embedding=view)
-        generator = build_generator(config, 2, execution).double()
+        generator = build_generator(config, 2, encoder_execution=execution).double()
         image, bottleneck = generator(x, available, target, views)
         (image.square().sum() + bottleneck.square().sum()).backward()
         results.append((image, bottleneck, {n: p.grad for n, p in generator.named_parameters()}))
@@ -146,7 +147,7 @@ def test_a_sample_does_not_depend_on_its_batch_mates():
 @pytest.mark.parametrize("execution", ["separate", "grouped"])
 @pytest.mark.parametrize("subset", SUBSETS, ids=str)
 def test_synthesise_is_forward_for_one_availability(subset, execution):
-    generator = build_generator(small_config(view_embedding=True), 4, execution).double()
+    generator = build_generator(small_config(view_embedding=True), 4, encoder_execution=execution).double()
     x = torch.randn(2, 4, 48, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     target = max(set(range(4)) - set(subset))
     available = torch.tensor([[m in subset for m in range(4)]] * 2)
@@ -160,7 +161,7 @@ def test_synthesise_is_forward_for_one_availability(subset, execution):
 @pytest.mark.parametrize("execution", ["separate", "grouped"])
 def test_synthesise_does_not_run_the_encoders_of_missing_modalities(execution):
     """NaN in the weights of a missing modality does not change the result."""
-    generator = build_generator(small_config(), 4, execution)
+    generator = build_generator(small_config(), 4, encoder_execution=execution)
     x = torch.randn(2, 4, 48, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = generator.synthesise(x, (0, 1, 3), 2)
@@ -241,7 +242,7 @@ def test_autocast_is_finite_and_close(dtype):
 
 def test_initial_weights_are_a_function_of_configuration_and_seed():
     def weights(seed: int, execution: str) -> dict[str, Tensor]:
-        return build_generator(small_config(), seed, execution).state_dict()
+        return build_generator(small_config(), seed, encoder_execution=execution).state_dict()
 
     torch.manual_seed(1)
     first = weights(0, "separate")
@@ -250,10 +251,6 @@ def test_initial_weights_are_a_function_of_configuration_and_seed():
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["early_encoder.stem.weight"], other["early_encoder.stem.weight"])
-
-
-def test_default_execution_by_device():
-    assert default_execution(torch.device("cpu")) == "separate"
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from torch import Tensor
 from brasyn_dist.cli.convert import main
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.errors import CheckpointError
-from brasyn_dist.models.generator import Generator
 from brasyn_dist.models.published_weights import convert_discriminator, convert_generator, published_names
+from brasyn_dist.models.registry import Generator
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from tests.conftest import REPOSITORY
 from tests.models.conftest import reference

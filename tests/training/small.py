@@ -52,7 +52,7 @@ class Update:
         self.distributed = SingleProcess(config.runtime, device)
         self.state: TrainState = build_state(config, self.distributed)
         if dtype != torch.float32:
-            for network in (self.state.generator, self.state.discriminator):
+            for network in self.state.networks.values():
                 network.module.to(dtype)
         self.normaliser = Normaliser(PUBLISHED, torch.device(device), dtype)
         self.step = GanStep(

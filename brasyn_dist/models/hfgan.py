@@ -1,4 +1,4 @@
-"""The generator: HF-GAN's first stage, revised (docs/explanation/method.md, section 3).
+"""The generator of the thesis: HF-GAN's first stage, revised (docs/explanation/method.md, section 3).
 
     M slices, some missing --> early-fusion encoder ----+
                 each slice --> its modality's encoder --+--> fusion --> skips -------------+
@@ -34,25 +34,15 @@ from brasyn_dist.models.layers import (
     ResidualBlock,
     Upsampling,
     norm_silu_convolution,
-    seeded_initialisation,
     unstack,
 )
-from brasyn_dist.models.pretrained import GENERATOR, PretrainedNetwork
+from brasyn_dist.models.registry import Generator
 from brasyn_dist.preprocessing.normalisation import mask_missing
 
 EncoderExecution = Literal["grouped", "separate"]
 
 _FUNCTIONAL_CALL = threading.Lock()
 """functional_call replaces a module's parameters while it runs, so only one thread may be in it."""
-
-
-def default_execution(device: torch.device) -> EncoderExecution:
-    """Execution of the modality encoders on `device`; at present `separate` everywhere.
-
-    On CPUs one grouped network takes 20 to 30 % longer, forward and backward at full width. On GPUs training
-    with grouped convolutions is a known slow path; not measured yet.
-    """
-    return "separate"
 
 
 class Decoder(Block):
@@ -78,15 +68,16 @@ class Decoder(Block):
         return self.checkpointed(output, self.final_block(hidden))
 
 
-class Generator(PretrainedNetwork):
+class HFGANGenerator(Generator):
     """Synthesises one missing modality of a slice from the available ones.
 
     The parameters of the M modality encoders are stacked (models/layers.py). `encoder_execution` decides how
     they are computed: as M dense networks (`separate`) or as one network of grouped convolutions (`grouped`).
-    Parameters, their names and the results are the same.
+    Parameters, their names and the results are the same. On CPUs `grouped` takes 20 to 30 % longer, forward
+    and backward at full width. On GPUs training with grouped convolutions is a known slow path; not measured.
     """
 
-    kind, config_class = GENERATOR, GeneratorConfig
+    config_class = GeneratorConfig
     config: GeneratorConfig
 
     def __init__(
@@ -108,30 +99,27 @@ class Generator(PretrainedNetwork):
         self.decoder = Decoder(widths, groups, convolutions)
 
     def forward(
-        self, x_BMHW: Tensor, available_BM: Tensor, target_B: Tensor, view_B: Tensor | None = None
+        self,
+        x_BMHW: Tensor,
+        available_BM: Tensor,
+        target_B: Tensor,
+        view_B: Tensor | None = None,
+        context_BNMHW: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Synthesise the target modality of each sample.
-
-        Args:
-            x_BMHW: Normalised slices (B, M, H, W), missing ones -1.
-            available_BM: (B, M) bool, at least one True per sample: means over none are NaN.
-            target_B: Target modalities (B,) int64.
-            view_B: Views (B,) int64; only for a generator with a view embedding.
-
-        Returns:
-            Normalised slices (B, 1, H, W), and the fused bottleneck (B, C, H / 16, W / 16).
-        """
+        """See `Generator.forward`. Only a generator with a view embedding uses the views."""
         mix_BN = torch.diag_embed(available_BM.T).transpose(0, 1).flatten(1)
         source = Source(mix_BN, self.encode_modalities(x_BMHW[:, :, None].unbind(1)))
         return self.complete(self.encode_early(x_BMHW), [source], available_BM, target_B, view_B)
 
     def synthesise(
-        self, x_BMHW: Tensor, available: tuple[int, ...], target: int, view: int | None = None
+        self,
+        x_BMHW: Tensor,
+        available: Sequence[int],
+        target: int,
+        view: int | None = None,
+        context_BNMHW: Tensor | None = None,
     ) -> Tensor:
-        """`forward` for one set of available modalities in all samples; computes only their encoders.
-
-        Missing slices need not be masked. Returns the slices (B, 1, H, W).
-        """
+        """See `Generator.synthesise`. Computes only the encoders of the available modalities."""
         size, device, modalities = x_BMHW.shape[0], x_BMHW.device, range(len(self.modality_set))
         available_BM = torch.tensor([m in available for m in modalities], device=device).expand(size, -1)
         target_B = torch.full((size,), target, device=device)
@@ -198,14 +186,3 @@ class Generator(PretrainedNetwork):
         skips, bottleneck_BCHW = self.fusion(early, sources, available_BM)
         tokens_BCHW = self.infuser(bottleneck_BCHW, target_B, view_B)
         return self.decoder(tokens_BCHW, skips), bottleneck_BCHW
-
-
-def build_generator(
-    config: GeneratorConfig,
-    seed: int,
-    encoder_execution: EncoderExecution = "separate",
-    modality_set: ModalitySet = BRATS,
-) -> Generator:
-    """A generator whose initial weights are a function of (config, seed, modality_set) only."""
-    with seeded_initialisation(seed, "generator"):
-        return Generator(config, encoder_execution, modality_set)
