@@ -1,11 +1,7 @@
 """Synthesis of missing brain MRI modalities, trained on many GPUs and nodes.
 
-The data flow, and the modules in its order:
-
-    BraTS folders --> statistics.json --> tar shards + index.json --> stream --> train --> checkpoints --> synthesise --> NIfTI --> evaluate --> report
-    data.nifti        data.statistics     data.make_shards            data.plan  training  training        inference               evaluation
-                                          data.shards                 data.stream models   .checkpoint
-                                                                                 losses
+cohort folders (NIfTI) --data.sharding--> shards and index --data.loading, training--> checkpoints, export
+export, cohort folders --inference--> synthetic volumes --evaluation, report--> scores, report
 """
 
 import importlib
@@ -21,7 +17,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What most people need, imported on first use: importing the package itself costs nothing."""
+    """Public names, imported on first use, so that importing the package is quick."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,8 +1,8 @@
-"""Errors that a user can act on: every message names the thing, the problem and the remedy."""
+"""Errors that a user can correct: every message names the file or option, the problem and the remedy."""
 
 
 class BrasynError(Exception):
-    """Error that the user can correct: a file, an option, a run folder. Commands print it without a traceback."""
+    """Error that the user can correct. Commands print it in one line, without a traceback."""
 
 
 class ConfigError(BrasynError):

@@ -92,8 +92,8 @@ class ShardCommandOptions:
         Option(
             "--modality-set",
             metavar="FILE",
-            help="YAML file with name, modalities and optionally titles, suffixes, labels and regions of other "
-            "studies.  [default: BraTS]",
+            help="YAML file with name, modalities and optionally titles, suffixes, labels and regions of "
+            "other studies.  [default: BraTS]",
         ),
     ] = None
     rebuild_index: Annotated[

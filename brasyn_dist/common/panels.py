@@ -105,6 +105,7 @@ def grey(image_HW: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 
 
 def blank(image_HW: np.ndarray) -> np.ndarray:
+    """Dark grey RGB picture (H, W, 3) of the size of a slice (H, W)."""
     return np.full((*image_HW.shape, 3), 24, np.uint8)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import brasyn_dist
 
 SLURM_FACTS = (
-    "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_CLUSTER_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_ACCOUNT", "SLURM_JOB_NODELIST",
-    "SLURM_RESTART_COUNT", "SLURM_GPUS_ON_NODE",
+    "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_CLUSTER_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_ACCOUNT",
+    "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT", "SLURM_GPUS_ON_NODE",
 )  # fmt: skip
 """Environment variables of a batch job that are recorded with its run."""
 
@@ -24,10 +24,12 @@ def slurm_job() -> str | None:
 
 
 def slurm_restarts() -> int:
+    """Number of times that Slurm has requeued this job; 0 outside of Slurm."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def slurm_facts() -> dict[str, str]:
+    """The variables of SLURM_FACTS that are set."""
     return {name: os.environ[name] for name in SLURM_FACTS if name in os.environ}
 
 
@@ -55,7 +57,7 @@ def environment(world: int, device: str) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Commit of the code that runs, with `+changes` if the tree differs from it; None outside a repository."""
+    """Commit of the code, with `+changes` if the tree differs from it; None outside a repository."""
     folder = Path(__file__).resolve().parent
     try:
         head = subprocess.run(

@@ -19,8 +19,8 @@ def resource_folder(name: Folder) -> Path:
 def find_resource(folder: Folder, name: str | Path) -> Path:
     """A file by path, or a packaged file by name: `r3` and `r3.yaml` are `configs/r3.yaml`.
 
-    A file that exists is returned unchanged, and so is a path that names no packaged file. A folder of the same name in the
-    working directory (`demo/`, `r3/`) is not a file.
+    A file that exists is returned unchanged, and so is a path that names no packaged file. A folder of
+    the same name in the working directory (`demo/`, `r3/`) is not a file.
     """
     path = Path(name)
     if path.is_file():

@@ -26,15 +26,18 @@ class DdpTrainable(Replicated):
         self._prepared_optimizer = accelerator.prepare_optimizer(optimizer)
 
     def accumulate(self, last: bool) -> AbstractContextManager:
+        """Context of one backward pass; DDP exchanges gradients in the `last` only."""
         if last or self._accelerator.num_processes == 1:
             return nullcontext()
         return self._accelerator.no_sync(self.wrapped)
 
     def backward(self, loss: Tensor) -> None:
+        """Backward pass of a scaled loss."""
         self._accelerator.backward(loss)
         self._clock.exchanged()
 
     def clip_and_step(self, max_norm: float, rate: float) -> Tensor:
+        """Clip the gradients, update the weights and clear the gradients; the norm before clipping."""
         self._accelerator.unscale_gradients(self._prepared_optimizer)
         norm = self._clip(max_norm, rate)
         self._prepared_optimizer.step()

@@ -42,6 +42,7 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     @property
@@ -62,6 +63,7 @@ class ProcessGroup:
         raise NotImplementedError
 
     def autocast(self) -> AbstractContextManager:
+        """Context in which operations run in the configured precision."""
         raise NotImplementedError
 
     # ---- agreements between ranks, on the host
@@ -105,6 +107,7 @@ class ProcessGroup:
         return result
 
     def barrier(self) -> None:
+        """Wait until all ranks have arrived here."""
         self.any(False)
 
     def close(self) -> None:
@@ -176,6 +179,7 @@ class Distributed(ProcessGroup):
 
     @property
     def shards_weights(self) -> bool:
+        """Whether each rank holds only a part of the weights (ZeRO stage 3)."""
         return self._zero is not None and self._zero.stage == 3
 
     @property
@@ -217,6 +221,7 @@ class Distributed(ProcessGroup):
             self._zero.check(self.world, global_batch_size, micro_batch_size, averaged)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module) -> Trainable:
+        """See `ProcessGroup.prepare`: DeepSpeed if it is configured, otherwise DDP."""
         if self._zero is not None:
             return self._zero.prepare(module, optimizer, state, self.device)
         from brasyn_dist.distributed.ddp import DdpTrainable
@@ -229,6 +234,7 @@ class Distributed(ProcessGroup):
         return DdpTrainable(state, wrapped, optimizer, self.accelerator, self.clock)
 
     def autocast(self) -> AbstractContextManager:
+        """Context in which operations run in the configured precision."""
         return self.accelerator.autocast()
 
     @property
@@ -242,6 +248,7 @@ class Distributed(ProcessGroup):
             self.accelerator.scaler.load_state_dict(state)
 
     def close(self) -> None:
+        """Leave the process group."""
         self.accelerator.end_training()
 
 

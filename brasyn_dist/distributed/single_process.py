@@ -22,12 +22,15 @@ class LocalTrainable(Replicated):
     """See `Trainable`. Losses are not scaled."""
 
     def accumulate(self, last: bool) -> AbstractContextManager:
+        """Context without effect: there are no other ranks."""
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
+        """Backward pass."""
         loss.backward()
 
     def clip_and_step(self, max_norm: float, rate: float) -> Tensor:
+        """Clip the gradients, update the weights and clear the gradients; the norm before clipping."""
         norm = self._clip(max_norm, rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -44,6 +47,7 @@ class SingleProcess(ProcessGroup):
         super().__init__(runtime, torch.device(device), PhaseClock(torch.device("cpu")))
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module) -> Trainable:
+        """See `ProcessGroup.prepare`."""
         if self.runtime.precision != "no":
             module.forward = self._autocast_forward(module.forward)
         return self.trainable(state, module, optimizer)
@@ -59,5 +63,6 @@ class SingleProcess(ProcessGroup):
         return run
 
     def autocast(self) -> AbstractContextManager:
+        """Context in which operations run in the configured precision."""
         dtype = DTYPES.get(self.runtime.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)

@@ -38,6 +38,7 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Measure the enclosed code as phase `name`."""
         begun = self._mark()
         yield
         self._spans.append((name, begun, self._mark()))

@@ -32,16 +32,15 @@ class Trainable(Protocol):
 
         Gradients still pass through it; none are exchanged for it.
         """
-        ...
 
     def accumulate(self, last: bool) -> AbstractContextManager:
         """Context of forward and backward of one micro-batch.
 
         Ranks exchange gradients in the `last` one only.
         """
-        ...
 
-    def backward(self, loss: Tensor) -> None: ...
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of a loss."""
 
     def clip_and_step(self, max_norm: float, rate: float) -> Tensor:
         """Unscale, clip to `max_norm` (0: no clipping), step at learning rate `rate`, clear gradients.
@@ -49,18 +48,16 @@ class Trainable(Protocol):
         Returns:
             The norm of the gradient before clipping, ().
         """
-        ...
 
     @property
-    def parameter_count(self) -> int: ...
+    def parameter_count(self) -> int:
+        """Number of weights."""
 
     def gathered(self) -> AbstractContextManager:
         """Context in which the parameters of `module` are whole and can be read."""
-        ...
 
     def state_dict(self) -> dict[str, Tensor]:
         """All weights of the bare module, on rank 0."""
-        ...
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         """Inverse of `state_dict`, on every rank.
@@ -68,15 +65,12 @@ class Trainable(Protocol):
         Raises:
             RuntimeError: `weights` do not fit the module.
         """
-        ...
 
     def adam_state(self) -> dict[str, dict[str, Any]]:
         """Adam's `step` and full moments for each parameter name, on rank 0. Empty before the first step."""
-        ...
 
     def load_adam_state(self, state: Mapping[str, dict[str, Any]]) -> None:
         """Inverse of `adam_state`, on every rank."""
-        ...
 
 
 @contextmanager
@@ -96,28 +90,35 @@ class Replicated:
         self.module, self.wrapped, self.optimizer = module, wrapped, optimizer
 
     def frozen(self) -> AbstractContextManager[nn.Module]:
+        """See `Trainable.frozen`."""
         return frozen(self.module)
 
     @property
     def parameter_count(self) -> int:
+        """Number of weights."""
         return sum(p.numel() for p in self.module.parameters())
 
     def gathered(self) -> AbstractContextManager:
+        """Context without effect: every rank holds all weights."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Weights by name."""
         return self.module.state_dict()
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the weights."""
         self.module.load_state_dict(weights)
 
     def adam_state(self) -> dict[str, dict[str, Any]]:
+        """State of Adam by the parameter's name."""
         return {
             name: dict(self.optimizer.state.get(parameter, {}))
             for name, parameter in self.module.named_parameters()
         }
 
     def load_adam_state(self, state: Mapping[str, dict[str, Any]]) -> None:
+        """Set the state of Adam from `adam_state`."""
         # The optimiser's own load_state_dict decides on which device `step` is kept.
         numbered = {
             number: state[name]

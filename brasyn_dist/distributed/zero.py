@@ -189,16 +189,20 @@ class ZeroTrainable:
         self._engine, self._zero_optimizer, self._stage = engine, engine.optimizer, stage
 
     def frozen(self) -> AbstractContextManager[nn.Module]:
+        """See `Trainable.frozen`."""
         return frozen(self.module)
 
     def accumulate(self, last: bool) -> AbstractContextManager:
+        """Context of one backward pass; gradients are complete after the `last`."""
         self._engine.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
+        """Backward pass of a scaled loss."""
         self._engine.backward(loss)
 
     def clip_and_step(self, max_norm: float, rate: float) -> Tensor:
+        """Clip the gradients and update the weights; the norm before clipping."""
         self._zero_optimizer.clip_grad = max_norm
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -220,18 +224,21 @@ class ZeroTrainable:
         return GatheredParameters(list(self.module.parameters()), modifier_rank=changed_by)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """All weights by name, gathered from the ranks."""
         with self.gathered():
             weights = self.module.state_dict()
             # The gathered weights are released at the end of the context.
             return weights if self._stage < 3 else {k: v.cpu().clone() for k, v in weights.items()}
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the weights; every rank keeps its part."""
         with self.gathered(changed_by=0):
             self.module.load_state_dict(weights)
         # ZeRO updates a separate float32 copy.
         self._zero_optimizer.refresh_fp32_params()
 
     def adam_state(self) -> dict[str, dict[str, Any]]:
+        """State of Adam by the parameter's name, gathered from the ranks."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if not self.optimizer.state:
@@ -246,6 +253,7 @@ class ZeroTrainable:
         }
 
     def load_adam_state(self, state: Mapping[str, dict[str, Any]]) -> None:
+        """Set the state of Adam from `adam_state`; every rank keeps its part."""
         parameters = dict(self.module.named_parameters())
         if not any(state.values()):
             return

@@ -78,6 +78,7 @@ def reusable_scores(records: Sequence[Any], files: list[list[Any]]) -> dict[str,
 
 
 def given_up_result(prediction: Prediction) -> CaseScores:
+    """Result of a case whose workers died too often."""
     what = f"{MAXIMUM_DEATHS} processes were killed or stopped while they scored it"
     problem = f"{prediction.path}: {what} (out of memory?)"
     return CaseScores(prediction, problem=problem)

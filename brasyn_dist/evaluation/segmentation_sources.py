@@ -46,6 +46,7 @@ class ProjectSegmenter:
     path: Path
 
     def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
+        """Labels (x, y, z) of a completed case."""
         from brasyn_dist.inference.segmentation import segment_volume
 
         completed = volumes.images.copy()
@@ -91,6 +92,7 @@ class GivenSegmentations:
         return [self.order, *([str(p), s.st_size, s.st_mtime_ns] for p, s in statuses)]
 
     def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
+        """Labels (x, y, z) from the file of a completed case."""
         path = self.paths.get((prediction.case, prediction.modality))
         if path is None:
             raise DataError(
@@ -147,6 +149,7 @@ class CommandSegmenter:
         return [self.order, *self.words]
 
     def __call__(self, prediction: Prediction, volumes: CaseVolumes, synthetic_xyz: np.ndarray) -> np.ndarray:
+        """Labels (x, y, z) that the command writes for a completed case."""
         with tempfile.TemporaryDirectory(prefix="brasyn-segment-") as folder:
             values = write_completed_case(Path(folder) / "input", prediction, volumes)
             output = Path(folder) / "output" / f"{prediction.case}-seg.nii.gz"

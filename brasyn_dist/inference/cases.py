@@ -26,6 +26,7 @@ class CaseRequest:
 
     @property
     def targets(self) -> tuple[str, ...]:
+        """Modalities to synthesise."""
         return tuple(self.outputs)
 
 
@@ -46,10 +47,12 @@ class CaseRecord:
     """Process that synthesised the case: host, process number, random letters."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Entry of manifest.json."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CaseRecord":
+        """Record from an entry of manifest.json."""
         names = ("available", "targets")
         return cls(**{**values, **{name: tuple(values[name]) for name in names}})
 
@@ -107,6 +110,7 @@ def kept_record(request: CaseRequest, earlier: Mapping[str, CaseRecord]) -> Case
 
 
 def failed_record(request: CaseRequest, reason: str) -> CaseRecord:
+    """Record of a case that could not be completed."""
     return CaseRecord(request.case.name, "failed", request.available, request.targets, reason=reason)
 
 

@@ -86,6 +86,7 @@ class Ensemble:
 
     @property
     def modality_set(self) -> ModalitySet:
+        """Modalities and labels of all members."""
         return self.members[0].modality_set
 
     def __call__(

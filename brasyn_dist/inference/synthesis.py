@@ -59,16 +59,18 @@ class Member:
 
     @property
     def preprocessing(self) -> Preprocessing:
+        """How the model was trained to read slices."""
         assert self.generator.preprocessing is not None
         return self.generator.preprocessing
 
     @property
     def modality_set(self) -> ModalitySet:
+        """Modalities and labels of the model."""
         return self.preprocessing.modality_set
 
 
 class StageTimer:
-    """Seconds by stage:
+    """Seconds by stage.
 
     `with timer("network"): ...`. Stages of one case may run in different threads, one after another.
     """
@@ -273,7 +275,7 @@ def synthesise_slices(
 def case_scales(
     preprocessing: Preprocessing, images_MXYZ: Tensor, present: Sequence[int], wanted: int
 ) -> tuple[Tensor | None, float]:
-    """Medians (1, M) that normalise the inputs, and the unit of the output;
+    """Medians (1, M) that normalise the inputs, and the unit of the output.
 
     (None, 1) without normalisation by case.
     """
@@ -287,7 +289,7 @@ def case_scales(
 
 
 def brain_mask(images_MXYZ: Tensor, present: Sequence[int]) -> Tensor:
-    """(x, y, z) bool:
+    """Foreground of the inputs, (x, y, z) bool.
 
     False where at least two of the modalities `present` (or the only one) are background.
     """
@@ -318,8 +320,8 @@ def check_window(brain_KHW: Tensor, padding: Sequence[int], view: str) -> None:
             height, width = (n + sum(p) for n, p in zip(brain_KHW.shape[1:], (padding[2:], padding[:2])))
             raise DataError(
                 f"{lost} voxels of the brain lie outside the {height} x {width} pixels of {view} slices that "
-                "this model sees; use one with a larger generator.image_size, or move the brain to the middle "
-                "of its volume"
+                "this model sees; use one with a larger generator.image_size, or move the brain to the "
+                "middle of its volume"
             )
 
 

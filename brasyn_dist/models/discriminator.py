@@ -29,6 +29,7 @@ class DiscriminatorBlock(nn.Module):
         self.norm = nn.GroupNorm(groups, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to half of both sides."""
         return F.leaky_relu(self.norm(self.convolution(x)), SLOPE)
 
 

@@ -34,6 +34,7 @@ class IndexEmbedding(nn.Module):
         self.project = nn.Linear(width, width)
 
     def forward(self, index_B: Tensor) -> Tensor:
+        """Embedding (B, width) of indices (B,)."""
         sinusoid_BW = sinusoidal(index_B, self.expand.in_features, self.expand.weight.dtype)
         return self.project(F.silu(self.expand(sinusoid_BW)))
 
@@ -53,6 +54,7 @@ class TransformerBlock(nn.Module):
         self.mlp_project = nn.Linear(MLP_RATIO * width, width)
 
     def forward(self, tokens_BTW: Tensor) -> Tensor:
+        """Tokens (B, T, width) to tokens of the same shape."""
         tokens_BTW = tokens_BTW + self._attend(self.attention_norm(tokens_BTW))
         hidden = self.activation(self.mlp_expand(self.mlp_norm(tokens_BTW)))
         return tokens_BTW + self.mlp_project(hidden)

@@ -42,6 +42,7 @@ class Convolution(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, channels, H, W)."""
         return self.bound()(x)
 
 
@@ -57,6 +58,7 @@ class GroupNorm(nn.GroupNorm):
         return lambda x: F.group_norm(x, x.shape[1] // group_size, weight, bias, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, channels, H, W)."""
         return self.bound()(x)
 
 
@@ -104,6 +106,7 @@ class ResidualBlock(Block):
         self.shortcut = Convolution(inputs, outputs, 1, stacked=stacked) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
         hidden = x
         for norm, convolution in zip(self.norms, self.convolutions):
             layers = partial(norm_silu_convolution, norm.bound(), convolution.bound())  # type: ignore[operator]
@@ -119,6 +122,7 @@ class Downsampling(Block):
         self.convolution = Convolution(channels, channels, 3, stride=2, stacked=stacked)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to (B, channels, H / 2, W / 2)."""
         convolution = self.convolution.bound()
         return self.checkpointed(lambda x: convolution(F.pad(x, (0, 1, 0, 1))), x)
 
@@ -131,6 +135,7 @@ class Upsampling(Block):
         self.convolution = Convolution(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to (B, channels, 2 H, 2 W)."""
         convolution = self.convolution.bound()
         return self.checkpointed(lambda x: convolution(F.interpolate(x, scale_factor=2, mode="nearest")), x)
 

@@ -35,6 +35,7 @@ class Stage(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(groups, outputs) for _ in self.convolutions)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         for convolution, norm in zip(self.convolutions, self.norms):
             x = F.silu(norm(convolution(x)))
         return x

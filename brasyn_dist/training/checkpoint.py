@@ -197,6 +197,7 @@ class CheckpointSaver:
         return self._error is not None
 
     def check(self) -> None:
+        """Raise the error of the last save, if it failed."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error

@@ -161,6 +161,7 @@ class CountingTrainable(LocalTrainable):
     """
 
     def clip_and_step(self, max_norm: float, rate: float) -> Tensor:
+        """Clip the gradients; the norm before clipping."""
         return torch.nn.utils.clip_grad_norm_(self.module.parameters(), max_norm or float("inf"))
 
 

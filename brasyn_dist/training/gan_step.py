@@ -69,6 +69,7 @@ class GanStep:
         self._scale = group.world / config.training.global_batch_size
 
     def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:
+        """One update of both networks; see `Step`."""
         return self(self._loader(batch), self._masks(batch, number), rate)
 
     def __call__(self, batch: DeviceBatch, masks: Sequence[BatchMasks], rate: float) -> dict[str, Tensor]:
@@ -166,6 +167,7 @@ class GanStep:
             return self._segmenter(slices_BMHW, part.view_B[rows_B], part.type_B[rows_B])
 
     def trace(self, batch: SliceBatch, number: int) -> list[list[object]]:
+        """Target, available modalities and target of the cycle pass of each sample and mask."""
         masks = self._masks(batch, number)
         return [
             [[int(m.target[i]), m.available[i].tolist(), int(m.cycle_target[i])] for m in masks]

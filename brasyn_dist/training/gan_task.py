@@ -48,22 +48,25 @@ class GanTask:
         return None if self.segmenter is None else sha256_of(weights_file(Path(str(path)), Segmenter.kind))
 
     def with_runtime(self, runtime: RuntimeConfig) -> "GanTask":
+        """This task with other runtime options."""
         return GanTask(replace(self.config, runtime=runtime))
 
     def identity(self) -> dict[str, Any]:
-        used = self.config.objective.uses_discriminator
+        """What a resume must not change."""
         return {
             "generator": to_dict(self.config.generator),
-            "discriminator": to_dict(self.config.discriminator) if used else None,
+            "discriminator": to_dict(self.config.discriminator),
             "segmenter_sha256": self.segmenter_sha256,
         }
 
     def sources(self) -> dict[str, Any]:
+        """Files that the run was started from."""
         if self.segmenter is None:
             return {}
         return {"segmenter": {"path": self.config.objective.segmenter, "sha256": self.segmenter_sha256}}
 
     def check(self, data: TrainingData) -> None:
+        """See `Task.check`."""
         config = self.config
         check_updates(config, data.modality_set)
         if self.segmenter is None:
@@ -95,9 +98,11 @@ class GanTask:
             )
 
     def build_state(self, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
+        """Generator and discriminator with their optimisers, and the counters."""
         return build_state(self.config, group, modality_set)
 
     def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> GanStep:
+        """See `Task.build_step`."""
         segmenter = self.segmenter
         if segmenter is not None:
             move_to_device(self.config, group.device, segmenter)
@@ -110,12 +115,15 @@ class GanTask:
     def build_validator(
         self, group: ProcessGroup, data: TrainingData, normaliser: Normaliser
     ) -> GeneratorValidator:
+        """See `Task.build_validator`."""
         return GeneratorValidator(self.config, group, data, normaliser)
 
     def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
+        """Write the generator as an export folder."""
         cast(Generator, network).save_pretrained(folder, data.preprocessing, step)
 
     def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
+        """Networks in words, for the log."""
         lines = {name: f"{network.parameter_count:,} parameters" for name, network in state.networks.items()}
         options = generator_options(self.config, group.shards_weights)
         lines["generator"] += "".join(f", {name} {value}" for name, value in options.items())

@@ -51,13 +51,16 @@ class JsonLines:
         self._file = path.open("a", buffering=1 if at_once else -1)
 
     def write(self, values: Mapping[str, Any]) -> None:
+        """Append a line."""
         self._file.write(json.dumps(values) + "\n")
 
     def flush(self) -> None:
+        """Write all lines to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
@@ -78,8 +81,11 @@ class Tracker(Protocol):
     def scalars(self, lines: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """(step, values) in the order of the steps."""
 
-    def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None: ...
-    def close(self, status: str) -> None: ...
+    def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None:
+        """Send a picture."""
+
+    def close(self, status: str) -> None:
+        """End the run in the tracker."""
 
 
 class TensorBoardTracker:
@@ -93,14 +99,17 @@ class TensorBoardTracker:
         self._writer = SummaryWriter(str(folder), purge_step=purge)
 
     def scalars(self, lines: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Write numbers by step."""
         for step, values in lines:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None:
+        """Write a picture."""
         self._writer.add_image(name, rgb_HW3, step, dataformats="HWC")
 
     def close(self, status: str) -> None:
+        """Close the event file."""
         self._writer.close()
 
 
@@ -137,6 +146,7 @@ class WandbTracker:
         write_json(self._note, {"id": self._id, "last_step": max(self._sent, step)})
 
     def scalars(self, lines: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Send the numbers of steps that were not sent before."""
         # Saved before the steps are sent: after a kill in between, steps are missing instead of sent twice.
         self._save_note(lines[-1][0])
         for step, values in lines:
@@ -144,10 +154,12 @@ class WandbTracker:
                 self._run.log({"optimizer_step": step, **values})
 
     def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None:
+        """Send a picture, unless its step was sent before."""
         if step > self._sent:
             self._run.log({"optimizer_step": step, name: self._wandb.Image(rgb_HW3)})
 
     def close(self, status: str) -> None:
+        """End the run."""
         self._run.finish(exit_code=0 if status in ("finished", "stopped") else 1)
 
 
@@ -262,11 +274,13 @@ class RunLogger:
             self._send("train", lines)
 
     def validation(self, line: Mapping[str, Any]) -> None:
+        """Write the scores of a validation."""
         if self.is_main:
             self._metrics.write({"step": line["step"], "kind": "validation", **line})
             self._send("validation", [line])
 
     def performance(self, line: Mapping[str, Any]) -> None:
+        """Write times and rates of a period."""
         if self.is_main:
             self._performance.write({"time": round(time.time(), 3), **line})
             self._send("performance", [line])
@@ -279,6 +293,7 @@ class RunLogger:
             self.info(f"resumed from step {step}: checkpoint verified and read in {seconds:.1f} s")
 
     def image(self, step: int, name: str, rgb_HW3: np.ndarray) -> None:
+        """Send a picture to the trackers."""
         self._track(lambda tracker: tracker.image(step, name, rgb_HW3))
 
     def progress(self, step: int, values: Mapping[str, str]) -> None:
@@ -310,6 +325,7 @@ class RunLogger:
             fsync(self._metrics.path.parent)
 
     def close(self, status: str) -> None:
+        """Flush and close all outputs."""
         if self.is_main:
             self.flush()
             self._metrics.close()

@@ -47,12 +47,14 @@ class HostTimer:
         self.restart()
 
     def restart(self) -> None:
+        """Begin a new period."""
         self.seconds = dict.fromkeys((DATA_WAIT, AGREEMENT, VALIDATION, CHECKPOINT), 0.0)
         self.steps = 0
         self._start = time.monotonic()
 
     @contextlib.contextmanager
     def measure(self, activity: str) -> Iterator[None]:
+        """Add the time of the enclosed code to an activity."""
         begin = time.monotonic()
         yield
         self.seconds[activity] += time.monotonic() - begin

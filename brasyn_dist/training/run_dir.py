@@ -65,6 +65,7 @@ class RunLock:
         self._file.flush()
 
     def release(self) -> None:
+        """Release the lock."""
         self._file.close()
 
 

@@ -53,6 +53,7 @@ class SegmenterStep:
         self._loader = BatchLoader(config, normaliser)
 
     def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:
+        """One update of the segmenter; see `Step`."""
         config, sums = self._config, {}  # type: ignore[var-annotated]
         scale = self._group.world / config.training.global_batch_size
         with self._group.clock.phase("segmenter"):
@@ -69,6 +70,7 @@ class SegmenterStep:
         return sums
 
     def trace(self, batch: SliceBatch, number: int) -> list[list[object]]:
+        """Nothing: there are no masks."""
         return [[] for _ in batch.keys]
 
 
@@ -89,6 +91,7 @@ class SegmenterValidator(SliceValidator):
         self._tversky = config.tversky
 
     def selection_metric(self, scores: Mapping[str, float]) -> float:
+        """1 - mean Dice."""
         return 1 - scores["dice"]
 
     @torch.no_grad()
@@ -154,18 +157,23 @@ class SegmenterTask:
     config: SegmenterRunConfig
 
     def with_runtime(self, runtime: RuntimeConfig) -> "SegmenterTask":
+        """This task with other runtime options."""
         return SegmenterTask(replace(self.config, runtime=runtime))
 
     def identity(self) -> dict[str, Any]:
+        """What a resume must not change."""
         return {"segmenter": to_dict(self.config.segmenter)}
 
     def sources(self) -> dict[str, Any]:
+        """Files that the run was started from: none."""
         return {}
 
     def check(self, data: TrainingData) -> None:
+        """See `Task.check`."""
         check_tumour_types(data.training)
 
     def build_state(self, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
+        """Segmenter with its optimiser, and the counters."""
         config = self.config
         segmenter = build_segmenter(config.segmenter, config.seed, modality_set)
         if config.checkpoint.init_from is not None:
@@ -178,17 +186,21 @@ class SegmenterTask:
         )
 
     def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> SegmenterStep:
+        """See `Task.build_step`."""
         return SegmenterStep(self.config, group, state.main, normaliser)
 
     def build_validator(
         self, group: ProcessGroup, data: TrainingData, normaliser: Normaliser
     ) -> SegmenterValidator:
+        """See `Task.build_validator`."""
         return SegmenterValidator(self.config, group, data, normaliser)
 
     def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
+        """Write the segmenter as an export folder."""
         cast(Segmenter, network).save_pretrained(folder, data.preprocessing, step)
 
     def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
+        """Networks in words, for the log."""
         count, stages = state.main.parameter_count, len(self.config.segmenter.widths)
         return {"segmenter": f"{count:,} parameters, {stages} stages"}
 

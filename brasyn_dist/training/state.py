@@ -36,15 +36,17 @@ class TrainState:
 
     @property
     def generator(self) -> Trainable:
+        """The generator of a GAN."""
         return self.networks["generator"]
 
     @property
     def discriminator(self) -> Trainable | None:
-        """None if the objective does not need it."""
+        """The discriminator of a GAN; None if the objective does not need it."""
         return self.networks.get("discriminator")
 
     @property
     def main(self) -> Trainable:
+        """The network that is validated and exported."""
         return next(iter(self.networks.values()))
 
     @property

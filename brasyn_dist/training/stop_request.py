@@ -66,5 +66,6 @@ class StopRequest:
             self._file.unlink(missing_ok=True)
 
     def close(self) -> None:
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)

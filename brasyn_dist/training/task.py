@@ -50,7 +50,8 @@ class Task(Protocol):
     """The networks of one kind of run and what is done with them."""
 
     @property
-    def config(self) -> RunConfig: ...
+    def config(self) -> RunConfig:
+        """Options of the run."""
 
     def with_runtime(self, runtime: RuntimeConfig) -> "Task":
         """The same task with other runtime options."""
@@ -70,11 +71,13 @@ class Task(Protocol):
         Weights are a function of the seed, or come from `checkpoint.init_from`.
         """
 
-    def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> Step: ...
+    def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> Step:
+        """What one optimiser step does."""
 
     def build_validator(
         self, group: ProcessGroup, data: TrainingData, normaliser: Normaliser
-    ) -> SliceValidator: ...
+    ) -> SliceValidator:
+        """Validation on held-out slices."""
 
     def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
         """Write the weights that users load."""

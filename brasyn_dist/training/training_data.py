@@ -48,10 +48,12 @@ class TrainingData:
 
     @property
     def modality_set(self) -> ModalitySet:
+        """Modalities and labels of the shard set."""
         return self.preprocessing.modality_set
 
     @property
     def samples(self) -> int:
+        """Number of training slices."""
         return len(self.training)
 
     def stream(self, start: int, stop: int) -> SliceStream:
@@ -205,6 +207,7 @@ class DeviceBatch:
         return cls(real, context_BNMHW, labels, move(batch.has_labels), view, move(batch.tumour_type))
 
     def rows(self, start: int, stop: int) -> "DeviceBatch":
+        """Samples from `start` to before `stop`."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         cut: dict[str, Any] = {k: None if v is None else v[start:stop] for k, v in values.items()}
         return DeviceBatch(**cut)
@@ -224,6 +227,7 @@ class BatchLoader:
         self._newest: tuple[SliceBatch, DeviceBatch] | None = None
 
     def __call__(self, batch: SliceBatch) -> DeviceBatch:
+        """This rank's slices of a batch, on the device."""
         if self._newest is None or self._newest[0] is not batch:
             config = self._config
             sampled = sample_augmentation(

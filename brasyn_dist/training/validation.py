@@ -61,6 +61,7 @@ class GeneratorValidator(SliceValidator):
     """Scores a generator for each target modality."""
 
     def selection_metric(self, scores: Mapping[str, float]) -> float:
+        """Mean absolute error."""
         return scores["mae"]
 
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:

@@ -47,6 +47,7 @@ class Peer:
 
     @classmethod
     def here(cls, rank: int) -> "Peer":
+        """This process."""
         return cls(rank, os.getpid(), socket.gethostname())
 
     def __str__(self) -> str:

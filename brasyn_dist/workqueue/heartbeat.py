@@ -67,6 +67,7 @@ class Workers:
         self._observed: dict[str, tuple[int, float]] = {}
 
     def register(self, worker: Worker) -> None:
+        """Write a worker's file."""
         atomic_write_text(self._folder / worker.name, json.dumps(asdict(worker)))
 
     def leave(self, name: str) -> None:
@@ -82,6 +83,7 @@ class Workers:
         return []
 
     def get(self, name: str) -> Worker | None:
+        """A worker by name, also one that has left; None if it is unknown."""
         if name not in self._known:
             for path in (self._folder / name, self._folder / (name + LEFT)):
                 with suppress(OSError, ValueError, TypeError):
@@ -90,6 +92,7 @@ class Workers:
         return self._known.get(name)
 
     def all(self) -> list[Worker]:
+        """All workers that have not left."""
         return [worker for name in self.names() if (worker := self.get(name)) is not None]
 
     def present(self, name: str) -> bool:
@@ -97,6 +100,7 @@ class Workers:
         return self._last_heartbeat(name) is not None
 
     def has_left(self, name: str) -> bool:
+        """Whether the worker has left by itself."""
         return (self._folder / (name + LEFT)).exists()
 
     def has_ended(self, name: str) -> bool:
@@ -148,5 +152,6 @@ class Heartbeat:
                 continue  # the file server does not answer at the moment
 
     def stop(self) -> None:
+        """Stop the thread."""
         self._stopped.set()
         self._thread.join()

@@ -44,15 +44,12 @@ class ShardStorage(Protocol):
 
     def describe(self, name: str) -> str:
         """Path or URL of a file, for messages."""
-        ...
 
     def read(self, name: str) -> bytes:
         """Content of a small file (index.json), not cached. Raises DataError."""
-        ...
 
     def use_set(self, fingerprint: str) -> None:
         """Set the fingerprint, once the index is read. Must be called before `open`."""
-        ...
 
     def open(self, shard: ShardEntry) -> int:
         """File descriptor of a shard of the right size, for `os.pread`; the caller closes it.
@@ -61,7 +58,6 @@ class ShardStorage(Protocol):
             DataError: The shard is damaged or missing.
             ConfigError: The cache cannot store it.
         """
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,15 +39,12 @@ class ShardOrigin(Protocol):
 
     def describe(self, name: str) -> str:
         """Path or URL of a file, for messages."""
-        ...
 
     def read(self, name: str) -> bytes:
         """Content of a small file. Raises DataError."""
-        ...
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """Content of a file in pieces. Raises DataError."""
-        ...
 
 
 def default_cache_dir() -> Path:
