@@ -38,11 +38,13 @@ from brasyn_dist.config.training import (
 from brasyn_dist.config.yaml_files import merge, parse_value, read_yaml, set_by_path
 
 __all__ = [
-    "TASKS", "AdamConfig", "AnyGeneratorConfig", "AugmentationConfig", "CheckpointConfig", "Config", "DataConfig",
+    "TASKS", "AdamConfig", "AnyGeneratorConfig", "AugmentationConfig", "CheckpointConfig", "Config",
+    "DataConfig",
     "DiscriminatorConfig", "GeneratorConfig", "LengthConfig", "NormalisationMode",
     "ObjectiveConfig", "OptimizerConfig", "OrderConfig", "Recompute", "RunConfig", "RuntimeConfig",
     "SampleOrderConfig", "SegmenterConfig", "SegmenterRunConfig", "TelemetryConfig",
-    "TrainingConfig", "TverskyConfig", "UNetConfig", "ValidationConfig", "all_options", "check_image_size",
+    "TrainingConfig", "TverskyConfig", "UNetConfig", "ValidationConfig", "all_options",
+    "check_image_size",
     "dataclass", "from_dict", "load_config", "merge", "parse_value", "read_yaml", "set_by_path",
     "task_of", "to_dict", "to_yaml",
 ]  # fmt: skip

@@ -41,6 +41,7 @@ class ConvolutionUnit(Block):
         zero(self.modulation)
 
     def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
+        """Features (B, outputs, H, W) for a condition (B, E)."""
         scale, shift = self.modulation(condition_BE)[:, :, None, None].chunk(2, dim=1)
 
         def activate(x: Tensor) -> Tensor:
@@ -58,6 +59,7 @@ class Stage(nn.Module):
         self.units = nn.ModuleList(ConvolutionUnit(a, b, condition) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
+        """Features (B, outputs, H, W) for a condition (B, E)."""
         for unit in self.units:
             x_BCHW = unit(x_BCHW, condition_BE)
         return x_BCHW

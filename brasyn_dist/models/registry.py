@@ -1,6 +1,7 @@
 """Generators by `generator.kind`: their common interface, construction and loading.
 
-    GeneratorConfig --build_generator--> Generator --save_pretrained--> export --Generator.from_pretrained--> Generator
+    GeneratorConfig --build_generator--> Generator --save_pretrained--> export
+    export --Generator.from_pretrained--> Generator
 
 To add a kind: a dataclass of options with a field `kind` (config/models.py, config/run.py), a subclass of
 `Generator` in a module of its own, and a line in KINDS.

@@ -152,7 +152,7 @@ def generator_options(config: Config, shards_weights: bool) -> dict[str, Any]:
 
 
 def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
-    """Generator and, if the objective needs it, discriminator with their optimisers. See `Task.build_state`."""
+    """Generator, discriminator (if the objective needs it) and their optimisers. See `Task.build_state`."""
     runtime, device = config.runtime, group.device
     options = generator_options(config, group.shards_weights)
     generator = build_generator(config.generator, config.seed, modality_set, **options)

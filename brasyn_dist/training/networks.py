@@ -45,7 +45,10 @@ def compile_in_place(config: RunConfig, device: torch.device, *networks: nn.Modu
 
 
 def adam(config: RunConfig, network: nn.Module, rate_ratio: float = 1.0) -> torch.optim.AdamW:
-    """AdamW (Adam without weight decay) at the peak learning rate times `rate_ratio`. Every update sets the rate of its step."""
+    """AdamW at the peak learning rate times `rate_ratio`; Adam without weight decay.
+
+    Every update sets the rate of its step.
+    """
     options = config.optimizer
     rate = scaled_rate(options, config.training.global_batch_size) * rate_ratio
     fused = next(network.parameters()).device.type == "cuda"

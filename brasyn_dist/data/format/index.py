@@ -216,7 +216,7 @@ class Selection:
 
     @functools.cached_property
     def _positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(len, 3) case, view and slice of each sample; the samples in this order; the place of each in it."""
+        """(len, 3) case, view, slice of each sample; the samples in this order; the place of each in it."""
         positions = np.stack([self.column(name) for name in ("case", "view", "index")], axis=1)
         order = np.lexsort(positions.T[::-1])
         return positions, order, np.argsort(order)
