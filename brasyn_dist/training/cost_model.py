@@ -213,7 +213,9 @@ def report(config: Config) -> str:
         "steps": f"{steps} = {steps // per_batch} global batches of {batch} slices x {per_batch} updates, "
         f"{steps / per_batch * batch / len(training):.2f} epochs",
         "generator": f"{cost.generator_parameters:,} parameters",
-        "discriminator": f"{cost.discriminator_parameters:,} parameters",
+        "discriminator": f"{cost.discriminator_parameters:,} parameters"
+        if cost.discriminator_parameters
+        else "none",
         "operations": f"{cost.operations_per_slice / 1e9:.0f} GFLOP per slice and update, "
         f"{operations / 1e18:.3f} EFLOP in all",
         "at 100 TFLOP/s": f"{operations / 1e14 / 3600:.1f} GPU hours",
