@@ -52,6 +52,7 @@ def adam(config: RunConfig, network: nn.Module, rate_ratio: float = 1.0) -> torc
     options = config.optimizer
     rate = scaled_rate(options, config.training.global_batch_size) * rate_ratio
     fused = next(network.parameters()).device.type == "cuda"
-    return torch.optim.AdamW(
-        network.parameters(), rate, options.betas, options.eps, options.weight_decay, fused=fused
+    # Adam adds the L2 penalty to the gradient, AdamW shrinks the weights.
+    kind = torch.optim.Adam if options.weight_decay_form == "l2" else torch.optim.AdamW
+    return kind(network.parameters(), rate, options.betas, options.eps, options.weight_decay, fused=fused)
     )
