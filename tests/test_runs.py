@@ -177,7 +177,7 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
     assert exported["scales"]["cases"] == list(table).count(("train", "train_gli"))
     generator = Generator.from_pretrained(run_dir)
     preprocessing = generator.preprocessing
-    assert preprocessing.normalisation == "case" and generator.infuser.position_1TW.shape[1] == 3 * 2
+    assert preprocessing.normalisation == "case" and generator.infuser.tokens == 3 * 2
     with Image.open(run_dir / "panels/step-00000002-t1c.png") as panel:
         assert panel.size == (7 * (32 + 2), 48 + 16 + 2)
     # Unseen scale: what is synthesised has the one that the three others of the case suggest.
