@@ -279,6 +279,7 @@ def test_the_segmenters_training_is_that_of_the_published_code():
     assert scaled_rate(optimizer, segmenter.training.global_batch_size) == 2e-3
     assert segmenter.training.global_batch_size == 80
     assert (optimizer.weight_decay, optimizer.decay) == (1e-5, "polynomial")
+    assert optimizer.weight_decay_form == "l2"
 
 
 @pytest.mark.parametrize(("folder", "runs"), [("", "runs"), ("published", "runs/published")])

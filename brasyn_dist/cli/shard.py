@@ -85,8 +85,8 @@ class ShardCommandOptions:
             metavar="P",
             min=50,
             max=100,
-            help="Percentile of the foreground at which computed statistics clip (the thesis compares 95, 98, "
-            "99 and 99.5).",
+            help="Percentile of the foreground at which computed statistics clip (the thesis compares 95, "
+            "98, 99 and 99.5).",
         ),
     ] = 99.5
     headroom: Annotated[

@@ -2,7 +2,7 @@ r"""Submit the Slurm jobs shard, train, infer and evaluate, each after the succe
 
     brasyn submit CONFIG
 
-    brasyn submit configs/r3.yaml --cohorts data/train_gli data/train_met --shards shards \
+    brasyn submit configs/thesis/r3.yaml --cohorts data/train_gli data/train_met --shards shards \
         --cases cases --completed completed --references complete_cases --evaluation evaluation \
         --sbatch="--partition=gpu --account=lab" --sbatch-train="--nodes=4" [section.key=value ...]
 
@@ -105,7 +105,7 @@ def stages(options: SubmitOptions) -> list[Stage]:
 
 
 def sbatch_command(stage: Stage, common: str, after: str | None) -> list[str]:
-    """The `sbatch` command of a stage that waits for job `after` (the whole array, if it is one), or `1:2`."""
+    """The `sbatch` command of a stage that waits for job `after`, a whole array, or several (`1:2`)."""
     depends = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     script = str(resource_folder("slurm") / f"{stage.name}.sbatch")
     chosen = [*shlex.split(common), *shlex.split(stage.sbatch)]

@@ -50,9 +50,8 @@ def run(options: TableOptions) -> None:
     tables = {name: read_table(folder) for name, folder in folders.items()}
     for name, table in tables.items():
         if options.method not in set(table.method):
-            raise DataError(
-                f"{folders[name]}: no method {options.method!r}; it has {', '.join(sorted(set(table.method)))}"
-            )
+            known = ", ".join(sorted(set(table.method)))
+            raise DataError(f"{folders[name]}: no method {options.method!r}; it has {known}")
     frame = comparison(tables, options.method)
     references = {name: reference_kind(folder) for name, folder in folders.items()}
     notes = sorted({reference_note(kind) for kind in references.values()})

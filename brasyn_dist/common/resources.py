@@ -17,7 +17,7 @@ def resource_folder(name: Folder) -> Path:
 
 
 def find_resource(folder: Folder, name: str | Path) -> Path:
-    """A file by path, or a packaged file by name: `r3` and `configs/r3.yaml` are `configs/thesis/r3.yaml`.
+    """A file by path, or a packaged file by name: `r3` is `configs/thesis/r3.yaml`.
 
     A name that several subfolders have is that of the outermost: `published/r3` is
     `configs/thesis/published/r3.yaml`. A file that exists is returned unchanged, and so is a path that names

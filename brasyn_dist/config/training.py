@@ -35,7 +35,7 @@ class AdamConfig:
     warmup_steps: Index = 100
     """Optimiser steps over which the learning rate increases linearly."""
     decay: Literal["cosine", "polynomial"] = "cosine"
-    """Decrease of the learning rate to 0 after the warm-up: one cosine, or (1 - progress) to the power 0.9."""
+    """Decrease of the learning rate to 0 after the warm-up: a cosine, or (1 - progress) to the power 0.9."""
     clip_norm: Weight = 0.1
     """Maximum gradient norm of each network; 0: no clipping."""
 

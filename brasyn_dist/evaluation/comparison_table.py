@@ -26,6 +26,9 @@ TITLES = {
     "gmsd": "GMSD",
     "psnr": "PSNR (dB)",
     "mae": "MAE",
+    "nmae": "normalised MAE",
+    "matched_psnr": "PSNR, scale matched (dB)",
+    "matched_nmae": "normalised MAE, scale matched",
 }
 """Metrics in the order of the table; the first three are those of Table 5.1."""
 CLASSES = {"tumour": "WT", "healthy": "HT", "brain": "brain", "ET": "ET", "TC": "TC", "WT": "WT"}

@@ -51,7 +51,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "challenge_ssim": "structural similarity as the challenge computes it: mean over the whole volume, "
     "in which all voxels outside the region are 0; background dominates it",
     "ms_ssim": "multi-scale structural similarity of the axial slices, in the bounding box of the brain",
-    "gmsd": "gradient-magnitude similarity deviation: standard deviation over the region, 0 for equal volumes",
+    "gmsd": "gradient-magnitude similarity deviation: standard deviation over the region, 0 if equal",
 }
 
 

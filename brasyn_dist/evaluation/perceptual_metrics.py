@@ -3,8 +3,8 @@
     ms_ssim   Wang, Simoncelli, Bovik (2003), https://doi.org/10.1109/ACSSC.2003.1292216: five scales, the
               authors' weights; mean over axial slices, in the bounding box of the brain, which is padded with
               background to at least 176 pixels
-    gmsd      Xue et al. (2014), https://doi.org/10.1109/TIP.2013.2293423: standard deviation of the similarity
-              of gradient magnitudes (here of the 3-D Prewitt gradient) over a region; lower is better
+    gmsd      Xue et al. (2014), https://doi.org/10.1109/TIP.2013.2293423: standard deviation of the
+              similarity of gradient magnitudes (here 3-D Prewitt) over a region; lower is better
 
 LPIPS needs an image network that no package contains: the wheel of `lpips` has only the weights of its last
 layer. Volumes are scaled to [0, 1] and 0 outside of the brain.

@@ -127,7 +127,7 @@ def by_cohort(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def kind_of_cohort(cohort: str, case: str) -> str:
-    """Type in the name of the case (`BraTS-MEN-00001-000`: MEN) or of its folder, otherwise the folder's name."""
+    """Type in the name of the case (`BraTS-MEN-...`: MEN) or of its folder, otherwise the folder's name."""
     if named := re.match(r"BraTS-([A-Z]+)-", case, re.I):
         return named[1].upper()
     number = tumour_type(cohort, case)

@@ -79,7 +79,7 @@ class Decoder(Block):
 
 
 def gated(stages: Sequence[Tensor], gate: Tensor, pixelwise: bool) -> Encoded:
-    """Encoded slices with their gate; `pixelwise` adds the gate network's output to the bottleneck instead."""
+    """Encoded slices with their gate; `pixelwise` adds the gate network's output to the bottleneck."""
     if not pixelwise:
         return Encoded(tuple(stages), gate)
     return Encoded((*stages[:-1], stages[-1] + gate), torch.ones_like(gate[:, :, :1, :1]))

@@ -44,8 +44,8 @@ def compile_in_place(config: RunConfig, device: torch.device, *networks: nn.Modu
             network.compile(dynamic=False, fullgraph=True, **options)
 
 
-def adam(config: RunConfig, network: nn.Module, rate_ratio: float = 1.0) -> torch.optim.AdamW:
-    """AdamW at the peak learning rate times `rate_ratio`; Adam without weight decay.
+def adam(config: RunConfig, network: nn.Module, rate_ratio: float = 1.0) -> torch.optim.Adam:
+    """Adam or AdamW at the peak learning rate times `rate_ratio`.
 
     Every update sets the rate of its step.
     """
@@ -55,4 +55,3 @@ def adam(config: RunConfig, network: nn.Module, rate_ratio: float = 1.0) -> torc
     # Adam adds the L2 penalty to the gradient, AdamW shrinks the weights.
     kind = torch.optim.Adam if options.weight_decay_form == "l2" else torch.optim.AdamW
     return kind(network.parameters(), rate, options.betas, options.eps, options.weight_decay, fused=fused)
-    )

@@ -9,7 +9,7 @@ import torch
 from brasyn_dist.distributed.single_process import SingleProcess
 from brasyn_dist.errors import CheckpointError
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.generator import Generator, build_generator
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.checkpoint import save_checkpoint
@@ -67,5 +67,8 @@ def test_a_discriminator_of_another_width_is_refused_with_the_remedy(run_dir: Pa
 
 
 def test_weight_decay_reaches_the_optimiser():
-    optimizer = adam(small_config("optimizer.weight_decay=1e-5"), GENERATOR)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-5]
+    for form, kind in (("l2", torch.optim.Adam), ("decoupled", torch.optim.AdamW)):
+        options = ("optimizer.weight_decay=1e-5", f"optimizer.weight_decay_form={form}")
+        optimizer = adam(small_config(*options), GENERATOR)
+        assert type(optimizer) is kind
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-5]

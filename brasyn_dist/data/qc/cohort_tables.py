@@ -1,4 +1,4 @@
-"""Tables of a data set in the form of the thesis: clipping candidates, statistics, slices, shares of voxels."""
+"""Tables of a data set as in the thesis: clipping candidates, statistics, slices, shares of voxels."""
 
 from collections.abc import Sequence
 

@@ -95,7 +95,7 @@ class CaseFacts:
     """Orientation of the arrays in the files, such as LPS."""
     brain_voxels: int = 0
     slices: dict[str, int] = field(default_factory=dict)
-    """By view: slices in which every modality has enough foreground for training (preprocessing/slicing.py)."""
+    """By view: slices with enough foreground for training in every modality (preprocessing/slicing.py)."""
     modalities: dict[str, ModalityFacts] = field(default_factory=dict)
     labels: dict[str, int] | None = None
     """Voxels by label name; None without segmentation."""

@@ -26,7 +26,7 @@ class ShardOptions:
     codec: str = DEFAULT_CODEC
     round_values: bool = False
     clip_percentile: float = PERCENTILE
-    """Computed statistics clip at this percentile of the foreground (the thesis compares 95, 98, 99, 99.5)."""
+    """Computed statistics clip at this percentile of the foreground."""
     headroom: float = 1.0
     """Computed statistics clip at this multiple of the percentile. Above 1, brighter scans than those
     of a small cohort are not clipped."""
