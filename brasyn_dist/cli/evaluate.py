@@ -94,6 +94,14 @@ class EvaluateOptions:
             help="Segment by a program, from the folder {input}; also {case}, {t1c}, {t1n}, {t2f}, {t2w}.",
         ),
     ] = None
+    reference_segmentation: Annotated[
+        Literal["given", "pseudo"],
+        Option(
+            "--reference-segmentation",
+            help="Compare with the segmentation in --references, or with the one that the same segmenter or "
+            "command makes of the complete real case.",
+        ),
+    ] = "given"
     label_order: Annotated[
         Literal["brats", "nnunet"],
         Option(
@@ -113,6 +121,8 @@ class EvaluateOptions:
         at_most_one(
             segmenter=self.segmenter, segmentations=self.segmentations, segment_command=self.segment_command
         )
+        if self.reference_segmentation == "pseudo" and not (self.segmenter or self.segment_command):
+            raise BadParameter("--reference-segmentation pseudo needs --segmenter or --segment-command")
         if not self.tolerance >= 0:
             raise BadParameter(f"--tolerance {self.tolerance}: must be at least 0 mm")
 
@@ -172,7 +182,14 @@ def score(evaluation: Evaluation, context: LaunchContext) -> None:
 def write_results(evaluation: Evaluation, results: "Sequence[CaseScores]") -> None:
     """Write summary.json, cases.csv and report.html."""
     from brasyn_dist.common.files import atomic_write_text, write_json
-    from brasyn_dist.evaluation.tables import score_table, summarise, summary_json, table_csv
+    from brasyn_dist.evaluation.tables import (
+        by_cohort,
+        reference_note,
+        score_table,
+        summarise,
+        summary_json,
+        table_csv,
+    )
     from brasyn_dist.report.evaluation_report import write_report
 
     options, regression = evaluation.options, evaluation.scoring.regression
@@ -186,6 +203,8 @@ def write_results(evaluation: Evaluation, results: "Sequence[CaseScores]") -> No
         options.out / "summary.json",
         {
             "means": summary_json(summary),
+            "cohorts": {name: summary_json(summarise(part)) for name, part in by_cohort(table).items()},
+            "reference_segmentation": options.reference_segmentation,
             "problems": [
                 {"prediction": r.prediction.path.name, "scored": bool(r.scores), "reason": r.problem}
                 for r in problems
@@ -201,6 +220,7 @@ def write_results(evaluation: Evaluation, results: "Sequence[CaseScores]") -> No
             options.predictions,
             options.curves,
             evaluation.scoring.modality_set,
+            reference_note(options.reference_segmentation),
         )
 
 
@@ -234,13 +254,25 @@ def scoring_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") ->
     modality_set = modality_set_of(options.predictions)
     segment = segment_of(options, predictions)
     if options.no_baselines:
-        return ScoringSettings(segment=segment, tolerance_mm=options.tolerance, modality_set=modality_set)
+        return ScoringSettings(
+            segment=segment,
+            pseudo_reference=options.reference_segmentation == "pseudo",
+            tolerance_mm=options.tolerance,
+            modality_set=modality_set,
+        )
     published = options.statistics == "published"
     statistics = PUBLISHED if published else Statistics.load(options.statistics)
     regression = regression_of(options, statistics, modality_set)
     if regression is not None and (seen := sorted({p.case for p in predictions} & set(regression.cases))):
         print(f"note: the regression was fitted on evaluated cases: {', '.join(seen)}", file=sys.stderr)
-    return ScoringSettings(statistics, regression, segment, options.tolerance, modality_set)
+    return ScoringSettings(
+        statistics,
+        regression,
+        segment,
+        options.reference_segmentation == "pseudo",
+        options.tolerance,
+        modality_set,
+    )
 
 
 def segment_of(options: EvaluateOptions, predictions: "Sequence[Prediction]") -> "CaseSegmenter | None":

@@ -2,7 +2,7 @@
 
     brasyn train --config r3 [section.key=value ...]
 
-    accelerate launch --config_file launch/one_node.yaml -m brasyn_dist.train --config configs/r3.yaml
+    accelerate launch --config_file launch/one_node.yaml -m brasyn_dist.train --config configs/thesis/r3.yaml
 
 The option `task` of the configuration says what is trained. To continue an interrupted run, run the same
 command again. Exit status: 0 finished, 75 stopped on request (the same command continues), 1 failed, 2 wrong

@@ -14,6 +14,7 @@ from brasyn_dist.config.data import (
     SampleOrderConfig,
 )
 from brasyn_dist.config.models import (
+    BEFORE_OPTIONS,
     AnyGeneratorConfig,
     DiscriminatorConfig,
     GeneratorConfig,
@@ -38,8 +39,8 @@ from brasyn_dist.config.training import (
 from brasyn_dist.config.yaml_files import merge, parse_value, read_yaml, set_by_path
 
 __all__ = [
-    "TASKS", "AdamConfig", "AnyGeneratorConfig", "AugmentationConfig", "CheckpointConfig", "Config",
-    "DataConfig",
+    "BEFORE_OPTIONS", "TASKS", "AdamConfig", "AnyGeneratorConfig", "AugmentationConfig", "CheckpointConfig",
+    "Config", "DataConfig",
     "DiscriminatorConfig", "GeneratorConfig", "LengthConfig", "NormalisationMode",
     "ObjectiveConfig", "OptimizerConfig", "OrderConfig", "Recompute", "RunConfig", "RuntimeConfig",
     "SampleOrderConfig", "SegmenterConfig", "SegmenterRunConfig", "TelemetryConfig",

@@ -35,8 +35,19 @@ class GeneratorConfig:
     channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8, 10)
     """Channels of each resolution as multiples of base_channels; each step halves the image."""
     convolutions_per_block: Literal[1, 2] = 1
-    """GroupNorm-SiLU-convolution once (published weights) or twice (text of the thesis) in each residual
-    block."""
+    """Convolutions of each residual block: 1 (published weights) or 2 (text of the thesis)."""
+    residual_block: Literal["described", "published"] = "published"
+    """Order of the layers in residual blocks. `described`: GroupNorm, convolution, SiLU. `published`:
+    GroupNorm, SiLU, convolution."""
+    decoder: Literal["described", "published"] = "described"
+    """`described`: five stages, each with a skip. `published`: four, the full-size skip is not used; `brasyn
+    convert` sets it."""
+    early_fusion: Literal["described", "published"] = "published"
+    """Features of the early-fusion encoder for samples with exactly one available modality. `described`: used
+    with weight one, as for all others. `published`: left out."""
+    position_embedding: Literal["learned", "sinusoidal"] = "learned"
+    """Position embedding of the bottleneck's tokens: learned (published weights) or sinusoidal (text of the
+    thesis)."""
     norm_groups: Count = 8
     """Groups of each GroupNorm."""
     transformer_layers: Index = 4
@@ -47,9 +58,10 @@ class GeneratorConfig:
     """Activation function of the transformer's MLP."""
     view_embedding: bool = False
     """Add an embedding of the view (axial, sagittal, coronal) to every token: one model for several views."""
-    attention: Literal["described", "published"] = "described"
+    attention: Literal["described", "published", "none"] = "described"
     """`published`: the gate uses the attention of channel 0 only, as in the published weights; `brasyn
-    convert` sets it."""
+    convert` sets it. `none`: all gates are 1; the same parameters are a residual 1x1 network on each
+    encoder's bottleneck instead (ablation at an equal number of parameters)."""
 
     def __post_init__(self) -> None:
         scale = 2 ** (len(self.channel_multipliers) - 1)
@@ -69,6 +81,10 @@ class GeneratorConfig:
     def width(self) -> int:
         """Channels at the bottleneck and width of the transformer's tokens."""
         return self.base_channels * self.channel_multipliers[-1]
+
+
+BEFORE_OPTIONS = {"decoder": "published"}
+"""Options of this generator in exports and checkpoints that are older than the option."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ class TverskyConfig:
     smoothing: Above0 = 1.0
     """Pixels added to the numerator and denominator for each class. The method's 1e-6 applies to sums over
     a batch, which contains every class; a slice without a class would have no gradient with it."""
+    classes: Literal["mean", "sum"] = "mean"
+    """Mean over the classes (published code), or their sum (text of the thesis: with four classes, four times
+    the mean)."""
 
 
 @dataclass(frozen=True)

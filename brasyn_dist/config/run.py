@@ -7,11 +7,12 @@ A YAML file may start with `base: other.yaml` (relative to itself) and then cont
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, overload
+from typing import Annotated, Any, Literal, Self, TypeVar, overload
 
 from brasyn_dist.brats import image_shape
 from brasyn_dist.config.data import AugmentationConfig, DataConfig, OrderConfig, SampleOrderConfig
 from brasyn_dist.config.models import (
+    BEFORE_OPTIONS,
     SIZE_STEP,
     AnyGeneratorConfig,
     DiscriminatorConfig,
@@ -59,6 +60,11 @@ class RunConfig:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
+    @classmethod
+    def before_options(cls) -> Self:
+        """Defaults as they were before an option existed: fill what an old checkpoint does not state."""
+        return from_dict(cls, {"generator": BEFORE_OPTIONS} if cls is Config else {})
+
     @property
     def run_dir(self) -> Path:
         """Folder of the run."""
@@ -101,13 +107,6 @@ class Config(RunConfig):
             raise ConfigError(
                 "runtime.static_graph does not go with training.micro_batch_size: not every micro-batch "
                 "exchanges gradients"
-            )
-        embedding = not isinstance(self.generator, GeneratorConfig) or self.generator.view_embedding
-        if len(self.data.views) > 1 and not embedding:
-            raise ConfigError(
-                f"data.views has {len(self.data.views)} views but generator.view_embedding is false: the "
-                "model cannot distinguish them; set generator.view_embedding=true or train one model for "
-                "each view"
             )
 
     def _check_generator(self) -> None:

@@ -24,6 +24,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from brasyn_dist.errors import DataError
+from brasyn_dist.evaluation.perceptual_metrics import (
+    gradient_magnitude,
+    gradient_similarity,
+    multi_scale_ssim,
+)
 
 RADIUS = 5
 """Radius of the Gaussian window in voxels, and margin around bounding boxes."""
@@ -45,6 +50,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "ssim": "structural similarity, averaged over the region only",
     "challenge_ssim": "structural similarity as the challenge computes it: mean over the whole volume, "
     "in which all voxels outside the region are 0; background dominates it",
+    "ms_ssim": "multi-scale structural similarity of the axial slices, in the bounding box of the brain",
+    "gmsd": "gradient-magnitude similarity deviation: standard deviation over the region, 0 if equal",
 }
 
 
@@ -109,6 +116,7 @@ class ReferenceVolume:
         scaled = scale_to_unit(real_xyz)[self._box].astype(np.float64)
         self._brain = scaled * brain[self._box]
         self._moments = Moments.of(self._brain)
+        self._gradient = gradient_magnitude(self._brain)
         self._inner: tuple[slice, ...] | None = None
         if tumour is not None and tumour.any():
             self._tumour_mask = tumour[self._box]
@@ -145,9 +153,15 @@ class ReferenceVolume:
         """SSIM metrics of a synthetic volume, scaled to [0, 1] and cropped to the box of the brain."""
         brain_mask, size = self.regions.brain[self._box], self.regions.brain.size
         x = scaled * brain_mask
+        values: MetricValues = {"ms_ssim/brain": multi_scale_ssim(x, self._brain)}
+        gradients = gradient_similarity(gradient_magnitude(x), self._gradient)
+        for name in REGIONS:
+            mask = getattr(self.regions, name)
+            known = mask is not None and mask.any()
+            values[f"gmsd/{name}"] = float(gradients[mask[self._box]].std()) if known else None
         moments, product = Moments.of(x), local_mean(x * self._brain)
         similarity = ssim_of_moments(moments, self._moments, product, 1.0)
-        values: MetricValues = {"ssim/brain": float(similarity[brain_mask].mean())}
+        values["ssim/brain"] = float(similarity[brain_mask].mean())
         if self.regions.tumour is None:
             return values
         if self._inner is not None:
@@ -288,4 +302,4 @@ def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
 
 def direction(name: str) -> int:
     """+1 if higher values of a metric are better, -1 if lower values are."""
-    return -1 if name.startswith(("mae", "nmae", "matched_nmae", "hd95")) else 1
+    return -1 if name.startswith(("mae", "nmae", "matched_nmae", "hd95", "gmsd")) else 1

@@ -4,7 +4,7 @@
 
 runs/r8                             one model, over all views that it was trained on
 runs/r6:axial runs/r7:sagittal      one model for each view
-configs/r9.yaml                     the same in a file: `members`, and optionally `fusion` and `any_view`
+configs/thesis/r9.yaml              the same in a file: `members`, and optionally `fusion` and `any_view`
 """
 
 import dataclasses

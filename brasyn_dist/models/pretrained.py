@@ -40,6 +40,8 @@ class PretrainedNetwork(nn.Module):
     kind: ClassVar[str]
     """Name of the network in file names and in config.json."""
     config_class: ClassVar[type]
+    before_options: ClassVar[dict[str, Any]] = {}
+    """Options of exports that are older than the option, where the default is another value."""
 
     def __init__(self, config: Any, modality_set: ModalitySet = BRATS) -> None:
         super().__init__()
@@ -113,7 +115,8 @@ class PretrainedNetwork(nn.Module):
         try:
             preprocessing = Preprocessing.from_dict(values, file)
             network_class = cls.class_of(values[cls.kind])
-            config: Any = from_dict(network_class.config_class, values[cls.kind], str(file))
+            shape = network_class.before_options | values[cls.kind]
+            config: Any = from_dict(network_class.config_class, shape, str(file))
             with torch.device("meta"):
                 network = network_class(config, modality_set=preprocessing.modality_set, **options)
         except BrasynError as error:

@@ -157,6 +157,10 @@ def read_generator_config(tensors: Mapping[str, Tensor], heads: int) -> Generato
             mlp_activation=activation,
             view_embedding=any(name.startswith("middle.view_embedding.") for name in tensors),
             attention="published",
+            decoder="published",
+            early_fusion="published",
+            residual_block="published",
+            position_embedding="learned",
         )
     except ConfigError as error:
         raise CheckpointError(f"published generator: {error}; is --heads right?") from None

@@ -1,5 +1,6 @@
 """Training of a generator and its discriminator; with the Tversky term also with a frozen segmenter."""
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +12,26 @@ from brasyn_dist.brats import BRATS, image_shape
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.config import Config, RuntimeConfig, to_dict
 from brasyn_dist.distributed.process_group import ProcessGroup
-from brasyn_dist.errors import ConfigError
+from brasyn_dist.errors import CheckpointError, ConfigError
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.discriminator import build_discriminator
+from brasyn_dist.models.discriminator import Discriminator, build_discriminator
 from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.passes import SynthesisPasses
-from brasyn_dist.models.pretrained import load_weights, weights_file
+from brasyn_dist.models.pretrained import load_state, load_tensors, load_weights, weights_file
 from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
+from brasyn_dist.training.checkpoint import newest_intact
 from brasyn_dist.training.gan_step import GanStep
 from brasyn_dist.training.networks import adam, compile_in_place, move_to_device
+from brasyn_dist.training.run_dir import CHECKPOINTS
 from brasyn_dist.training.state import TrainState, average_of
 from brasyn_dist.training.training_data import TrainingData, check_tumour_types
 from brasyn_dist.training.validation import GeneratorValidator
+
+log = logging.getLogger(__name__)
+DISCRIMINATOR = "discriminator"
+"""Name of the network in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,30 @@ def check_updates(config: Config, modality_set: ModalitySet) -> None:
         )
 
 
+def start_discriminator(discriminator: Discriminator, path: Path, say: bool) -> None:
+    """Load the discriminator's weights from a checkpoint or from the newest one of a run folder.
+
+    An export has none: the discriminator then keeps its random weights.
+
+    Raises:
+        CheckpointError: The weights do not fit.
+    """
+    found = path if (path / f"{DISCRIMINATOR}.safetensors").is_file() else None
+    if found is None and (newest := newest_intact(path / CHECKPOINTS)[0]) is not None:
+        found = newest.folder
+    if found is None:
+        if say:
+            log.warning("checkpoint.init_from=%s has no discriminator: it starts with random weights", path)
+        return
+    file = found / f"{DISCRIMINATOR}.safetensors"
+    try:
+        load_state(discriminator, load_tensors(file), file)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"checkpoint.init_from={path}: {error}; to start with its generator only, give an export folder"
+        ) from None
+
+
 def generator_options(config: Config, shards_weights: bool) -> dict[str, Any]:
     """Execution options of the generator, by its kind."""
     if config.generator.kind != "hfgan":
@@ -166,6 +197,8 @@ def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet =
     networks = {"generator": group.prepare(passes, adam(config, generator), generator)}
     if config.objective.uses_discriminator:
         discriminator = build_discriminator(config.discriminator, config.seed, modality_set)
+        if config.checkpoint.init_from is not None:
+            start_discriminator(discriminator, Path(config.checkpoint.init_from), group.is_main)
         move_to_device(config, device, discriminator)
         compile_in_place(config, device, discriminator)
         optimizer = adam(config, discriminator, config.optimizer.discriminator_ratio)

@@ -136,7 +136,9 @@ def test_without_segmentation_regions_are_unknown_not_zero(volumes):
     scores = score_volume(synthetic, real, None)
     assert scores["mae/brain"] is not None and scores["ssim/brain"] is not None
     assert {k for k, v in scores.items() if v is None} == {
-        f"{s}/{r}" for s in ("mae", "nmae", "psnr", "ssim", "challenge_ssim") for r in ("healthy", "tumour")
+        f"{s}/{r}"
+        for s in ("mae", "nmae", "psnr", "ssim", "challenge_ssim", "gmsd")
+        for r in ("healthy", "tumour")
     }
 
 

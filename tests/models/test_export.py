@@ -103,6 +103,15 @@ def test_weights_are_not_exported_without_statistics(tmp_path):
         build_generator(small_config(), 1).save_pretrained(tmp_path)
 
 
+def test_exports_that_are_older_than_the_decoder_option_have_the_published_decoder(tmp_path):
+    build_generator(small_config(decoder="published"), 1).save_pretrained(tmp_path, PREPROCESSING)
+    config = tmp_path / "config.json"
+    values = json.loads(config.read_text())
+    del values["generator"]["decoder"]
+    config.write_text(json.dumps(values))
+    assert Generator.from_pretrained(tmp_path).config == small_config(decoder="published")
+
+
 def test_weights_alone_from_export_run_and_checkpoint(export, tmp_path):
     source = Generator.from_pretrained(export)
     checkpoint = tmp_path / "step-00000001"

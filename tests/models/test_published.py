@@ -40,6 +40,7 @@ def test_configuration_is_read_off_the_weights(shared, name):
         mlp_activation="gelu" if name == "generator-grouped-view" else "silu",
         view_embedding=name == "generator-grouped-view",
         attention="published",
+        decoder="published",
     )
 
 
@@ -159,7 +160,7 @@ def test_full_size_weights_need_no_options(shared, tmp_path):
         if name.startswith("middle.layers.0.")
     }
     config, converted = convert_generator(state | extra)
-    assert config == GeneratorConfig(mlp_activation="silu", attention="published")
+    assert config == GeneratorConfig(mlp_activation="silu", attention="published", decoder="published")
     assert sum(t.numel() for t in converted.values()) == 80_039_041
 
 
