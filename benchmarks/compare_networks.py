@@ -53,7 +53,12 @@ SCORES = {
     "psnr/brain": "PSNR, dB", "matched_psnr/brain": "matched PSNR, dB", "nmae/brain": "normalised MAE",
     "matched_nmae/brain": "matched nMAE", "ssim/healthy": "SSIM, healthy", "ssim/tumour": "SSIM, tumour",
 }  # fmt: skip
-TEXTBOOK = ("augmentation.crop=null", "objective.ssim=0", "runtime.channels_last=false")
+TEXTBOOK = (
+    "augmentation.crop=null",
+    "objective.ssim=0",
+    "objective.smooth_l1=0",
+    "runtime.channels_last=false",
+)
 """What the textbook training does not have of configs/laptop.yaml."""
 
 

@@ -32,6 +32,9 @@ class ObjectiveConfig:
 
     reconstruction: Weight = 10.0
     """Weight of the reconstruction error (L1) of the target modality."""
+    smooth_l1: Weight = 0.0
+    """Normalised errors below this value count squared in the reconstruction error (beta of smooth L1); 0:
+    L1."""
     adversarial: Weight = 0.25
     """Weight of the generator's adversarial loss."""
     classification: Weight = 0.25

@@ -61,6 +61,16 @@ class Normaliser:
         return torch.full_like(self.clip_M, CASE_RANGE if self.mode == "case" else SLICE_RANGE)
 
     @property
+    def ssim_offset(self) -> float:
+        """Added to normalised values before SSIM.
+
+        In mode `case` it makes them positive. Otherwise tissue near the median would have values near 0, for
+        which the luminance term of SSIM is unstable: networks then left the fluid of T2w dark. In mode
+        `zscore` the thesis computes SSIM of the z-scores.
+        """
+        return -BACKGROUND_VALUE if self.mode == "case" else 0.0
+
+    @property
     def window(self) -> tuple[float, float]:
         """Normalised intensities that are shown as black and as white in every picture."""
         return (BACKGROUND_VALUE, {"zscore": 4.0, "slice": 1.0, "case": 1.5}[self.mode])

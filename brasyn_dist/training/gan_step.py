@@ -147,6 +147,7 @@ class GanStep:
             bottleneck_BCHW=bottleneck_BCHW,
             range_B=self.normaliser.range_M[plan.target_B],
             tumour_B1HW=(labels_BHW > 0)[:, None],
+            ssim_offset=self.normaliser.ssim_offset,
             cycle_image_B1HW=cycle_image_B1HW,
             cycle_real_B1HW=modality_slices(part.real_BMHW, plan.row_B, plan.cycle_target_B),
             cycle_bottleneck_BCHW=cycle_bottleneck_BCHW,
