@@ -143,8 +143,8 @@ def slice_scores(
 ) -> dict[str, list[float | None]]:
     """MAE and PSNR over the brain, mean SSIM over healthy tissue and over tumour, for each slice.
 
-    `data_range` is the range of PSNR and SSIM (Normaliser.range_M); `ssim_offset` is added before SSIM. SSIM is
-    None for slices without labels or without region.
+    `data_range` is the range of PSNR and SSIM (Normaliser.range_M); `ssim_offset` is added before SSIM. SSIM
+    is None for slices without labels or without region.
     """
     tumour_B1HW = (labels_BHW > 0)[:, None] & brain_B1HW
     error_B1HW = (image_B1HW - truth_B1HW) * brain_B1HW
