@@ -9,6 +9,6 @@ setup(
     package_dir={f"brasyn_dist.{name}": name for name in DATA},
     package_data={
         "brasyn_dist.report": ["templates/*.j2"],
-        **{f"brasyn_dist.{name}": ["*.yaml", "*.sbatch", "*.sh"] for name in DATA},
+        **{f"brasyn_dist.{name}": ["**/*.yaml", "*.sbatch", "*.sh"] for name in DATA},
     },
 )

@@ -64,7 +64,7 @@ def main() -> int:
 
 def take_a_step(state: TrainState) -> None:
     """Adam's moments exist from the first step on."""
-    for network in (state.generator, state.discriminator):
+    for network in state.networks.values():
         for parameter in network.module.parameters():
             parameter.grad = torch.zeros_like(parameter)
         network.optimizer.step()

@@ -37,7 +37,7 @@ from brasyn_dist.inference.synthesis import (
     stack_modalities,
     synthesise_case,
 )
-from brasyn_dist.models.generator import Generator, build_generator, default_execution
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing.normalisation import mask_missing
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.slicing import extract_slices, pad_or_crop, stack_slices
@@ -96,7 +96,7 @@ def parse() -> argparse.Namespace:
 
 def load(options: argparse.Namespace, device: torch.device) -> Generator:
     if options.weights:
-        generator = Generator.from_pretrained(options.weights, encoder_execution=default_execution(device))
+        generator = Generator.from_pretrained(options.weights)
     else:
         generator = build_generator(GeneratorConfig(base_channels=options.width), 0)
         generator.preprocessing = Preprocessing(PUBLISHED)

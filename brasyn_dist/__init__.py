@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Generator": "brasyn_dist.models.generator",
+    "Generator": "brasyn_dist.models.registry",
     "infer_batch": "brasyn_dist.inference.api",
     "infer_single": "brasyn_dist.inference.api",
 }

@@ -43,7 +43,6 @@ def test_yaml_over_base_over_defaults_and_overrides_last(tmp_path: Path):
         ("training.updates_per_batch=0", "expected int of at least 1"),
         ("data.views=[axial, oblique]", "oblique"),
         ("data.views=axial", "expected a list"),
-        ("data.views=[axial, sagittal]", "view_embedding"),
         ("training.epochs=many", "expected float"),
         ("training.global_batch_size=true", "expected int"),
         ("training.global_batch_size=4.0", "expected int"),

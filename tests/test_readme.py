@@ -69,7 +69,9 @@ def test_each_stage_as_the_readme_gives_it(tmp_path: Path):
         tmp_path,
         "--minimum-foreground 200 --validation-fraction 0.34",
     )
-    assert "GFLOP" in run(matching("brasyn train --config configs/r3.yaml --dry-run"), tmp_path, NARROW)
+    assert "GFLOP" in run(
+        matching("brasyn train --config configs/thesis/r3.yaml --dry-run"), tmp_path, NARROW
+    )
     launched = matching("accelerate launch").replace(
         "--num_processes 2", "--num_processes 2 --main_process_port 0"
     )

@@ -10,11 +10,12 @@ import pytest
 from safetensors.torch import load_file
 
 from brasyn_dist.cli.train import main as train
-from brasyn_dist.config import RunConfig, load_config
+from brasyn_dist.config import Config, RunConfig, load_config
 from brasyn_dist.inference.ensemble import load_inference
+from brasyn_dist.training.schedule import scaled_rate, total_steps
 from tests.small import small_shard_set
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs/thesis"
 UPDATES = 2
 COMMON = (
     f"training.max_steps={UPDATES}", "training.global_batch_size=4", "runtime.threads=1",
@@ -40,11 +41,17 @@ TERMS = {
     "r6": ALWAYS | SECOND_PASS | DUAL | {"tversky"},
     "r7": ALWAYS | SECOND_PASS | DUAL | {"tversky"},
     "r8": ALWAYS | SECOND_PASS | DUAL,
+    "r8_three_views_embedding": ALWAYS | SECOND_PASS | DUAL,
+    "published/r6": ALWAYS | SECOND_PASS | DUAL | {"tversky"},
     "hfgan": ALWAYS | SECOND_PASS,
     "segmenter": {"tversky"},
 }
 """The objective of each run, by the names of its terms in metrics.jsonl."""
-NEEDS = {"r6": ("r3", "segmenter"), "r7": ("r3", "segmenter")}
+NEEDS = {
+    "r6": ("r3", "segmenter"),
+    "r7": ("r3", "segmenter"),
+    "published/r6": ("published/r3", "segmenter"),
+}
 
 
 class Runs:
@@ -133,7 +140,7 @@ def test_slices_of_their_own_range_are_synthesised_as_they_were_trained(runs: Ru
     import nibabel
 
     from brasyn_dist.inference.api import infer_batch
-    from brasyn_dist.models.generator import Generator
+    from brasyn_dist.models.registry import Generator
 
     assert Generator.from_pretrained(runs("hfgan")).preprocessing.normalisation == "slice"
     out = runs.work / "hfgan-cases"
@@ -155,7 +162,7 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
 
     from brasyn_dist.brats import MODALITIES
     from brasyn_dist.inference.api import infer_batch
-    from brasyn_dist.models.generator import Generator
+    from brasyn_dist.models.registry import Generator
 
     options = [
         "name=scaled", "data.normalisation=case", "generator.image_size=[32,48]",
@@ -170,7 +177,7 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
     assert exported["scales"]["cases"] == list(table).count(("train", "train_gli"))
     generator = Generator.from_pretrained(run_dir)
     preprocessing = generator.preprocessing
-    assert preprocessing.normalisation == "case" and generator.infuser.position_1TW.shape[1] == 3 * 2
+    assert preprocessing.normalisation == "case" and generator.infuser.tokens == 3 * 2
     with Image.open(run_dir / "panels/step-00000002-t1c.png") as panel:
         assert panel.size == (7 * (32 + 2), 48 + 16 + 2)
     # Unseen scale: what is synthesised has the one that the three others of the case suggest.
@@ -188,34 +195,108 @@ def load_run(name: str) -> RunConfig:
     return load_config(CONFIGS / f"{name}.yaml", (), RunConfig)
 
 
-def test_what_the_method_says_of_each_run():
-    """Method, section 6. Written out here once more, so that a slip in a base file shows."""
-    runs = {name: load_config(CONFIGS / f"{name}.yaml") for name in TERMS if name != "segmenter"}
+def of_every_run(folder: Path) -> dict[str, Config]:
+    return {n: load_config(folder / f"{n}.yaml") for n in ("r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8")}
+
+
+def test_what_text_and_paper_say_of_each_run():
+    """Method, sections 6 and 10. Written out here once more, so that a slip in a base file shows."""
+    runs = of_every_run(CONFIGS) | {"hfgan": load_config(CONFIGS / "hfgan.yaml")}
     for name, run in runs.items():
         assert run.name == name
-        assert run.order.availability == ("three" if name in ("r3", "r6", "r7", "r8") else "any"), name
+        assert run.order.availability == ("three" if name in ("r3", "r5", "r7", "r8") else "any"), name
         assert run.data.cohorts == (() if name == "r8" else ("train_gli",)), name
         assert run.training.updates_per_batch == 4 and run.training.global_batch_size == 64
+        assert run.training.ema_decay == 0 and run.discriminator.base_channels == 32
         assert run.optimizer.clip_norm == 0.1 and run.optimizer.discriminator_ratio == 0.1
         weights = run.objective
         assert (weights.reconstruction, weights.adversarial, weights.classification) == (10, 0.25, 0.25)
         assert run.data.normalisation == ("slice" if name == "hfgan" else "zscore")
-    epochs = {name: run.training.epochs for name, run in runs.items()}
-    assert epochs == dict.fromkeys(runs, 10.0) | {"r6": 3.0, "r7": 3.0, "r8": 5.0}
+        assert (run.tversky.classes, weights.mask_background) == ("sum", False)
+        generator = run.generator
+        described = (generator.decoder, generator.early_fusion, generator.residual_block, generator.attention)
+        assert described == ("described",) * 4
+        assert (generator.convolutions_per_block, generator.position_embedding) == (2, "sinusoidal")
     views = {name: run.data.views for name, run in runs.items()}
     assert views == dict.fromkeys(runs, ("axial",)) | {"r7": ("sagittal",), "r8": ("axial", "sagittal")}
     assert runs["r1"].runtime.precision == "fp16"
+    rates = {name: run.optimizer.base_rate for name, run in runs.items()}
+    assert rates == dict.fromkeys(runs, 5e-4) | {"r6": 5e-5, "r7": 5e-5}
     for name in ("r6", "r7"):
-        assert runs[name].optimizer.base_rate == pytest.approx(runs["r3"].optimizer.base_rate / 10)
         assert runs[name].checkpoint.init_from == "runs/r3"
         assert (runs[name].objective.tversky, runs[name].objective.segmenter) == (5.0, "runs/segmenter")
+
+
+def test_what_the_published_code_did_in_each_run():
+    runs = of_every_run(CONFIGS / "published")
+    batches = {name: run.training.global_batch_size for name, run in runs.items()}
+    assert list(batches.values()) == [64, 48, 48, 48, 128, 32, 32, 32]
+    for name, run in runs.items():
+        assert run.order.availability == ("any" if name in ("r1", "r2", "r4", "r5") else "three"), name
+        assert run.discriminator.base_channels == 64 and run.tversky.classes == "mean"
+        assert run.objective.mask_background == (name in ("r6", "r7", "r8"))
+        assert run.optimizer.base_rate == pytest.approx(5e-6 if name in ("r6", "r7") else 5e-5)
+        generator = run.generator
+        published = (generator.decoder, generator.early_fusion, generator.residual_block, generator.attention)
+        assert published == ("published",) * 4
+        assert (generator.convolutions_per_block, generator.position_embedding) == (1, "learned")
+        assert run.run_dir == Path("runs/published") / name
+    assert {runs[name].checkpoint.init_from for name in ("r6", "r7")} == {"runs/published/r3"}
+
+
+AXIAL_GLI, SAGITTAL_GLI, AXIAL_AND_SAGITTAL = 158_867, 158_976, 377_733
+"""Slices of the training sets (T, Table 4.3)."""
+
+
+@pytest.mark.parametrize(
+    ("file", "slices", "updates"),
+    [
+        *((f"r{n}.yaml", AXIAL_GLI, 4 * 24_823) for n in range(1, 6)),
+        ("r6.yaml", AXIAL_GLI, 4 * 7_447),
+        ("r7.yaml", SAGITTAL_GLI, 4 * 7_452),
+        ("r8.yaml", AXIAL_AND_SAGITTAL, 4 * 24_823),
+        ("published/r5.yaml", AXIAL_GLI, 4 * 12_412),
+        ("published/r8.yaml", AXIAL_AND_SAGITTAL, 4 * 59_021),
+    ],
+)
+def test_updates_of_each_run(file: str, slices: int, updates: int):
+    """As many as 10 epochs of axial GLI; R6 and R7 three epochs more; published R8 5 epochs of two views."""
+    assert total_steps(load_config(CONFIGS / file).training, slices) == updates
+
+
+def test_variants_of_r8():
+    found = {p.stem: load_config(p) for p in CONFIGS.glob("r8*.yaml")}
+    shapes = {(len(run.data.views), run.generator.view_embedding) for run in found.values()}
+    assert len(found) == 4 and shapes == {(2, False), (2, True), (3, False), (3, True)}
+    assert {run.training.samples for run in found.values()} == {10 * AXIAL_GLI}
+
+
+def test_the_segmenters_training_is_that_of_the_published_code():
     segmenter = load_run("segmenter")
-    assert segmenter.data.min_tumour_fraction == 0.001 and set(segmenter.data.views) == {
-        "axial", "sagittal", "coronal",
-    }  # fmt: skip
-    assert [(m.weights, m.views) for m in load_inference(CONFIGS / "r9.yaml").members] == [
-        ("runs/r6", ("axial",)), ("runs/r7", ("sagittal",)),
+    assert segmenter.data.min_tumour_fraction == 0.001
+    assert set(segmenter.data.views) == {"axial", "sagittal", "coronal"}
+    optimizer = segmenter.optimizer
+    assert scaled_rate(optimizer, segmenter.training.global_batch_size) == 2e-3
+    assert segmenter.training.global_batch_size == 80
+    assert (optimizer.weight_decay, optimizer.decay) == (1e-5, "polynomial")
+    assert optimizer.weight_decay_form == "l2"
+
+
+@pytest.mark.parametrize(("folder", "runs"), [("", "runs"), ("published", "runs/published")])
+def test_fused_runs(folder: str, runs: str):
+    assert [(m.weights, m.views) for m in load_inference(CONFIGS / folder / "r9.yaml").members] == [
+        (f"{runs}/r6", ("axial",)), (f"{runs}/r7", ("sagittal",)),
     ]  # fmt: skip
-    assert [(m.weights, m.views) for m in load_inference(CONFIGS / "r10.yaml").members] == [
-        ("runs/r8", ("axial", "sagittal"))
+    assert [(m.weights, m.views) for m in load_inference(CONFIGS / folder / "r10.yaml").members] == [
+        (f"{runs}/r8", ("axial", "sagittal"))
     ]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.parent.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_file_is_valid(path: Path):
+    """Of a run, a plan of ablations or an inference."""
+    text = path.read_text()
+    if "\nmembers:" in text:
+        load_inference(path)
+    elif path.name != "ablations.yaml":
+        load_config(path, (), RunConfig)

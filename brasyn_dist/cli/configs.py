@@ -34,7 +34,7 @@ class ConfigsOptions:
 
 def run(options: ConfigsOptions) -> None:
     """Copy, or print one line for each file: path and first comment line."""
-    found = [file for folder in FOLDERS for file in sorted(resource_folder(folder).iterdir())]
+    found = [file for folder in FOLDERS for file in sorted(resource_folder(folder).rglob("*"))]
     chosen = [file for file in found if file.is_file() and file.suffix not in (".py", ".pyc")]
     names = options.names or []
     for name in names:
@@ -44,7 +44,7 @@ def run(options: ConfigsOptions) -> None:
         if names and not any(matches(file, name) for name in names):
             continue
         if options.copy is not None:
-            target = options.copy / file.parent.name / file.name
+            target = options.copy / place_of(file)
             if target.exists() and target.read_bytes() != file.read_bytes():
                 raise BrasynError(f"{target} exists and differs; remove it, or choose another folder")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,12 +53,19 @@ def run(options: ConfigsOptions) -> None:
         elif options.path:
             print(file)
         else:
-            print(f"{file.parent.name + '/' + file.name:<32}{summary(file)}")
+            print(f"{place_of(file).as_posix():<48}{summary(file)}")
+
+
+def place_of(file: Path) -> Path:
+    """`configs/thesis/r3.yaml` of a packaged file."""
+    roots = [resource_folder(folder) for folder in FOLDERS]
+    return next(Path(root.name) / file.relative_to(root) for root in roots if file.is_relative_to(root))
 
 
 def matches(file: Path, name: str) -> bool:
-    """Whether `name` is the file's folder, name, or name without suffix."""
-    return name in (file.parent.name, file.name, file.stem, f"{file.parent.name}/{file.name}")
+    """Whether `name` is one of the file's folders, its path, name, or name without suffix."""
+    place = place_of(file)
+    return name in (*map(str, place.parents), file.parent.name, file.name, file.stem, str(place))
 
 
 def summary(file: Path) -> str:

@@ -32,14 +32,14 @@ class ConvertOptions:
 
 def run(options: ConvertOptions) -> None:
     """Read, convert, check by loading, write; print the network's size."""
-    from brasyn_dist.models.generator import Generator
+    from brasyn_dist.models.hfgan import HFGANGenerator
     from brasyn_dist.models.pretrained import load_tensors
     from brasyn_dist.models.published_weights import convert_generator
     from brasyn_dist.preprocessing.preprocessing import Preprocessing
     from brasyn_dist.preprocessing.statistics import Statistics
 
     config, state = convert_generator(load_tensors(options.published), options.heads)
-    generator = Generator(config)
+    generator = HFGANGenerator(config)
     generator.load_state_dict(state)
     statistics = Statistics.load(options.statistics)
     generator.save_pretrained(options.out, Preprocessing(statistics, tuple(options.views or ())))

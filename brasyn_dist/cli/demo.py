@@ -18,6 +18,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from brasyn_dist.brats import MODALITIES
 from brasyn_dist.cli.command import OVERRIDES, Command
 from brasyn_dist.cli.subprocesses import brasyn, call, check, environment, show, title
 from brasyn_dist.common.files import atomic_path
@@ -44,7 +45,7 @@ class DemoOptions:
     ] = "demo"
     kill_at: Annotated[
         int, Option("--kill-at", min=0, help="Kill the training when this step is saved; 0: never.")
-    ] = 60
+    ] = 200
     seed: Annotated[int, Option("--seed", min=0, help="Seed of the cohort and of the split.")] = 0
 
 
@@ -62,10 +63,13 @@ def run(options: DemoOptions) -> None:
     title("Train on every processor, kill it, run the same command again")
     train(options, shards)
     held_out = link_held_out(shards, cohorts, out / "held_out")
-    title(f"Synthesise the missing modality of {len(list(held_out.iterdir()))} held-out cases")
-    dropped, predictions, weights = out / "dropped", out / "predictions", out / "runs" / "demo"
-    call(brasyn("drop-modality", held_out, dropped, "--link"))
-    call(brasyn("infer", "--weights", weights, "--input", dropped, "--output", predictions, "--overwrite"))
+    title(f"Synthesise each modality of {len(list(held_out.iterdir()))} held-out cases from the others")
+    predictions, weights = out / "predictions", out / "runs" / "demo"
+    for modality in MODALITIES:
+        call(
+            brasyn("infer", "--weights", weights, "--input", held_out, "--output", predictions,
+                   "--modality", modality, "--workers", workers)
+        )  # fmt: skip
     title("Evaluate against the truth and two baselines")
     call(
         brasyn(

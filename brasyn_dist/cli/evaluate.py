@@ -60,6 +60,9 @@ class EvaluateOptions(SharingOptions):
     """Segmentations of the completed cases: CASE-seg.nii.gz."""
     segment_command: Annotated[str | None, Option(metavar="'PROGRAM {input} {output}'")] = None
     """Segment by a program, from the folder {input}; also {case} and the modalities: {t1c}, {t1n}, ..."""
+    reference_segmentation: Literal["given", "pseudo"] = "given"
+    """Compare with the segmentation in --references, or with the one that the same segmenter or command
+    makes of the complete real case."""
     label_order: Literal["brats", "nnunet"] = "brats"
     """Labels of given or a program's segmentations; nnunet: 1 oedema, 2 necrosis, 3 enhancing."""
     segment_timeout: Annotated[float, Option(metavar="SECONDS", min=0)] = 3600.0
@@ -72,6 +75,8 @@ class EvaluateOptions(SharingOptions):
         at_most_one(
             segmenter=self.segmenter, segmentations=self.segmentations, segment_command=self.segment_command
         )
+        if self.reference_segmentation == "pseudo" and not (self.segmenter or self.segment_command):
+            raise BadParameter("--reference-segmentation pseudo needs --segmenter or --segment-command")
         if not self.tolerance >= 0:
             raise BadParameter(f"--tolerance {self.tolerance}: must be at least 0 mm")
 
@@ -128,24 +133,33 @@ def score(evaluation: Evaluation, context: LaunchContext) -> None:
 def write_results(evaluation: Evaluation, results: "Sequence[CaseScores]") -> None:
     """Write summary.json, cases.csv and report.html."""
     from brasyn_dist.common.files import atomic_write_text, write_json
-    from brasyn_dist.evaluation.tables import score_table, summarise, summary_json, table_csv
+    from brasyn_dist.evaluation import tables
     from brasyn_dist.report.evaluation_report import write_report
 
     options, scoring = evaluation.options, evaluation.scoring
-    table = score_table(results)
+    table = tables.score_table(results)
     if scoring.regression is not None:
         scoring.regression.save(options.out / "regression.json")
-    atomic_write_text(options.out / "cases.csv", table_csv(table))
+    atomic_write_text(options.out / "cases.csv", tables.table_csv(table))
     problems = [
         {"prediction": r.prediction.path.name, "scored": bool(r.scores), "reason": r.problem}
         for r in results
         if r.problem is not None
     ]
-    summary = {"means": summary_json(summarise(table)), "problems": problems}
+    summary = {
+        "means": tables.summary_json(tables.summarise(table)),
+        "cohorts": {
+            name: tables.summary_json(tables.summarise(part))
+            for name, part in tables.by_cohort(table).items()
+        },
+        "reference_segmentation": options.reference_segmentation,
+        "problems": problems,
+    }
     write_json(options.out / "summary.json", summary)
     if len(table):
         report, sources = options.out / "report.html", (options.predictions, options.curves)
-        write_report(report, results, table, evaluation.cases, *sources, scoring.modality_set)
+        note = tables.reference_note(options.reference_segmentation)
+        write_report(report, results, table, evaluation.cases, *sources, scoring.modality_set, note)
 
 
 def print_results(out: Path, modality_set: "ModalitySet") -> int:
@@ -179,19 +193,18 @@ def scoring_of(
     if options.no_baselines and (options.regression or options.regression_cases):
         raise ConfigError("--no-baselines and a regression exclude each other; leave one out")
     segment = segment_of(options, predictions, modality_set)
-    if options.no_baselines:
-        return ScoringSettings(segment=segment, tolerance_mm=options.tolerance, modality_set=modality_set)
-    statistics = Statistics.load(options.statistics, modality_set)
+    statistics = None if options.no_baselines else Statistics.load(options.statistics, modality_set)
     regression = None
-    if options.regression is not None:
+    if statistics and options.regression:
         regression = Regression.load(options.regression, statistics)
-    elif options.regression_cases:
+    elif statistics and options.regression_cases:
         folders = options.regression_cases
         cases = [case for folder in folders for case in find_cases(folder, modality_set=modality_set)]
         regression = fit_regression(cases, statistics, options.workers)
     if regression is not None and (seen := sorted({p.case for p in predictions} & set(regression.cases))):
         print(f"note: the regression was fitted on evaluated cases: {', '.join(seen)}", file=sys.stderr)
-    return ScoringSettings(statistics, regression, segment, options.tolerance, modality_set)
+    pseudo = options.reference_segmentation == "pseudo"
+    return ScoringSettings(statistics, regression, segment, pseudo, options.tolerance, modality_set)
 
 
 def segment_of(

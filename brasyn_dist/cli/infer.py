@@ -36,6 +36,8 @@ class InferOptions(SharingOptions, ModelOptions):
     """Folder for the volumes and manifest.json."""
     fusion: Path | None = None
     """File of `brasyn fit-fusion`.  [default: the mean]"""
+    tta: bool = False
+    """Average with the result of mirrored slices, for twice the time."""
     modality: Annotated[list[str] | None, Option(metavar="M...")] = None
     """Synthesise exactly these, as if no case had them."""
     overwrite: bool = False
@@ -64,6 +66,7 @@ def infer(options: InferOptions, context: LaunchContext) -> int:
         views=options.views,
         any_view=options.any_view,
         fusion=options.fusion,
+        tta=options.tta,
         modalities=options.modality or (),
         batch_size=options.batch_size,
         precision=options.precision,

@@ -32,11 +32,12 @@ class InspectOptions:
 
 
 def run(options: InspectOptions) -> None:
-    """Measure all cases, report what is unusual."""
+    """Measure all cases, print the tables of the cohorts and what is unusual."""
     from brasyn_dist.common.files import atomic_write_text, write_json
     from brasyn_dist.common.process_pool import parallel_map
     from brasyn_dist.data.case_folders import find_cohorts
     from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, to_json
+    from brasyn_dist.data.qc.cohort_tables import as_text, cohort_tables
     from brasyn_dist.data.qc.measurements import inspect_case
     from brasyn_dist.report.dataset_report import case_table_csv, write_dataset_report
 
@@ -52,6 +53,7 @@ def run(options: InspectOptions) -> None:
     write_json(options.out / "inspection.json", to_json(facts, findings))
     atomic_write_text(options.out / "cases.csv", case_table_csv(readable))
     write_dataset_report(options.out / "inspection.html", facts, findings)
+    print(f"{as_text(cohort_tables(facts))}\n")
     print(text_summary(facts, findings))
     print(f"look at {options.out / 'inspection.html'}")
 

@@ -75,12 +75,23 @@ class ShardCommandOptions:
             help="Foreground pixels that every modality of a slice must have.  [default: 2000]",
         ),
     ] = None
+    clip_percentile: Annotated[
+        float,
+        Option(
+            "--clip-percentile",
+            metavar="P",
+            min=50,
+            max=100,
+            help="Percentile of the foreground at which computed statistics clip (the thesis compares 95, "
+            "98, 99 and 99.5).",
+        ),
+    ] = 99.5
     headroom: Annotated[
         float,
         Option(
             "--headroom",
             metavar="F",
-            help="Computed statistics clip at F x the 99.5th percentile; above 1 for small cohorts, whose "
+            help="Computed statistics clip at F x the percentile; above 1 for small cohorts, whose "
             "scans may be darker than unseen ones.",
         ),
     ] = 1.0
@@ -140,6 +151,7 @@ def shard(options: ShardCommandOptions) -> None:
             samples_per_shard=options.samples_per_shard,
             codec=options.codec or DEFAULT_CODEC,
             round_values=options.round,
+            clip_percentile=options.clip_percentile,
             headroom=options.headroom,
             modality_set=BRATS if options.modality_set is None else read_modality_set(options.modality_set),
         ),

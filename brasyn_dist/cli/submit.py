@@ -2,7 +2,7 @@ r"""Submit the Slurm jobs shard, train, infer and evaluate, each after the succe
 
     brasyn submit CONFIG
 
-    brasyn submit configs/r3.yaml --cohorts data/train_gli data/train_met --shards shards \
+    brasyn submit configs/thesis/r3.yaml --cohorts data/train_gli data/train_met --shards shards \
         --cases cases --completed completed --references complete_cases --evaluation evaluation \
         --sbatch="--partition=gpu --account=lab" --sbatch-train="--nodes=4" [section.key=value ...]
 
@@ -98,7 +98,7 @@ def stages(options: SubmitOptions) -> list[Stage]:
 
 
 def sbatch_command(stage: Stage, common: str, after: str | None) -> list[str]:
-    """The `sbatch` command of a stage that waits for job `after` (for the whole array, if it is one)."""
+    """The `sbatch` command of a stage that waits for job `after`, a whole array, or several (`1:2`)."""
     depends = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     script = str(resource_folder("slurm") / f"{stage.name}.sbatch")
     chosen = [*shlex.split(common), *shlex.split(stage.sbatch)]
@@ -110,20 +110,27 @@ def run(options: SubmitOptions) -> None:
     after = None
     for stage in stages(options):
         command = sbatch_command(stage, options.sbatch, after)
-        if options.dry_run:
-            print(shlex.join(command))
-            after = stage.name.upper()
-            continue
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError:
-            raise BrasynError(
-                "sbatch was not found; run this command on a login node of the cluster"
-            ) from None
-        if done.returncode != 0:
-            raise BrasynError(f"{shlex.join(command)}\n{done.stderr.strip()}")
-        after = done.stdout.strip().partition(";")[0]  # `number;cluster` where clusters are federated
-        print(f"{stage.name:<9}{after}", flush=True)
+        after = submitted(command, stage.name.upper(), options.dry_run)
+        if not options.dry_run:
+            print(f"{stage.name:<9}{after}", flush=True)
+
+
+def submitted(command: list[str], placeholder: str, dry_run: bool) -> str:
+    """Number of the submitted job. With `dry_run`, the command is printed and the number is `placeholder`.
+
+    Raises:
+        BrasynError: There is no sbatch, or it refused the job.
+    """
+    if dry_run:
+        print(shlex.join(command))
+        return placeholder
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise BrasynError("sbatch was not found; run this command on a login node of the cluster") from None
+    if done.returncode != 0:
+        raise BrasynError(f"{shlex.join(command)}\n{done.stderr.strip()}")
+    return done.stdout.strip().partition(";")[0]  # `number;cluster` where clusters are federated
 
 
 main = Command("submit", SubmitOptions, run, lists=("--cohorts",))

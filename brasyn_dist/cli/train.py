@@ -2,7 +2,7 @@
 
     brasyn train --config r3 [section.key=value ...]
 
-    accelerate launch --config_file launch/one_node.yaml -m brasyn_dist.train --config configs/r3.yaml
+    accelerate launch --config_file launch/one_node.yaml -m brasyn_dist.train --config configs/thesis/r3.yaml
 
 The option `task` of the configuration says what is trained. To continue an interrupted run, run the same
 command again. Exit status: 0 finished, 75 stopped on request (the same command continues), 1 failed, 2 wrong
@@ -100,21 +100,17 @@ def write_report(run_dir: Path) -> None:
 
 def options_help() -> str:
     """All options of a run: type, default and description, by task."""
-    from brasyn_dist.config import TASKS, all_options, to_dict
+    from brasyn_dist.config import TASKS, all_options
 
     lines = []
     shown: set[str] = set()
     for task, cls in TASKS.items():
-        defaults = to_dict(cls())
         lines += ["", f"Options of task {task}" + (", in addition:" if shown else ":")]
         for key, option in all_options(cls):
             if key in shown:
                 continue
             shown.add(key)
-            default = defaults
-            for part in key.split("."):
-                default = default[part]
-            text = default if isinstance(default, str) else json.dumps(default)
+            text = option.default if isinstance(option.default, str) else json.dumps(option.default)
             lines.append(f"  {key}={text}  ({option.allowed})")
             lines += textwrap.wrap(option.description, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)

@@ -17,16 +17,19 @@ def resource_folder(name: Folder) -> Path:
 
 
 def find_resource(folder: Folder, name: str | Path) -> Path:
-    """A file by path, or a packaged file by name: `r3` and `r3.yaml` are `configs/r3.yaml`.
+    """A file by path, or a packaged file by name: `r3` is `configs/thesis/r3.yaml`.
 
-    A file that exists is returned unchanged, and so is a path that names no packaged file. A folder of
-    the same name in the working directory (`demo/`, `r3/`) is not a file.
+    A name that several subfolders have is that of the outermost: `published/r3` is
+    `configs/thesis/published/r3.yaml`. A file that exists is returned unchanged, and so is a path that names
+    no packaged file. A folder of the same name in the working directory (`demo/`, `r3/`) is not a file.
     """
     path = Path(name)
-    if path.is_file():
+    if path.is_file() or path.is_absolute():
         return path
-    if path.parent in (Path(), Path(folder)):
-        for candidate in (path.name, f"{path.name}.yaml"):
-            if (found := resource_folder(folder) / candidate).is_file():
-                return found
+    words = path.parts[1:] if path.parts[:1] == (folder,) else path.parts
+    root = resource_folder(folder)
+    for wanted in ("/".join(words), f"{'/'.join(words)}.yaml"):
+        found = [p for p in root.rglob("*.*") if f"/{p.relative_to(root).as_posix()}".endswith(f"/{wanted}")]
+        if found:
+            return min(found, key=lambda p: len(p.parts))
     return path

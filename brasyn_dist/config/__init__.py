@@ -14,10 +14,13 @@ from brasyn_dist.config.data import (
     SampleOrderConfig,
 )
 from brasyn_dist.config.models import (
+    BEFORE_OPTIONS,
+    AnyGeneratorConfig,
     DiscriminatorConfig,
     GeneratorConfig,
     Recompute,
     SegmenterConfig,
+    UNetConfig,
     check_image_size,
 )
 from brasyn_dist.config.objective import ObjectiveConfig, TverskyConfig
@@ -36,11 +39,13 @@ from brasyn_dist.config.training import (
 from brasyn_dist.config.yaml_files import merge, parse_value, read_yaml, set_by_path
 
 __all__ = [
-    "TASKS", "AdamConfig", "AugmentationConfig", "CheckpointConfig", "Config", "DataConfig",
+    "BEFORE_OPTIONS", "TASKS", "AdamConfig", "AnyGeneratorConfig", "AugmentationConfig", "CheckpointConfig",
+    "Config", "DataConfig",
     "DiscriminatorConfig", "GeneratorConfig", "LengthConfig", "NormalisationMode",
     "ObjectiveConfig", "OptimizerConfig", "OrderConfig", "Recompute", "RunConfig", "RuntimeConfig",
     "SampleOrderConfig", "SegmenterConfig", "SegmenterRunConfig", "TelemetryConfig",
-    "TrainingConfig", "TverskyConfig", "ValidationConfig", "all_options", "check_image_size",
+    "TrainingConfig", "TverskyConfig", "UNetConfig", "ValidationConfig", "all_options",
+    "check_image_size",
     "dataclass", "from_dict", "load_config", "merge", "parse_value", "read_yaml", "set_by_path",
     "task_of", "to_dict", "to_yaml",
 ]  # fmt: skip

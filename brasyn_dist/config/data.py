@@ -56,15 +56,18 @@ class SampleOrderConfig:
 class OrderConfig(SampleOrderConfig):
     """Order of the samples and available modalities of each."""
 
-    availability: Literal["three", "any"] = "three"
+    availability: Literal["three", "any", "mixed"] = "three"
     """`three`: all modalities but the target are available. `any`: one to three are (half of the samples
-    have exactly one)."""
+    have exactly one). `mixed`: one to three are (half of the samples have three)."""
 
 
 @dataclass(frozen=True)
 class AugmentationConfig:
     """Random changes of training slices (data/loading/augmentation.py); the thesis uses none."""
 
+    crop: tuple[Count, Count] | None = None
+    """[rows, columns] of a random part of the slice that is trained on; null: the whole slice. For generators
+    without a position embedding (generator.kind=unet). Inference always uses whole slices."""
     mirror: Probability = 0.0
     """Probability of a left-right flip (axial and coronal slices; sagittal slices are not changed)."""
     intensity: Weight = 0.0

@@ -8,19 +8,24 @@ from brasyn_dist.brats import IMAGE_SIZE, ImageSize, image_shape
 from brasyn_dist.config.schema import Count, Index, dataclass
 from brasyn_dist.errors import ConfigError
 
+Width = Annotated[int, Field(ge=16, multiple_of=16)]
+SIZE_STEP = 16
+"""Sides of slices are multiples of it."""
 Recompute = Literal["nothing", "activations"]
 
 
-def check_image_size(section: str, size: ImageSize, multiple: int) -> None:
+def check_image_size(name: str, size: ImageSize, multiple: int) -> None:
     """Raise ConfigError unless both sides are positive multiples of `multiple`."""
     if any(side < multiple or side % multiple for side in image_shape(size)):
-        raise ConfigError(f"{section}.image_size {size} must be a multiple of {multiple}")
+        raise ConfigError(f"{name} {size} must be a multiple of {multiple}")
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Shape of the generator (HF-GAN stage 1, revised; docs/explanation/method.md, section 3)."""
+    """Shape of the thesis' generator (HF-GAN stage 1, revised; docs/explanation/method.md, section 3)."""
 
+    kind: Literal["hfgan"] = "hfgan"
+    """Network of the thesis, with adversarial training."""
     image_size: ImageSize = IMAGE_SIZE
     """Side of the square input in pixels, or [rows, columns]; multiples of 16. Larger slices are
     center-cropped: skull-stripped brains in BraTS' atlas fit into [160, 208] axially, 58 % of the pixels.
@@ -30,8 +35,19 @@ class GeneratorConfig:
     channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8, 10)
     """Channels of each resolution as multiples of base_channels; each step halves the image."""
     convolutions_per_block: Literal[1, 2] = 1
-    """GroupNorm-SiLU-convolution once (published weights) or twice (text of the thesis) in each residual
-    block."""
+    """Convolutions of each residual block: 1 (published weights) or 2 (text of the thesis)."""
+    residual_block: Literal["described", "published"] = "published"
+    """Order of the layers in residual blocks. `described`: GroupNorm, convolution, SiLU. `published`:
+    GroupNorm, SiLU, convolution."""
+    decoder: Literal["described", "published"] = "described"
+    """`described`: five stages, each with a skip. `published`: four, the full-size skip is not used; `brasyn
+    convert` sets it."""
+    early_fusion: Literal["described", "published"] = "published"
+    """Features of the early-fusion encoder for samples with exactly one available modality. `described`: used
+    with weight one, as for all others. `published`: left out."""
+    position_embedding: Literal["learned", "sinusoidal"] = "learned"
+    """Position embedding of the bottleneck's tokens: learned (published weights) or sinusoidal (text of the
+    thesis)."""
     norm_groups: Count = 8
     """Groups of each GroupNorm."""
     transformer_layers: Index = 4
@@ -42,13 +58,14 @@ class GeneratorConfig:
     """Activation function of the transformer's MLP."""
     view_embedding: bool = False
     """Add an embedding of the view (axial, sagittal, coronal) to every token: one model for several views."""
-    attention: Literal["described", "published"] = "described"
+    attention: Literal["described", "published", "none"] = "described"
     """`published`: the gate uses the attention of channel 0 only, as in the published weights; `brasyn
-    convert` sets it."""
+    convert` sets it. `none`: all gates are 1; the same parameters are a residual 1x1 network on each
+    encoder's bottleneck instead (ablation at an equal number of parameters)."""
 
     def __post_init__(self) -> None:
         scale = 2 ** (len(self.channel_multipliers) - 1)
-        check_image_size("generator", self.image_size, scale)
+        check_image_size("generator.image_size", self.image_size, scale)
         if self.base_channels % self.norm_groups:
             raise ConfigError(
                 f"generator.base_channels {self.base_channels} must be a multiple of norm_groups "
@@ -64,6 +81,37 @@ class GeneratorConfig:
     def width(self) -> int:
         """Channels at the bottleneck and width of the transformer's tokens."""
         return self.base_channels * self.channel_multipliers[-1]
+
+
+BEFORE_OPTIONS = {"decoder": "published"}
+"""Options of this generator in exports and checkpoints that are older than the option."""
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the recommended generator, a conditional U-Net (models/conditional_unet.py)."""
+
+    kind: Literal["unet"] = "unet"
+    """Conditional U-Net, recommended."""
+    image_size: ImageSize = IMAGE_SIZE
+    """Side of the square input in pixels, or [rows, columns]; multiples of 16. Larger slices are
+    center-cropped."""
+    widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (96, 192, 384, 512, 512)
+    """Channels at 1/2, 1/4, ... of the resolution, multiples of 16."""
+    units: Count = 2
+    """Convolutions in each stage of the encoder and of the decoder."""
+    full_channels: Width = 48
+    """Channels of the full-resolution path, a multiple of 16."""
+    condition: Count = 256
+    """Length of the condition vector."""
+    context: Index = 0
+    """Neighbouring slices on each side that are inputs, too (2.5-D)."""
+
+    def __post_init__(self) -> None:
+        check_image_size("generator.image_size", self.image_size, SIZE_STEP)
+
+
+AnyGeneratorConfig = GeneratorConfig | UNetConfig
 
 
 @dataclass(frozen=True)
@@ -99,7 +147,7 @@ class SegmenterConfig:
     """Groups of each GroupNorm."""
 
     def __post_init__(self) -> None:
-        check_image_size("segmenter", self.image_size, 2 ** (len(self.widths) - 1))
+        check_image_size("segmenter.image_size", self.image_size, 2 ** (len(self.widths) - 1))
         if any(width % self.norm_groups for width in self.widths):
             raise ConfigError(
                 f"segmenter.widths {list(self.widths)} must be multiples of norm_groups {self.norm_groups}"

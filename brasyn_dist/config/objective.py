@@ -21,6 +21,9 @@ class TverskyConfig:
     smoothing: Above0 = 1.0
     """Pixels added to the numerator and denominator for each class. The method's 1e-6 applies to sums over
     a batch, which contains every class; a slice without a class would have no gradient with it."""
+    classes: Literal["mean", "sum"] = "mean"
+    """Mean over the classes (published code), or their sum (text of the thesis: with four classes, four times
+    the mean)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class ObjectiveConfig:
 
     reconstruction: Weight = 10.0
     """Weight of the reconstruction error (L1) of the target modality."""
+    smooth_l1: Weight = 0.0
+    """Normalised errors below this value count squared in the reconstruction error (beta of smooth L1); 0:
+    L1."""
     adversarial: Weight = 0.25
     """Weight of the generator's adversarial loss."""
     classification: Weight = 0.25
@@ -50,6 +56,16 @@ class ObjectiveConfig:
     segmenter."""
     segmenter: PathText | None = None
     """Run folder or export folder of that segmenter; its hash is part of the run's identity."""
+
+    @property
+    def uses_discriminator(self) -> bool:
+        """Whether a term needs the discriminator. Otherwise there is none."""
+        return self.adversarial > 0 or self.classification > 0
+
+    @property
+    def uses_cycle(self) -> bool:
+        """Whether a term needs the cycle pass."""
+        return self.cycle > 0 or self.feature > 0
 
     def __post_init__(self) -> None:
         if self.tversky and self.segmenter is None:

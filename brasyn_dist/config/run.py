@@ -7,14 +7,22 @@ A YAML file may start with `base: other.yaml` (relative to itself) and then cont
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Annotated, Any, Literal, Self, TypeVar, overload
 
 from brasyn_dist.brats import image_shape
 from brasyn_dist.config.data import AugmentationConfig, DataConfig, OrderConfig, SampleOrderConfig
-from brasyn_dist.config.models import DiscriminatorConfig, GeneratorConfig, SegmenterConfig
+from brasyn_dist.config.models import (
+    BEFORE_OPTIONS,
+    SIZE_STEP,
+    AnyGeneratorConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    SegmenterConfig,
+    check_image_size,
+)
 from brasyn_dist.config.objective import ObjectiveConfig, TverskyConfig
 from brasyn_dist.config.runtime import RuntimeConfig
-from brasyn_dist.config.schema import Index, PathText, all_options, dataclass, from_dict
+from brasyn_dist.config.schema import Index, PathText, all_options, by_kind, dataclass, from_dict
 from brasyn_dist.config.training import (
     AdamConfig,
     CheckpointConfig,
@@ -52,6 +60,11 @@ class RunConfig:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
+    @classmethod
+    def before_options(cls) -> Self:
+        """Defaults as they were before an option existed: fill what an old checkpoint does not state."""
+        return from_dict(cls, {"generator": BEFORE_OPTIONS} if cls is Config else {})
+
     @property
     def run_dir(self) -> Path:
         """Folder of the run."""
@@ -62,6 +75,11 @@ class RunConfig:
         """(H, W) of the networks' input slices in pixels."""
         raise NotImplementedError
 
+    @property
+    def context(self) -> int:
+        """Neighbouring slices on each side that the main network sees."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Config(RunConfig):
@@ -70,7 +88,7 @@ class Config(RunConfig):
     task: Literal["generator"] = "generator"
     """What is trained."""
     order: OrderConfig = field(default_factory=OrderConfig)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    generator: Annotated[AnyGeneratorConfig, by_kind] = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     tversky: TverskyConfig = field(default_factory=TverskyConfig)
@@ -78,7 +96,9 @@ class Config(RunConfig):
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        if image_shape(self.generator.image_size) != image_shape(self.discriminator.image_size):
+        self._check_generator()
+        sizes = [image_shape(network.image_size) for network in (self.generator, self.discriminator)]
+        if self.objective.uses_discriminator and sizes[0] != sizes[1]:
             raise ConfigError(
                 f"generator.image_size {self.generator.image_size} and discriminator.image_size "
                 f"{self.discriminator.image_size} must be equal"
@@ -88,17 +108,47 @@ class Config(RunConfig):
                 "runtime.static_graph does not go with training.micro_batch_size: not every micro-batch "
                 "exchanges gradients"
             )
-        if len(self.data.views) > 1 and not self.generator.view_embedding:
+
+    def _check_generator(self) -> None:
+        """Options that do not go with the kind of generator."""
+        crop, generator = self.augmentation.crop, self.generator
+        if isinstance(generator, GeneratorConfig):
+            if crop is not None:
+                raise ConfigError(
+                    "augmentation.crop: generator.kind=hfgan has a position embedding for whole slices; set "
+                    "augmentation.crop=null or generator.kind=unet"
+                )
+            return
+        if self.runtime.encoder_execution is not None:
+            raise ConfigError("runtime.encoder_execution is an option of generator.kind=hfgan; remove it")
+        if generator.context and self.objective.uses_cycle:
             raise ConfigError(
-                f"data.views has {len(self.data.views)} views but generator.view_embedding is false: the "
-                "model cannot distinguish them; set generator.view_embedding=true or train one model for "
-                "each view"
+                "generator.context: neighbouring slices have no cycle pass; set objective.cycle=0 and "
+                "objective.feature=0"
+            )
+        if crop is None:
+            return
+        check_image_size("augmentation.crop", crop, SIZE_STEP)
+        whole = image_shape(generator.image_size)
+        if crop[0] > whole[0] or crop[1] > whole[1]:
+            raise ConfigError(
+                f"augmentation.crop {list(crop)} is larger than generator.image_size {list(whole)}"
+            )
+        if self.objective.uses_discriminator:
+            raise ConfigError(
+                "augmentation.crop: the discriminator needs whole slices; set augmentation.crop=null, or "
+                "objective.adversarial=0 and objective.classification=0"
             )
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """(H, W) of the networks' input slices in pixels."""
         return image_shape(self.generator.image_size)
+
+    @property
+    def context(self) -> int:
+        """Neighbouring slices on each side that the generator sees."""
+        return getattr(self.generator, "context", 0)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import annotated_types
 import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import core_schema
 
 from brasyn_dist.errors import ConfigError
 
@@ -75,6 +76,34 @@ FALSE_IS_NO = BeforeValidator(lambda value: "no" if value is False else value)
 """YAML reads the word `no` as false."""
 
 
+KIND = "kind"
+
+
+def kind_of(value: Any) -> str | None:
+    """The kind that a mapping or a dataclass names; None: the first one of the option."""
+    return value.get(KIND) if isinstance(value, dict) else getattr(value, KIND, None)
+
+
+def kinds_of(annotation: Any) -> dict[str, type]:
+    """Dataclasses of an option by their kind; empty unless the option has several."""
+    if typing.get_origin(annotation) not in (Union, types.UnionType):
+        return {}
+    classes = [cls for cls in typing.get_args(annotation) if dataclasses.is_dataclass(cls)]
+    return {next(o for o in options_of(cls) if o.name == KIND).default: cls for cls in classes}  # type: ignore[misc]
+
+
+class ByKind:
+    """Metadata of an option that is one of several dataclasses. Their fields `kind` distinguish them."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        choices = {kind: handler.generate_schema(cls) for kind, cls in kinds_of(source).items()}
+        first = next(iter(choices))
+        return core_schema.tagged_union_schema(choices, lambda value: kind_of(value) or first)
+
+
+by_kind = ByKind()
+
+
 def from_dict(cls: type[T], values: Any, where: str = "configuration", prefix: str = "") -> T:
     """Dataclass `cls` from a mapping as YAML or JSON give it.
 
@@ -114,6 +143,9 @@ def describe(error: ValidationError, cls: type, prefix: str = "") -> str:
     owner: Any = cls
     option: Option | None = None
     for part in problem["loc"]:
+        if part in (kinds := kinds_of(owner)):
+            owner = kinds[str(part)]
+            continue
         if isinstance(part, int) and typing.get_origin(owner) is tuple:
             owner = typing.get_args(owner)[0]
             continue
@@ -129,6 +161,8 @@ def describe(error: ValidationError, cls: type, prefix: str = "") -> str:
         owner = option.annotation
         names.append(str(part))
     name = prefix + ".".join(names)
+    if problem["type"] == "union_tag_invalid":
+        return f"{name}.{KIND}={problem['ctx']['tag']!r}: expected {' or '.join(kinds_of(owner))}"
     if option is None or dataclasses.is_dataclass(owner):
         return f"{name.rstrip('.') or 'configuration'} must be a mapping, got {problem['input']!r}"
     if problem["type"] == "value_error":
@@ -165,10 +199,30 @@ def options_of(cls: Any) -> Iterator[Option]:
 def all_options(cls: Any, prefix: str = "") -> Iterator[tuple[str, Option]]:
     """(`section.key`, option) of a dataclass and of the sections below it."""
     for option in options_of(cls):
-        if dataclasses.is_dataclass(option.annotation):
+        if kinds := kinds_of(option.annotation):
+            yield from _options_of_kinds(kinds, f"{prefix}{option.name}.")
+        elif dataclasses.is_dataclass(option.annotation):
             yield from all_options(option.annotation, f"{prefix}{option.name}.")
         else:
             yield prefix + option.name, option
+
+
+def _options_of_kinds(kinds: dict[str, type], prefix: str) -> Iterator[tuple[str, Option]]:
+    """Options of all kinds, each once; the description says which kinds have it."""
+    found: dict[str, dict[str, Option]] = {}
+    for kind, cls in kinds.items():
+        for key, option in all_options(cls, prefix):
+            found.setdefault(key, {})[kind] = option
+    for key, by in found.items():
+        first = next(iter(by.values()))
+        if key == prefix + KIND:
+            text = " ".join(f"{kind}: {option.description}" for kind, option in by.items())
+            yield key, dataclasses.replace(first, annotation=Literal[tuple(kinds)], description=text)
+        elif len(by) == len(kinds):
+            yield key, first
+        else:
+            only = " or ".join(f"{prefix}{KIND}={kind}" for kind in by)
+            yield key, dataclasses.replace(first, description=f"Only {only}. {first.description}")
 
 
 def type_in_words(annotation: Any, limits: typing.Iterable[Any] = ()) -> str:
@@ -206,4 +260,6 @@ def _bound(limit: Any) -> str:
             return f"at most {bound}"
         case annotated_types.Lt(lt=bound):
             return f"below {bound}"
+        case annotated_types.MultipleOf(multiple_of=bound):
+            return f"a multiple of {bound}"
     return ""

@@ -28,8 +28,14 @@ class AdamConfig:
     """Decay rates of Adam's first and second moment."""
     eps: Above0 = 1e-8
     """Adam's denominator offset."""
+    weight_decay: Weight = 0.0
+    """Weight decay."""
+    weight_decay_form: Literal["decoupled", "l2"] = "decoupled"
+    """`decoupled`: the weights shrink (AdamW). `l2`: a penalty in the gradient (Adam, as in the thesis)."""
     warmup_steps: Index = 100
     """Optimiser steps over which the learning rate increases linearly."""
+    decay: Literal["cosine", "polynomial"] = "cosine"
+    """Decrease of the learning rate to 0 after the warm-up: a cosine, or (1 - progress) to the power 0.9."""
     clip_norm: Weight = 0.1
     """Maximum gradient norm of each network; 0: no clipping."""
 
@@ -52,8 +58,10 @@ class LengthConfig:
     """Maximum slices that a process runs at once; gradients are accumulated exactly. null: no limit."""
     epochs: Above0 = 10.0
     """Passes over the selected slices."""
+    samples: Count | None = None
+    """Slices of the run in total, for a run as long as one on another selection; null: from `epochs`."""
     max_steps: Count | None = None
-    """Optimiser steps of the run, where the cosine schedule ends; null: from `epochs`."""
+    """Optimiser steps of the run, where the learning rate becomes 0; null: from `samples` or `epochs`."""
     ema_decay: Share = 0.999
     """Decay of the exponential moving average of weights, used for validation and export; 0: off."""
 
@@ -90,7 +98,8 @@ class CheckpointConfig:
     """`auto`: from the newest intact checkpoint of the run folder; `never`: refuse if there is one; or a
     path."""
     init_from: PathText | None = None
-    """Export, run folder or checkpoint with the initial weights of a new run (fine-tuning)."""
+    """Export, run folder or checkpoint with the initial weights of a new run (fine-tuning). A run folder and
+    a checkpoint also give the discriminator's; RUN/export gives only the generator's."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def parse_value(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Mapping in a YAML file, merged over the mapping of its `base:`."""
+    """Mapping in a YAML file, merged over the mapping of its `base:` (a file, or a list: later ones win)."""
     try:
         values = yaml.load(path.read_text(), Loader) or {}
     except FileNotFoundError:
@@ -39,8 +39,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines at the top level")
-    base = values.pop("base", None)
-    return merge(read_yaml(path.parent / base), values) if base else values
+    bases = values.pop("base", None) or []
+    for base in reversed([bases] if isinstance(bases, str) else bases):
+        values = merge(read_yaml(path.parent / base), values)
+    return values
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

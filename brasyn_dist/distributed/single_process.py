@@ -55,9 +55,9 @@ class SingleProcess(ProcessGroup):
     def _autocast_forward(self, forward: Any) -> Any:
         """`forward` under autocast with float32 results, as Accelerate does it."""
 
-        def run(*inputs: Any) -> Any:
+        def run(*inputs: Any, **named: Any) -> Any:
             with self.autocast():
-                outputs = forward(*inputs)
+                outputs = forward(*inputs, **named)
             return tree_map(lambda x: x.float() if isinstance(x, Tensor) else x, outputs)
 
         return run

@@ -5,6 +5,9 @@
                      whole volume (docs/explanation/method.md, section 8). Background dominates it.
     region SSIM      The SSIM map of the brain, averaged over the voxels of the region only.
     MAE, PSNR        Over the region, in the units of the files. Peak: 99.5th percentile of the real brain.
+    normalised MAE   MAE divided by the peak, to compare scans of different intensity scales.
+    matched PSNR, MAE  The same after the synthetic volume is scaled to the median of the real brain: without
+                     the error of the predicted intensity scale.
 
 The SSIM map has torchmetrics' default parameters, which the challenge uses: Gaussian window of sigma 1.5
 with 11 taps along each axis, K1 0.01, K2 0.03, data range of the pair. It is computed on the bounding box
@@ -21,6 +24,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from brasyn_dist.errors import DataError
+from brasyn_dist.evaluation.perceptual_metrics import (
+    gradient_magnitude,
+    gradient_similarity,
+    multi_scale_ssim,
+)
 
 RADIUS = 5
 """Radius of the Gaussian window in voxels, and margin around bounding boxes."""
@@ -35,10 +43,15 @@ MetricValues = dict[str, float | None]
 
 DESCRIPTIONS: Mapping[str, str] = {
     "mae": "mean absolute error, in the units of the files",
+    "nmae": "mean absolute error divided by the 99.5th percentile of the real brain",
+    "matched_nmae": "the same after scaling the synthetic volume to the median of the real brain",
+    "matched_psnr": "PSNR after scaling the synthetic volume to the median of the real brain",
     "psnr": "peak signal-to-noise ratio in dB, peak = 99.5th percentile of the real brain",
     "ssim": "structural similarity, averaged over the region only",
     "challenge_ssim": "structural similarity as the challenge computes it: mean over the whole volume, "
     "in which all voxels outside the region are 0; background dominates it",
+    "ms_ssim": "multi-scale structural similarity of the axial slices, in the bounding box of the brain",
+    "gmsd": "gradient-magnitude similarity deviation: standard deviation over the region, 0 if equal",
 }
 
 
@@ -103,6 +116,7 @@ class ReferenceVolume:
         scaled = scale_to_unit(real_xyz)[self._box].astype(np.float64)
         self._brain = scaled * brain[self._box]
         self._moments = Moments.of(self._brain)
+        self._gradient = gradient_magnitude(self._brain)
         self._inner: tuple[slice, ...] | None = None
         if tumour is not None and tumour.any():
             self._tumour_mask = tumour[self._box]
@@ -120,22 +134,34 @@ class ReferenceVolume:
         masks = {name: getattr(self.regions, name) for name in REGIONS}
         values: MetricValues = {}
         for name, mask in masks.items():
-            metrics = (
-                ("mae", "psnr", "ssim") if name == "brain" else ("mae", "psnr", "ssim", "challenge_ssim")
+            special = ("matched_nmae", "matched_psnr") if name == "brain" else ("challenge_ssim",)
+            values |= dict.fromkeys(
+                f"{metric}/{name}" for metric in ("mae", "nmae", "psnr", "ssim", *special)
             )
-            values |= dict.fromkeys(f"{metric}/{name}" for metric in metrics)
             if mask is not None and mask.any():
                 error = synthetic_xyz[mask].astype(np.float64) - self.real[mask]
-                values[f"mae/{name}"], values[f"psnr/{name}"] = error_metrics(error, self.peak)
+                mae, values[f"psnr/{name}"] = error_metrics(error, self.peak)
+                values |= {f"mae/{name}": mae, f"nmae/{name}": mae / self.peak}
+        brain = self.regions.brain
+        mae, values["matched_psnr/brain"] = error_metrics(
+            matched(synthetic_xyz[brain], self.real[brain]) - self.real[brain], self.peak
+        )
+        values["matched_nmae/brain"] = mae / self.peak
         return values | self._ssim_scores(scale_to_unit(synthetic_xyz)[self._box].astype(np.float64))
 
     def _ssim_scores(self, scaled: np.ndarray) -> MetricValues:
         """SSIM metrics of a synthetic volume, scaled to [0, 1] and cropped to the box of the brain."""
         brain_mask, size = self.regions.brain[self._box], self.regions.brain.size
         x = scaled * brain_mask
+        values: MetricValues = {"ms_ssim/brain": multi_scale_ssim(x, self._brain)}
+        gradients = gradient_similarity(gradient_magnitude(x), self._gradient)
+        for name in REGIONS:
+            mask = getattr(self.regions, name)
+            known = mask is not None and mask.any()
+            values[f"gmsd/{name}"] = float(gradients[mask[self._box]].std()) if known else None
         moments, product = Moments.of(x), local_mean(x * self._brain)
         similarity = ssim_of_moments(moments, self._moments, product, 1.0)
-        values: MetricValues = {"ssim/brain": float(similarity[brain_mask].mean())}
+        values["ssim/brain"] = float(similarity[brain_mask].mean())
         if self.regions.tumour is None:
             return values
         if self._inner is not None:
@@ -157,6 +183,12 @@ class ReferenceVolume:
                 size,
             )
         return values
+
+
+def matched(synthetic: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """The synthetic voxels (N,), scaled to the median of the real ones; unchanged if their median is 0."""
+    median = float(np.median(synthetic))
+    return synthetic * (float(np.median(real)) / median if median > 0 else 1.0)
 
 
 def error_metrics(error: np.ndarray, peak: float) -> tuple[float, float]:
@@ -260,4 +292,4 @@ def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
 
 def direction(name: str) -> int:
     """+1 if higher values of a metric are better, -1 if lower values are."""
-    return -1 if name.startswith(("mae", "hd95")) else 1
+    return -1 if name.startswith(("mae", "nmae", "matched_nmae", "hd95", "gmsd")) else 1

@@ -10,7 +10,7 @@ predictions --WorkQueue--> score_prediction --> records --one process--> CaseSco
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,6 +65,9 @@ class ScoringSettings:
     """A fitted regression as one more baseline."""
     segment: CaseSegmenter | None = None
     """Makes a segmentation of the completed case. None: no segmentation metrics."""
+    pseudo_reference: bool = False
+    """Compare with the segmentation that `segment` makes of the complete real case, not with the case's own.
+    It also defines the regions of the image metrics."""
     tolerance_mm: float = TOLERANCE
     """Tolerance of the normalised surface distance."""
     modality_set: ModalitySet = BRATS
@@ -77,6 +80,7 @@ class ScoringSettings:
             "statistics": self.statistics and self.statistics.hash,
             "regression": self.regression and self.regression.gram.tolist(),
             "segment": self.segment and self.segment.fingerprint,
+            "pseudo_reference": self.pseudo_reference,
             "tolerance_mm": self.tolerance_mm,
             "modality_set": self.modality_set.to_dict(),
         }
@@ -189,6 +193,8 @@ def score_prediction(prediction: Prediction, case: Case | None, settings: Scorin
         if case is None:
             raise DataError(f"{prediction.path}: the references hold no case {prediction.case}")
         synthetic, volumes = load_volumes(prediction, case, settings.modality_set)
+        if settings.pseudo_reference:
+            volumes = with_pseudo_labels(prediction, volumes, settings)
         scores = image_scores(prediction, synthetic, volumes, settings)
     except BrasynError as error:
         return CaseScores(prediction, cohort, problem=str(error))
@@ -215,6 +221,24 @@ def image_scores(
             compared[REGRESSION] = settings.regression.predict(others, target, settings.statistics)
     reference = ReferenceVolume(volumes.images[volumes.modalities.index(target)], volumes.labels)
     return {name: reference.scores(volume) for name, volume in compared.items()}
+
+
+def with_pseudo_labels(
+    prediction: Prediction, volumes: CaseVolumes, settings: ScoringSettings
+) -> CaseVolumes:
+    """The case with the segmentation of its real volumes as labels.
+
+    Raises:
+        DataError: The segmentation failed.
+    """
+    assert settings.segment is not None
+    real = replace(prediction, path=volumes.case.files[prediction.modality])
+    target = volumes.modalities.index(prediction.modality)
+    try:
+        labels = settings.segment(real, volumes, volumes.images[target])
+    except BrasynError as error:
+        raise DataError(f"pseudo-labels of the complete case {prediction.case}: {error}") from None
+    return replace(volumes, labels=labels)
 
 
 def segmentation_scores(

@@ -8,6 +8,7 @@ hindsight favours the baseline.
 """
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from brasyn_dist.brats import BRATS
+from brasyn_dist.brats import BRATS, TUMOUR_TYPES, UNKNOWN_TYPE, tumour_type
 from brasyn_dist.common.text_table import render_text_table
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.baselines import COPY, MEAN, REGRESSION
@@ -28,7 +29,7 @@ ALL = "all"
 KEYS = ["case", "cohort", "modality", "method"]
 """Columns of a score table; all other columns are metrics, NaN where unknown."""
 IMAGE_HEADLINES = (
-    "mae/brain", "psnr/brain", "ssim/healthy", "ssim/tumour",
+    "mae/brain", "nmae/brain", "psnr/brain", "matched_psnr/brain", "ssim/healthy", "ssim/tumour",
     "challenge_ssim/healthy", "challenge_ssim/tumour",
 )  # fmt: skip
 """Metrics of the printed table."""
@@ -114,6 +115,31 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     means = [mean_of(values) for _, values in groups]
     index = pd.MultiIndex.from_tuples([tuple(map(str, key)) for key, _ in groups], names=names)
     return pd.DataFrame(means, index=index, columns=list(Mean._fields))
+
+
+def by_cohort(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of a score table by kind of cohort (GLI, MET, ...), sorted by name."""
+    kinds = pd.Series(
+        [kind_of_cohort(c, n) for c, n in zip(table.cohort, table.case)], table.index, dtype=str
+    )
+    return dict(iter(table.groupby(kinds)))
+
+
+def kind_of_cohort(cohort: str, case: str) -> str:
+    """Type in the name of the case (`BraTS-MEN-...`: MEN) or of its folder, otherwise the folder's name."""
+    if named := re.match(r"BraTS-([A-Z]+)-", case, re.I):
+        return named[1].upper()
+    number = tumour_type(cohort, case)
+    return (cohort or "unknown") if number == UNKNOWN_TYPE else TUMOUR_TYPES[number]
+
+
+def reference_note(kind: str) -> str:
+    """What the segmentations of completed cases are compared with, as a sentence."""
+    if kind == "pseudo":
+        return (
+            "Reference segmentations: pseudo-labels, made of the complete real cases by the same segmenter."
+        )
+    return "Reference segmentations: those of the cases."
 
 
 def mean_at(summary: pd.DataFrame, target: str, method: str, metric: str) -> Mean | None:

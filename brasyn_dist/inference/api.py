@@ -50,6 +50,7 @@ def infer_single(
     views: Sequence[str] | None = None,
     any_view: bool = False,
     fusion: PathLike | None = None,
+    tta: bool = False,
     batch_size: int | None = None,
     precision: Precision = "no",
     device: str | None = None,
@@ -74,7 +75,7 @@ def infer_single(
         CheckpointError: The weights are not intact.
     """
     where = choose_device(device, precision)
-    config = load_inference(weights, views, any_view, fusion)
+    config = load_inference(weights, views, any_view, fusion, tta)
     ensemble = load_ensemble(config, where, batch_size, precision)
     files = {name: Path(str(path)) for name, path in inputs.items() if path is not None}
     request = single_request(files, Path(output), ensemble.modality_set)
@@ -94,6 +95,7 @@ def infer_batch(
     views: Sequence[str] | None = None,
     any_view: bool = False,
     fusion: PathLike | None = None,
+    tta: bool = False,
     modalities: Sequence[str] = (),
     batch_size: int | None = None,
     precision: Precision = "no",
@@ -118,6 +120,7 @@ def infer_batch(
         views: Views to run over; default: all that a model was trained on.
         any_view: Allow views that a model was not trained on.
         fusion: File of `brasyn fit-fusion`; default: the mean over models and views.
+        tta: Average with the result of mirrored slices, for twice the time (test-time augmentation).
         modalities: Synthesise exactly these, as if they were missing in every case; default: what is missing.
         batch_size: Slices in a batch; default: by device.
         precision: `no`, `bf16` or `fp16` (autocast).
@@ -141,7 +144,7 @@ def infer_batch(
     if context.threads is not None:
         torch.set_num_threads(context.threads)
     where = choose_device(device or own_device(context), precision)
-    config = load_inference(weights, views, any_view, fusion)
+    config = load_inference(weights, views, any_view, fusion, tta)
     ensemble = load_ensemble(config, where, batch_size, precision)
     modality_set = ensemble.modality_set
     check_modalities(modalities, modality_set)
@@ -236,6 +239,8 @@ def describe_run(output: Path, ensemble: Ensemble, device: torch.device, fusion:
     """The manifest of this run, without records."""
     members = ensemble.members
     identity: dict[str, Any] = {"members": describe_members(members), "precision": ensemble.precision}
+    if ensemble.tta:
+        identity["tta"] = True
     if fusion is not None:
         identity["fusion_sha256"] = sha256_of(fusion)
     details = {

@@ -4,7 +4,7 @@
 
 runs/r8                             one model, over all views that it was trained on
 runs/r6:axial runs/r7:sagittal      one model for each view
-configs/r9.yaml                     the same in a file: `members`, and optionally `fusion` and `any_view`
+configs/thesis/r9.yaml              the same in a file: `members`, and optionally `fusion` and `any_view`
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from brasyn_dist.inference.synthesis import (
     synthesise_case,
 )
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.generator import Generator, default_execution
 from brasyn_dist.models.pretrained import CONFIG_FILE, export_folder, read_config
+from brasyn_dist.models.registry import Generator
 
 PathLike = Path | str
 Weights = PathLike | Sequence[PathLike]
@@ -65,6 +65,8 @@ class InferenceConfig:
     """File of `brasyn fit-fusion`; null: the mean."""
     any_view: bool = False
     """Allow views that a model was not trained on."""
+    tta: bool = False
+    """Average with the result of mirrored slices, for twice the time (test-time augmentation)."""
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -80,6 +82,7 @@ class Ensemble:
     """Default: the mean."""
     batch_size: int | None = None
     precision: Precision = "no"
+    tta: bool = False
 
     @property
     def modality_set(self) -> ModalitySet:
@@ -100,6 +103,7 @@ class Ensemble:
             fuse=self.fuse,
             batch_size=self.batch_size,
             precision=self.precision,
+            mirror=self.tta,
             timer=timer,
         )
 
@@ -109,6 +113,7 @@ def load_inference(
     views: Sequence[str] | None = None,
     any_view: bool = False,
     fusion: PathLike | None = None,
+    tta: bool = False,
 ) -> InferenceConfig:
     """The configuration that `weights` names, with the other options applied.
 
@@ -126,7 +131,7 @@ def load_inference(
     if views:
         config = replace(config, members=tuple(_with_views(m, views) for m in config.members))
     chosen = config.fusion if fusion is None else str(fusion)
-    return replace(config, fusion=chosen, any_view=config.any_view or any_view)
+    return replace(config, fusion=chosen, any_view=config.any_view or any_view, tta=config.tta or tta)
 
 
 def _parse_member(word: PathLike) -> MemberConfig:
@@ -156,7 +161,7 @@ def load_ensemble(
     """
     members = load_members(config, device)
     fuse = None if config.fusion is None else load_fusion(config.fusion, members)
-    return Ensemble(members, fuse, batch_size, precision)
+    return Ensemble(members, fuse, batch_size, precision, config.tta)
 
 
 def load_members(
@@ -181,7 +186,7 @@ def load_members(
         folder = export_folder(Path(entry.weights))
         exported = read_config(folder / CONFIG_FILE)
         chosen = choose_views(exported["views"], entry.views, config.any_view, folder)
-        generator = Generator.from_pretrained(folder, encoder_execution=default_execution(device)).to(device)
+        generator = Generator.from_pretrained(folder).to(device)
         members += [Member(view, generator, folder, exported["weights_sha256"]) for view in chosen]
     for (view, digest), count in Counter((m.view, m.weights_sha256) for m in members).items():
         if count > 1:

@@ -27,7 +27,7 @@ from torch import Tensor
 from brasyn_dist.brats import BRATS, VIEW_AXES, VIEWS, ImageSize, image_shape
 from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.generator import Generator
+from brasyn_dist.models.registry import Generator
 from brasyn_dist.preprocessing.normalisation import foreground_medians
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.slicing import margins
@@ -113,6 +113,7 @@ def synthesise_case(
     fuse: Fuse | None = None,
     batch_size: int | None = None,
     precision: Precision = "no",
+    mirror: bool = False,
     timer: StageTimer | None = None,
 ) -> dict[str, np.ndarray]:
     """Synthesise the target modalities of one case.
@@ -127,6 +128,7 @@ def synthesise_case(
             any case.
         batch_size: Slices in a batch; default: `default_batch_size`.
         precision: Autocast type.
+        mirror: Average with the result of mirrored slices (`synthesise_slices`), for twice the time.
         timer: Adds up the seconds by stage.
 
     Returns:
@@ -146,8 +148,9 @@ def synthesise_case(
     volumes = {}
     for target in targets:
         views_VXYZ = member_volumes(
-            members, images, available, target, batch_size=batch_size, precision=precision, timer=timer
-        )
+            members, images, available, target,
+            batch_size=batch_size, precision=precision, mirror=mirror, timer=timer,
+        )  # fmt: skip
         with timer("finish"):
             fused_XYZ = fuse(views_VXYZ, target) if fuse else mean_of_members(views_VXYZ)
             volumes[target] = to_integers(torch.where(brain_XYZ, fused_XYZ.clamp(min=0), 0.0), target)
@@ -162,6 +165,7 @@ def member_volumes(
     *,
     batch_size: int | None = None,
     precision: Precision = "no",
+    mirror: bool = False,
     timer: StageTimer | None = None,
 ) -> Tensor:
     """(V, x, y, z) float32: the target modality by each member, with its model and view."""
@@ -174,6 +178,7 @@ def member_volumes(
             member.view,
             batch_size=batch_size,
             precision=precision,
+            mirror=mirror,
             timer=timer,
         )
         for member in members
@@ -199,6 +204,7 @@ def synthesise_volume(
     *,
     batch_size: int | None = None,
     precision: Precision = "no",
+    mirror: bool = False,
     timer: StageTimer | None = None,
 ) -> Tensor:
     """Modality `target` as a float32 volume (x, y, z) in the units of the inputs, from slices of one view.
@@ -224,17 +230,46 @@ def synthesise_volume(
         padding = padding_to(outputs_KHW.shape[1:], generator.config.image_size)
         check_window(to_slices(brain_XYZ, view), padding, view)
         rows_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
+        offsets_N = [d for d in range(-generator.context, generator.context + 1) if d]
     for rows_B in full_batches(rows_K, batch_size or default_batch_size(device)):
         with timer("prepare"):
             planes_BMHW = F.pad(inputs_KMHW[rows_B], padding)
             x_BMHW = normaliser(planes_BMHW, medians_BM=medians_1M)
+            context_BNMHW = None
+            if offsets_N:
+                near_BN = (rows_B[:, None] + torch.tensor(offsets_N, device=device)).clamp(
+                    rows_K[0], rows_K[-1]
+                )
+                context_BNMHW = normaliser.neighbours(F.pad(inputs_KMHW[near_BN], padding), None, medians_1M)
         with timer("network"), autocast(device, precision):
-            image_B1HW = generator.synthesise(x_BMHW, present, wanted, VIEWS.index(view))
+            image_B1HW = synthesise_slices(generator, x_BMHW, context_BNMHW, present, wanted, view, mirror)
         with timer("finish"):
             cropped_BHW = F.pad(image_B1HW[:, 0].float(), [-n for n in padding])
             outputs_KHW[rows_B] = unit * normaliser.denormalise(cropped_BHW, wanted, planes_BMHW, present)
     with timer("finish"):
         return torch.where(brain_XYZ, volume_XYZ, 0.0)
+
+
+def synthesise_slices(
+    generator: Generator,
+    x_BMHW: Tensor,
+    context_BNMHW: Tensor | None,
+    present: tuple[int, ...],
+    wanted: int,
+    view: str,
+    mirror: bool,
+) -> Tensor:
+    """(B, 1, H, W); with `mirror` the mean with the result of slices whose left and right are exchanged.
+
+    Sagittal slices have no left and right: they are not mirrored.
+    """
+    number = VIEWS.index(view)
+    image_B1HW = generator.synthesise(x_BMHW, present, wanted, number, context_BNMHW)
+    if not mirror or view == "sagittal":
+        return image_B1HW
+    context = None if context_BNMHW is None else context_BNMHW.flip(-2)
+    mirrored_B1HW = generator.synthesise(x_BMHW.flip(-2), present, wanted, number, context)
+    return (image_B1HW.float() + mirrored_B1HW.float().flip(-2)) / 2
 
 
 def case_scales(

@@ -42,6 +42,8 @@ class GeneratorOutputs:
     """Data range of the target modality (Normaliser.range_M)."""
     tumour_B1HW: Tensor
     """Pixels with a label above 0. A slice without labels counts as healthy."""
+    ssim_offset: float = 0.0
+    """Added to the brain of both images before SSIM (Normaliser.ssim_offset)."""
     cycle_image_B1HW: Tensor | None = None
     cycle_real_B1HW: Tensor | None = None
     cycle_bottleneck_BCHW: Tensor | None = None
@@ -73,7 +75,9 @@ def generator_terms(
     terms: Terms = {}
     image_B1HW, real_B1HW = outputs.image_B1HW, outputs.real_B1HW
     if config.reconstruction:
-        terms["reconstruction"] = absolute_error(image_B1HW, real_B1HW, config.mask_background)
+        terms["reconstruction"] = absolute_error(
+            image_B1HW, real_B1HW, config.mask_background, config.smooth_l1
+        )
     if config.adversarial:
         terms["adversarial"] = patch_loss(outputs.required("patch_B1hw"), real=True)
     if config.classification:
@@ -87,7 +91,14 @@ def generator_terms(
             outputs.required("cycle_image_B1HW"), outputs.required("cycle_real_B1HW"), config.mask_background
         )
     if config.ssim:
-        terms |= ssim_terms(config.ssim_regions, image_B1HW, real_B1HW, outputs.tumour_B1HW, outputs.range_B)
+        terms |= ssim_terms(
+            config.ssim_regions,
+            image_B1HW,
+            real_B1HW,
+            outputs.tumour_B1HW,
+            outputs.range_B,
+            outputs.ssim_offset,
+        )
     if config.tversky:
         loss_B = focal_tversky(
             tversky or TverskyConfig(), outputs.required("segmented_BCHW"), outputs.required("labels_BHW")
@@ -124,20 +135,33 @@ def weighted_discriminator_sum(config: ObjectiveConfig, terms: Mapping[str, Tens
     return config.discriminator * sum_of(terms.values())
 
 
-def absolute_error(image_B1HW: Tensor, real_B1HW: Tensor, foreground_only: bool) -> Tensor:
-    """(B,) mean absolute error over all pixels, or over the brain in the real slice (0 without brain)."""
+def absolute_error(image_B1HW: Tensor, real_B1HW: Tensor, foreground_only: bool, beta: float = 0.0) -> Tensor:
+    """(B,) mean absolute error over all pixels, or over the brain in the real slice (0 without brain).
+
+    With `beta` above 0 smooth L1: errors e below it count as e^2 / (2 beta), others as e - beta / 2.
+    """
     error_B1HW = (at_least_float32(image_B1HW) - at_least_float32(real_B1HW)).abs()
+    if beta:
+        error_B1HW = torch.where(error_B1HW < beta, error_B1HW**2 / (2 * beta), error_B1HW - beta / 2)
     if foreground_only:
         return region_mean(error_B1HW, foreground(real_B1HW))
     return error_B1HW.mean((1, 2, 3))
 
 
 def ssim_terms(
-    regions: str, image_B1HW: Tensor, real_B1HW: Tensor, tumour_B1HW: Tensor, range_B: Tensor
+    regions: str,
+    image_B1HW: Tensor,
+    real_B1HW: Tensor,
+    tumour_B1HW: Tensor,
+    range_B: Tensor,
+    offset: float = 0.0,
 ) -> Terms:
-    """1 - SSIM over each region of the brain (0 for an empty region), background set to 0 in both images."""
+    """1 - SSIM over each region of the brain (0 for an empty region).
+
+    `offset` is added to the brain of both images. Their background is set to 0.
+    """
     brain_B1HW = foreground(real_B1HW)
-    image, real = (torch.where(brain_B1HW, x, 0) for x in (image_B1HW, real_B1HW))
+    image, real = (torch.where(brain_B1HW, x + offset, 0) for x in (image_B1HW, real_B1HW))
     dissimilarity_B1HW = 1 - ssim_map(image, real, range_B)
     if regions == "whole":
         return {"ssim_brain": region_mean(dissimilarity_B1HW, brain_B1HW)}

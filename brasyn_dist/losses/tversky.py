@@ -3,7 +3,7 @@
     logits (B, C, H, W) --softmax--> p      labels (B, H, W) --> one-hot t
 
     TP = sum p t    FN = sum (1 - p) t    FP = sum p (1 - t)      over the pixels of a sample, for each class
-    index = (TP + s) / (TP + a FN + b FP + s)        loss = mean over classes of (1 - index)^exponent
+    index = (TP + s) / (TP + a FN + b FP + s)        loss = mean (or sum) over classes of (1 - index)^exponent
 
 See docs/explanation/method.md, section 5. The published implementation also sums over the batch. Here each
 sample has its own loss, so the gradient of a global batch does not depend on how it is split. `smoothing` s
@@ -27,7 +27,7 @@ def focal_tversky(config: TverskyConfig, logits_BCHW: Tensor, labels_BHW: Tensor
         labels_BHW: Integers 0 .. C - 1.
 
     Returns:
-        (B,) in [0, 1], at least float32, for any autocast.
+        (B,) in [0, 1], with `classes: sum` in [0, C], at least float32, for any autocast.
     """
     with torch.autocast(logits_BCHW.device.type, enabled=False):
         p_BCN = at_least_float32(logits_BCHW).softmax(1).flatten(2)
@@ -40,7 +40,8 @@ def focal_tversky(config: TverskyConfig, logits_BCHW: Tensor, labels_BHW: Tensor
         errors_BC = config.false_negative * missed_BC + config.false_positive * wrong_BC
         distance_BC = errors_BC / (hits_BC + errors_BC + config.smoothing)
         # Rounding can give an error slightly below 0, for which the power is NaN.
-        return distance_BC.clamp(min=0).pow(config.exponent).mean(1)
+        loss_BC = distance_BC.clamp(min=0).pow(config.exponent)
+        return loss_BC.sum(1) if config.classes == "sum" else loss_BC.mean(1)
 
 
 def labelled_only(loss_B: Tensor, has_labels_B: Tensor) -> Tensor:

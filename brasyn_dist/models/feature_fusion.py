@@ -23,7 +23,7 @@ class Encoded(NamedTuple):
     """Output of an encoder for N slices."""
 
     stages: tuple[Tensor, ...]
-    """Features (N, C_i, h_i, w_i) of stages 1 to the last, which is the bottleneck."""
+    """Features (N, C_i, h_i, w_i) of the stages that the decoder uses; the last is the bottleneck."""
     gate: Tensor
     """Channel attention of the bottleneck (N, C, 1, 1) in (0, 1)."""
 
@@ -38,13 +38,14 @@ class Source(NamedTuple):
 class Fusion(nn.Module):
     """Fuses the encoded slices of each sample: the early-fusion encoder and its available modalities.
 
-    The early encoder is used only if several modalities are available (docs/explanation/method.md, section
-    3).
+    With `early_fusion: published`, the early encoder is used only if several modalities are available
+    (docs/explanation/method.md, section 3).
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.channel_zero_only = config.attention == "published"
+        self.always_early = config.early_fusion == "described"
         self.projection = nn.Conv2d(2 * config.width, config.width, 1)
 
     def forward(
@@ -58,26 +59,29 @@ class Fusion(nn.Module):
             available_BM: (B, M) bool.
 
         Returns:
-            Skips (B, C_i, h_i, w_i) of stages 1 to the last, and the fused bottleneck (B, C, h, w).
+            Skips (B, C_i, h_i, w_i) of the encoded stages, and the fused bottleneck (B, C, h, w).
         """
         dtype = early.stages[-1].dtype
         # Small integers are exact in every float format, so a division by them rounds once.
         count = available_BM.sum(1).to(dtype)[:, None, None, None]
         several = (count > 1).to(dtype)
+        early_weight = torch.ones_like(several) if self.always_early else several
         skips = [
-            torch.addcdiv(stage * several, mix(sources, [rows.stages[i] for _, rows in sources]), count)
+            torch.addcdiv(stage * early_weight, mix(sources, [rows.stages[i] for _, rows in sources]), count)
             for i, stage in enumerate(early.stages)
         ]
-        return skips, self._bottleneck(early, sources, several)
+        return skips, self._bottleneck(early, sources, several, early_weight)
 
-    def _bottleneck(self, early: Encoded, sources: Sequence[Source], several: Tensor) -> Tensor:
+    def _bottleneck(
+        self, early: Encoded, sources: Sequence[Source], several: Tensor, early_weight: Tensor
+    ) -> Tensor:
         """1x1 convolution of [S, H]: the attention-weighted sum and the softmax-weighted mean."""
         features = [rows.stages[-1] for _, rows in sources]
         gates = [rows.gate for _, rows in sources]
         # The published weights were trained with an indexing error: channel 0's attention is used for all
         # channels.
         attentions = [gate[:, :1] for gate in gates] if self.channel_zero_only else gates
-        own = early.stages[-1] * several
+        own = early.stages[-1] * early_weight
         total = mix(sources, [a * f for a, f in zip(attentions, features)])
         if self.channel_zero_only:
             # The error concerns only the gates of the modality encoders, and only samples with several

@@ -72,9 +72,11 @@ class ModalityInfuser(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         width, halvings = config.width, len(config.channel_multipliers) - 1
-        tokens = math.prod(side >> halvings for side in image_shape(config.image_size))
+        self.tokens = math.prod(side >> halvings for side in image_shape(config.image_size))
         self.projection = nn.Conv2d(width, width, 1)
-        self.position_1TW = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.position_1TW: nn.Parameter | None = None
+        if config.position_embedding == "learned":
+            self.position_1TW = nn.Parameter(torch.randn(1, self.tokens, width) * 0.02)
         self.target_embedding = IndexEmbedding(width)
         self.view_embedding = IndexEmbedding(width) if config.view_embedding else None
         self.blocks = nn.ModuleList(
@@ -85,11 +87,19 @@ class ModalityInfuser(nn.Module):
 
     def forward(self, x_BCHW: Tensor, target_B: Tensor, view_B: Tensor | None) -> Tensor:
         """Features (B, C, h, w) from the fused bottleneck, target modality and view (B,) int64."""
-        tokens_BTW = self.projection(x_BCHW).flatten(2).transpose(1, 2) + self.position_1TW
+        tokens_BTW = self.projection(x_BCHW).flatten(2).transpose(1, 2) + self._positions()
         tokens_BTW = tokens_BTW + self._condition(target_B, view_B)[:, None]
         for block in self.blocks:
             tokens_BTW = block(tokens_BTW)
         return self.norm(tokens_BTW).transpose(1, 2).unflatten(2, x_BCHW.shape[2:])
+
+    def _positions(self) -> Tensor:
+        """(1, T, W) position embedding."""
+        if self.position_1TW is not None:
+            return self.position_1TW
+        weight = self.norm.weight
+        numbers_T = torch.arange(self.tokens, device=weight.device)
+        return sinusoidal(numbers_T, weight.shape[0], weight.dtype)[None]
 
     def _condition(self, target_B: Tensor, view_B: Tensor | None) -> Tensor:
         condition_BW = self.target_embedding(target_B)

@@ -91,13 +91,34 @@ def norm_silu_convolution(norm: Function, convolution: Function, x: Tensor) -> T
     return convolution(F.silu(norm(x)))
 
 
+def norm_convolution(norm: Function, convolution: Function, x: Tensor) -> Tensor:
+    """GroupNorm, convolution."""
+    return convolution(norm(x))
+
+
+def silu_norm_convolution(norm: Function, convolution: Function, x: Tensor) -> Tensor:
+    """SiLU, GroupNorm, convolution."""
+    return convolution(norm(F.silu(x)))
+
+
 class ResidualBlock(Block):
-    """x + (GroupNorm, SiLU, 3x3 convolution) `convolutions` times; 1x1 shortcut if the width changes."""
+    """x + layers(x): GroupNorm, SiLU and a 3x3 convolution, `convolutions` times.
+
+    With `activate_last`, the order is GroupNorm, convolution, SiLU. A change of width adds a 1x1 convolution
+    to the shortcut.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, groups: int, convolutions: int = 1, stacked: int = 1
+        self,
+        inputs: int,
+        outputs: int,
+        groups: int,
+        convolutions: int = 1,
+        stacked: int = 1,
+        activate_last: bool = False,
     ) -> None:
         super().__init__()
+        self.activate_last = activate_last
         widths = [inputs] + [outputs] * convolutions
         self.norms = nn.ModuleList(GroupNorm(groups, width, stacked) for width in widths[:-1])
         self.convolutions = nn.ModuleList(
@@ -108,9 +129,15 @@ class ResidualBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W)."""
         hidden = x
-        for norm, convolution in zip(self.norms, self.convolutions):
-            layers = partial(norm_silu_convolution, norm.bound(), convolution.bound())  # type: ignore[operator]
+        for number, (norm, convolution) in enumerate(zip(self.norms, self.convolutions)):
+            # Each function ends with its convolution, so that a recomputation does not repeat it.
+            function = norm_silu_convolution
+            if self.activate_last:
+                function = silu_norm_convolution if number else norm_convolution
+            layers = partial(function, norm.bound(), convolution.bound())  # type: ignore[operator]
             hidden = self.checkpointed(layers, hidden)
+        if self.activate_last:
+            hidden = F.silu(hidden)
         return hidden + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -147,33 +174,47 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, widths: tuple[int, ...], groups: int, convolutions: int = 1, stacked: int = 1
+        self,
+        inputs: int,
+        widths: tuple[int, ...],
+        block: Callable[..., ResidualBlock],
+        stacked: int = 1,
+        full_size: bool = False,
     ) -> None:
+        """`block`: ResidualBlock with its options. `full_size`: return the output of stage 0, too."""
         super().__init__()
+        self.full_size = full_size
         self.stem = Convolution(inputs, widths[0], 3, padding=1, stacked=stacked)
         self.blocks = nn.ModuleList(
-            ResidualBlock(a, b, groups, convolutions, stacked) for a, b in zip((widths[0], *widths), widths)
+            block(a, b, stacked=stacked) for a, b in zip((widths[0], *widths), widths)
         )
         self.downsamplings = nn.ModuleList(Downsampling(width, stacked) for width in widths[:-1])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Outputs (B, C_i, h_i, w_i) of stages 1 to the last; the full-size stage 0 is not used."""
+        """Outputs (B, C_i, h_i, w_i) of stages 1 to the last, with `full_size` of all stages."""
         features = [self.blocks[0](self.stem(x))]
         for downsampling, block in zip(self.downsamplings, self.blocks[1:]):
             features.append(block(downsampling(features[-1])))
-        return features[1:]
+        return features if self.full_size else features[1:]
 
 
 class ChannelGate(nn.Module):
-    """Channel attention: sigmoid(1x1 convolution(SiLU(1x1 convolution(mean over pixels))))."""
+    """Channel attention: sigmoid(1x1 convolution(SiLU(1x1 convolution(mean over pixels)))).
 
-    def __init__(self, channels: int, stacked: int = 1) -> None:
+    With `pixelwise`, a network of the same parameters without attention: 1x1 convolution, SiLU, 1x1
+    convolution at each pixel.
+    """
+
+    def __init__(self, channels: int, stacked: int = 1, pixelwise: bool = False) -> None:
         super().__init__()
+        self.pixelwise = pixelwise
         self.squeeze = Convolution(channels, channels, 1, stacked=stacked)
         self.excite = Convolution(channels, channels, 1, stacked=stacked)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, 1, 1) in (0, 1)."""
+        """(B, C, H, W) to (B, C, 1, 1) in (0, 1); with `pixelwise` to (B, C, H, W)."""
+        if self.pixelwise:
+            return self.excite(F.silu(self.squeeze(x)))
         return torch.sigmoid(self.excite(F.silu(self.squeeze(x.mean((2, 3), keepdim=True)))))
 
 

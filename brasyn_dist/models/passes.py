@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from brasyn_dist.models.feature_fusion import Source
-from brasyn_dist.models.generator import Generator
+from brasyn_dist.models.hfgan import HFGANGenerator
+from brasyn_dist.models.registry import Generator
 from brasyn_dist.preprocessing.normalisation import mask_missing
 
 Passes = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -59,32 +60,45 @@ class PassTensors(NamedTuple):
 
 
 class SynthesisPasses(nn.Module):
-    """Both passes of a generator. With `cycle=False` the results of the second pass are None."""
+    """Both passes of a generator. With `cycle=False` the results of the second pass are None.
+
+    Only HF-GAN has encoders that `fast` can use. Other generators run `forward` twice.
+    """
 
     def __init__(self, generator: Generator, fast: bool = True, cycle: bool = True) -> None:
         super().__init__()
-        self.generator = generator
-        self.fast = fast
+        self.generator: Any = generator
+        self.fast = fast and isinstance(generator, HFGANGenerator)
         self.cycle = cycle
 
-    def forward(self, real_KMHW: Tensor, view_K: Tensor | None, *plan: Tensor | tuple[Tensor, ...]) -> Passes:
+    def forward(
+        self,
+        real_KMHW: Tensor,
+        view_K: Tensor | None,
+        *plan: Tensor | tuple[Tensor, ...],
+        context_KNMHW: Tensor | None = None,
+    ) -> Passes:
         """Synthesise the targets, and real slices from the synthetic ones.
 
         Args:
             real_KMHW: Normalised real slices, none of them masked.
             view_K: Views (K,) int64.
             plan: The fields of a PassTensors.
+            context_KNMHW: Normalised neighbouring slices, for a generator with a context.
         """
         tensors = PassTensors(*plan)  # type: ignore[arg-type]
         real_BMHW = real_KMHW[tensors.row_B]
         view_B = None if view_K is None else view_K[tensors.row_B]
+        context_BNMHW = None if context_KNMHW is None else context_KNMHW[tensors.row_B]
         sources = None
         if self.fast:
             slices = [real_KMHW[rows, m, None] for m, rows in enumerate(tensors.real_rows)]
             real = self.generator.encode_modalities(slices)
             sources = [Source(tensors.real_mix_BN, real)]
         inputs_BMHW = mask_missing(real_BMHW, tensors.available_BM)
-        first = self._generate(inputs_BMHW, sources, tensors.available_BM, tensors.target_B, view_B)
+        first = self._generate(
+            inputs_BMHW, sources, tensors.available_BM, tensors.target_B, view_B, context_BNMHW
+        )
         if not self.cycle:
             return *first, None, None
 
@@ -109,9 +123,10 @@ class SynthesisPasses(nn.Module):
         available_BM: Tensor,
         target_B: Tensor,
         view_B: Tensor | None,
+        context_BNMHW: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         if sources is None:
-            return self.generator(inputs_BMHW, available_BM, target_B, view_B)
+            return self.generator(inputs_BMHW, available_BM, target_B, view_B, context_BNMHW)
         early = self.generator.encode_early(inputs_BMHW)
         return self.generator.complete(early, sources, available_BM, target_B, view_B)
 

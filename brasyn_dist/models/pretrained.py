@@ -8,6 +8,7 @@ two files: after an interrupted save or a damaged copy, loading fails with an er
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -39,6 +40,8 @@ class PretrainedNetwork(nn.Module):
     kind: ClassVar[str]
     """Name of the network in file names and in config.json."""
     config_class: ClassVar[type]
+    before_options: ClassVar[dict[str, Any]] = {}
+    """Options of exports that are older than the option, where the default is another value."""
 
     def __init__(self, config: Any, modality_set: ModalitySet = BRATS) -> None:
         super().__init__()
@@ -46,6 +49,11 @@ class PretrainedNetwork(nn.Module):
         self.modality_set = modality_set
         self.preprocessing: Preprocessing | None = None
         """Preprocessing of the training slices; set by `from_pretrained`."""
+
+    @classmethod
+    def class_of(cls, config: Mapping[str, Any]) -> type[Self]:
+        """The class of the network with this exported configuration."""
+        return cls
 
     def save_pretrained(
         self, folder: Path | str, preprocessing: Preprocessing | None = None, step: int | None = None
@@ -106,9 +114,11 @@ class PretrainedNetwork(nn.Module):
             )
         try:
             preprocessing = Preprocessing.from_dict(values, file)
-            config: Any = from_dict(cls.config_class, values[cls.kind], str(file))
+            network_class = cls.class_of(values[cls.kind])
+            shape = network_class.before_options | values[cls.kind]
+            config: Any = from_dict(network_class.config_class, shape, str(file))
             with torch.device("meta"):
-                network = cls(config, modality_set=preprocessing.modality_set, **options)
+                network = network_class(config, modality_set=preprocessing.modality_set, **options)
         except BrasynError as error:
             raise CheckpointError(str(error)) from None
         load_state(network, tensors, weights)

@@ -18,7 +18,7 @@ from torch import Tensor
 from brasyn_dist.config import DiscriminatorConfig, GeneratorConfig
 from brasyn_dist.errors import CheckpointError, ConfigError
 from brasyn_dist.models.discriminator import Discriminator, feature_size
-from brasyn_dist.models.generator import Generator
+from brasyn_dist.models.hfgan import HFGANGenerator
 
 Rules = Sequence[tuple[str, str]]
 
@@ -110,7 +110,7 @@ def convert_generator(
         *_GENERATOR_RULES,
     )
     with torch.device("meta"):
-        shapes = Generator(config).state_dict()
+        shapes = HFGANGenerator(config).state_dict()
     return config, rename(tensors, shapes, rules)
 
 
@@ -157,6 +157,10 @@ def read_generator_config(tensors: Mapping[str, Tensor], heads: int) -> Generato
             mlp_activation=activation,
             view_embedding=any(name.startswith("middle.view_embedding.") for name in tensors),
             attention="published",
+            decoder="published",
+            early_fusion="published",
+            residual_block="published",
+            position_embedding="learned",
         )
     except ConfigError as error:
         raise CheckpointError(f"published generator: {error}; is --heads right?") from None

@@ -61,6 +61,16 @@ class Normaliser:
         return torch.full_like(self.clip_M, CASE_RANGE if self.mode == "case" else SLICE_RANGE)
 
     @property
+    def ssim_offset(self) -> float:
+        """Added to normalised values before SSIM.
+
+        In mode `case` it makes them positive. Otherwise tissue near the median would have values near 0, for
+        which the luminance term of SSIM is unstable: networks then left the fluid of T2w dark. In mode
+        `zscore` the thesis computes SSIM of the z-scores.
+        """
+        return -BACKGROUND_VALUE if self.mode == "case" else 0.0
+
+    @property
     def window(self) -> tuple[float, float]:
         """Normalised intensities that are shown as black and as white in every picture."""
         return (BACKGROUND_VALUE, {"zscore": 4.0, "slice": 1.0, "case": 1.5}[self.mode])
@@ -95,6 +105,13 @@ class Normaliser:
         clipped = torch.minimum(planes, self.clip_M[:, None, None])
         scores = (clipped - self.mean_M[:, None, None]) / self.std_M[:, None, None]
         return torch.where(planes > 0, scores, BACKGROUND_VALUE)
+
+    def neighbours(
+        self, planes_BNMHW: Tensor, factor_BM: Tensor | None = None, medians_BM: Tensor | None = None
+    ) -> Tensor:
+        """Normalise N slices of each sample as `__call__` does: (B, N, M, H, W) in `dtype`."""
+        slices = [self(planes_BNMHW[:, n], factor_BM, medians_BM) for n in range(planes_BNMHW.shape[1])]
+        return torch.stack(slices, dim=1) if slices else planes_BNMHW.to(self.dtype)
 
     def denormalise(
         self, image: Tensor, modality: int, planes_BMHW: Tensor | None = None, available: Sequence[int] = ()

@@ -11,6 +11,8 @@ before, 43 after; docs/explanation/method.md, section 2). A slice that is larger
 cropped around its centre.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from brasyn_dist.brats import VIEW_AXES
@@ -49,12 +51,15 @@ def margins(length: int, size: int) -> tuple[int, int]:
     return before, size - length - before
 
 
-def pad_or_crop_into(source: np.ndarray, target: np.ndarray) -> None:
-    """Copy (..., h, w) to the centre of (..., H, W), padded with 0 and cropped."""
-    if source.shape[-2:] == target.shape[-2:]:
+def pad_or_crop_into(source: np.ndarray, target: np.ndarray, shift: Sequence[int] = (0, 0)) -> None:
+    """Copy (..., h, w) to the centre of (..., H, W), padded with 0 and cropped.
+
+    `shift` moves the target's window by this number of source pixels (rows, columns).
+    """
+    if source.shape[-2:] == target.shape[-2:] and not any(shift):
         target[...] = source
         return
-    spans = [shared_span(n, s) for n, s in zip(source.shape[-2:], target.shape[-2:])]
+    spans = [shared_span(n, s, d) for n, s, d in zip(source.shape[-2:], target.shape[-2:], shift)]
     (source_rows, target_rows), (source_columns, target_columns) = spans
     target[...] = 0
     target[..., target_rows, target_columns] = source[..., source_rows, source_columns]
@@ -67,7 +72,11 @@ def pad_or_crop(slices: np.ndarray, shape_HW: tuple[int, int]) -> np.ndarray:
     return target
 
 
-def shared_span(length: int, size: int) -> tuple[slice, slice]:
-    """The centred pixels that `length` and `size` pixels have in common, as a slice of each of them."""
-    before, count = margins(length, size)[0], min(length, size)
-    return slice(max(0, -before), max(0, -before) + count), slice(max(0, before), max(0, before) + count)
+def shared_span(length: int, size: int, shift: int = 0) -> tuple[slice, slice]:
+    """The pixels that `length` pixels and a window of `size` pixels have in common, as a slice of each.
+
+    The window is centred and then moved by `shift` pixels.
+    """
+    first = shift - margins(length, size)[0]
+    start, stop = max(0, first), max(0, first, min(length, first + size))
+    return slice(start, stop), slice(start - first, stop - first)

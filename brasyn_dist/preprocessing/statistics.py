@@ -22,6 +22,9 @@ from brasyn_dist.modality_set import ModalitySet
 
 VERSION = 1
 PERCENTILE = 99.5
+"""Default percentile of the foreground at which intensities are clipped."""
+CANDIDATES = (95.0, 98.0, 99.0, 99.5)
+"""Percentiles that the thesis compares (Table 4.1)."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,9 @@ class Histogram:
             self.counts[modality] = total
         return self
 
-    def statistics(self, cases: Iterable[str], headroom: float = 1.0) -> Statistics:
+    def statistics(
+        self, cases: Iterable[str], headroom: float = 1.0, percent: float = PERCENTILE
+    ) -> Statistics:
         """Statistics of the counted voxels (see `summarise`) and the names of their cases.
 
         Raises:
@@ -154,14 +159,14 @@ class Histogram:
         for name, counts in zip(self.modalities, self.counts):
             if not counts.sum():
                 raise DataError(f"no foreground in any training volume of {name}: all voxels are 0")
-            summaries[name] = summarise(counts, headroom)
+            summaries[name] = summarise(counts, headroom, percent)
         return Statistics(summaries, len(names), case_list_hash(names))
 
 
-def summarise(counts: np.ndarray, headroom: float = 1.0) -> ModalityStatistics:
+def summarise(counts: np.ndarray, headroom: float = 1.0, percent: float = PERCENTILE) -> ModalityStatistics:
     """Exact statistics of integers v that occur counts[v] times, clipped at `headroom` x percentile."""
     voxels = int(counts.sum())
-    clip_max = headroom * percentile(counts, PERCENTILE)
+    clip_max = headroom * percentile(counts, percent)
     values = np.minimum(np.arange(len(counts), dtype=np.float64), clip_max)
     # Offsets from the mean: the plain sum of squares would suffer from cancellation.
     mean = float(np.dot(values, counts) / voxels)

@@ -12,8 +12,9 @@ import pandas as pd
 
 from brasyn_dist.brats import BRATS, Case
 from brasyn_dist.common.files import read_json
+from brasyn_dist.evaluation.comparison_table import cohort_rows
 from brasyn_dist.evaluation.scoring import CaseScores
-from brasyn_dist.evaluation.tables import summarise
+from brasyn_dist.evaluation.tables import ALL, by_cohort, summarise
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.report.case_views import case_views, region_legend
 from brasyn_dist.report.provenance import environment_facts, manifest_facts, this_program
@@ -30,6 +31,7 @@ def write_report(
     predictions: Path,
     run_dir: Path | None = None,
     modality_set: ModalitySet = BRATS,
+    reference: str = "",
 ) -> None:
     """Write the report of an evaluation.
 
@@ -41,6 +43,7 @@ def write_report(
         predictions: Folder of the predictions, which may have a manifest.json.
         run_dir: Adds the training curves of this run.
         modality_set: Of predictions and references.
+        reference: Sentence about the reference segmentations.
     """
     scored = [r for r in results if r.scores]
     subjects = len({r.prediction.case for r in scored})
@@ -63,6 +66,9 @@ def write_report(
             if r.problem is not None
         ],
         **score_tables(summary, modality_set),
+        reference=reference,
+        cohort_head=["score", "class", *(cohorts := {ALL: table} | by_cohort(table))],
+        cohort_rows=cohort_rows(cohorts),
         method_colours=method_colours(table),
         distributions=distributions(table, modality_set),
         outline_colours=region_legend(modality_set),

@@ -29,6 +29,8 @@ TITLES = {
     "psnr": "PSNR",
     "ssim": "SSIM",
     "challenge_ssim": "Challenge SSIM",
+    "ms_ssim": "MS-SSIM",
+    "gmsd": "GMSD",
     "dice": "Dice",
     "nsd": "NSD",
     "voxel_nsd": "Voxel NSD",

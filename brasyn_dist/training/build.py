@@ -168,7 +168,7 @@ def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
     else:
         found = open_checkpoint(Path(resume))
     if found is not None:
-        default = type(task)(type(config)())
+        default = type(task)(type(config).before_options())
         defaults = run_folder.run_identity(default.config, "", default.identity())
         run_folder.check_identity(found.state["identity"], identity, defaults, found.folder)
         for change in run_folder.changed_options(found.state["options"], config):

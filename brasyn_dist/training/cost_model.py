@@ -27,13 +27,13 @@ from brasyn_dist.distributed.single_process import LocalTrainable, SingleProcess
 from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.discriminator import Discriminator
-from brasyn_dist.models.generator import Generator, default_execution
 from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.passes import SynthesisPasses
+from brasyn_dist.models.registry import build_generator
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.gan_step import GanStep
-from brasyn_dist.training.gan_task import GanTask, check_updates
+from brasyn_dist.training.gan_task import GanTask, check_updates, generator_options
 from brasyn_dist.training.schedule import total_steps
 from brasyn_dist.training.training_data import DeviceBatch, choose_training
 
@@ -120,31 +120,37 @@ def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) 
         masks = [
             targets_and_masks(0, 0, u, batch, config.order.availability, count) for u in range(step.variants)
         ]
-        memory_of_slices = BatchMemory(config.generator.image_size, "int16", count)
+        size = config.augmentation.crop or config.image_shape
+        memory_of_slices = BatchMemory(size, "int16", count, context=config.context)
         slices = DeviceBatch.load(memory_of_slices.batch(0, slice(0, batch)), step.normaliser)
         with FlopCounterMode(display=False) as operations:
             step(slices, masks, rate=0.0)
-    counts = [sum(p.numel() for p in network.module.parameters()) for network in (generator, discriminator)]
+    counts = [
+        0 if network is None else sum(p.numel() for p in network.module.parameters())
+        for network in (generator, discriminator)
+    ]
     return Counted(counts[0], counts[1], operations.get_total_flops(), memory.peak)
 
 
 def fake_networks(
     config: Config, distributed: ProcessGroup, modality_set: ModalitySet
-) -> tuple[Trainable, Trainable]:
+) -> tuple[Trainable, Trainable | None]:
     """Networks as in gan_task.py, but neither moved nor compiled, and with gradients, as after a step."""
-    execution = config.runtime.encoder_execution or default_execution(distributed.device)
-    generator = Generator(config.generator, execution, modality_set)
+    options = generator_options(config, distributed.shards_weights)
+    generator = build_generator(config.generator, config.seed, modality_set, **options)
     set_recompute(generator, config.runtime.recompute)
-    discriminator = Discriminator(config.discriminator, modality_set)
-    cycle = config.objective.cycle > 0 or config.objective.feature > 0
-    passes = SynthesisPasses(generator, fast=config.training.fast_passes, cycle=cycle)
-    for parameter in (*generator.parameters(), *discriminator.parameters()):
-        parameter.grad = torch.zeros_like(parameter)
+    passes = SynthesisPasses(generator, config.training.fast_passes, config.objective.uses_cycle)
+    discriminator = None
+    if config.objective.uses_discriminator:
+        discriminator = Discriminator(config.discriminator, modality_set)
+    for network in filter(None, (generator, discriminator)):
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
     # CountingTrainable does not step.
     unused = torch.optim.SGD(generator.parameters())
     return (
         distributed.prepare(passes, unused, generator),
-        distributed.prepare(discriminator, unused, discriminator),
+        None if discriminator is None else distributed.prepare(discriminator, unused, discriminator),
     )
 
 
@@ -207,7 +213,9 @@ def report(config: Config) -> str:
         "steps": f"{steps} = {steps // per_batch} global batches of {batch} slices x {per_batch} updates, "
         f"{steps / per_batch * batch / len(training):.2f} epochs",
         "generator": f"{cost.generator_parameters:,} parameters",
-        "discriminator": f"{cost.discriminator_parameters:,} parameters",
+        "discriminator": f"{cost.discriminator_parameters:,} parameters"
+        if cost.discriminator_parameters
+        else "none",
         "operations": f"{cost.operations_per_slice / 1e9:.0f} GFLOP per slice and update, "
         f"{operations / 1e18:.3f} EFLOP in all",
         "at 100 TFLOP/s": f"{operations / 1e14 / 3600:.1f} GPU hours",

@@ -8,6 +8,7 @@ so the update does not depend on how the global batch is cut into ranks and micr
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -47,19 +48,20 @@ class GanStep:
         config: Config,
         group: ProcessGroup,
         generator: Trainable,
-        discriminator: Trainable,
+        discriminator: Trainable | None,
         normaliser: Normaliser,
         segmenter: Segmenter | None = None,
         modality_set: ModalitySet = BRATS,
     ) -> None:
-        """`segmenter` is frozen and in evaluation mode. The Tversky term of the objective needs it."""
+        """`segmenter` is frozen and in evaluation mode. The Tversky term of the objective needs it.
+
+        `discriminator` is None if no term of the objective needs it.
+        """
         self._config, self._group = config, group
         self._generator, self._discriminator, self._segmenter = generator, discriminator, segmenter
         self._loader = BatchLoader(config, normaliser)
         self.normaliser = normaliser
         self.variants = variants(config, modality_set)
-        # If both discriminator loss weights are 0, the discriminator is neither evaluated nor updated.
-        self._use_discriminator = config.objective.adversarial > 0 or config.objective.classification > 0
         # Compilation needs few distinct shapes. ZeRO 3 needs rows of every modality, since it cannot use the
         # separate encoders. In other cases execution is faster without padded rows.
         self._equal_rows = compile_mode(config, group.device) != "off" or group.shards_weights
@@ -84,21 +86,26 @@ class GanStep:
         sums: dict[str, Tensor] = {}
         with self._group.clock.phase("generator"):
             judged = self._train_generator(batch, masks, rate, sums)
-        if self._use_discriminator:
+        if self._discriminator is not None:
             with self._group.clock.phase("discriminator"):
-                self._train_discriminator(judged, rate, sums)
+                self._train_discriminator(self._discriminator, judged, rate, sums)
         return sums
 
     def _train_generator(
         self, batch: DeviceBatch, masks: Sequence[BatchMasks], rate: float, sums: dict[str, Tensor]
     ) -> list[Judged]:
         config, judged = self._config, []
-        with self._discriminator.frozen() as discriminator:
+        frozen: AbstractContextManager[nn.Module | None] = nullcontext()
+        if self._discriminator is not None:
+            frozen = self._discriminator.frozen()
+        with frozen as discriminator:
             for start, stop in micro_batches(len(batch), config.training.micro_batch_size):
                 part = batch.rows(start, stop)
                 plan = plan_passes([m[start:stop] for m in masks], self._equal_rows).to(part.real_BMHW.device)
                 with self._generator.accumulate(last=stop == len(batch)):
-                    passes = self._generator.wrapped(part.real_BMHW, part.view_B, *plan)
+                    passes = self._generator.wrapped(
+                        part.real_BMHW, part.view_B, *plan, context_KNMHW=part.context_BNMHW
+                    )
                     outputs = self._outputs(part, plan, passes, discriminator)
                     terms = generator_terms(config.objective, outputs, config.tversky)
                     self._generator.backward(weighted_sum(config.objective, terms).sum() * self._scale)
@@ -107,11 +114,13 @@ class GanStep:
         sums["generator_norm"] = self._generator.clip_and_step(config.optimizer.clip_norm, rate)
         return judged
 
-    def _train_discriminator(self, judged: Sequence[Judged], rate: float, sums: dict[str, Tensor]) -> None:
+    def _train_discriminator(
+        self, discriminator: Trainable, judged: Sequence[Judged], rate: float, sums: dict[str, Tensor]
+    ) -> None:
         config = self._config
         for number, (real_B1HW, synthetic_B1HW, target_B) in enumerate(judged):
-            with self._discriminator.accumulate(last=number == len(judged) - 1):
-                patch, classes = self._discriminator.wrapped(torch.cat([real_B1HW, synthetic_B1HW]))
+            with discriminator.accumulate(last=number == len(judged) - 1):
+                patch, classes = discriminator.wrapped(torch.cat([real_B1HW, synthetic_B1HW]))
                 (real_patch, synthetic_patch), (real_class, synthetic_class) = (
                     patch.chunk(2),
                     classes.chunk(2),
@@ -120,16 +129,16 @@ class GanStep:
                     real_patch, real_class, synthetic_patch, synthetic_class, target_B
                 )
                 loss = weighted_discriminator_sum(config.objective, terms).sum() * self._scale
-                self._discriminator.backward(loss)
+                discriminator.backward(loss)
             add_sums(sums, terms)
         rate *= config.optimizer.discriminator_ratio
-        sums["discriminator_norm"] = self._discriminator.clip_and_step(config.optimizer.clip_norm, rate)
+        sums["discriminator_norm"] = discriminator.clip_and_step(config.optimizer.clip_norm, rate)
 
     def _outputs(
-        self, part: DeviceBatch, plan: PassTensors, passes: Passes, discriminator: nn.Module
+        self, part: DeviceBatch, plan: PassTensors, passes: Passes, discriminator: nn.Module | None
     ) -> GeneratorOutputs:
         image_B1HW, bottleneck_BCHW, cycle_image_B1HW, cycle_bottleneck_BCHW = passes
-        patch_B1hw, class_BM = discriminator(image_B1HW) if self._use_discriminator else (None, None)
+        patch_B1hw, class_BM = (None, None) if discriminator is None else discriminator(image_B1HW)
         labels_BHW = part.labels_BHW[plan.row_B]
         return GeneratorOutputs(
             image_B1HW=image_B1HW,
@@ -138,6 +147,7 @@ class GanStep:
             bottleneck_BCHW=bottleneck_BCHW,
             range_B=self.normaliser.range_M[plan.target_B],
             tumour_B1HW=(labels_BHW > 0)[:, None],
+            ssim_offset=self.normaliser.ssim_offset,
             cycle_image_B1HW=cycle_image_B1HW,
             cycle_real_B1HW=modality_slices(part.real_BMHW, plan.row_B, plan.cycle_target_B),
             cycle_bottleneck_BCHW=cycle_bottleneck_BCHW,

@@ -1,5 +1,6 @@
 """Training of a generator and its discriminator; with the Tversky term also with a frozen segmenter."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +12,26 @@ from brasyn_dist.brats import BRATS, image_shape
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.config import Config, to_dict
 from brasyn_dist.distributed.process_group import ProcessGroup
-from brasyn_dist.errors import ConfigError
+from brasyn_dist.errors import CheckpointError, ConfigError
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.generator import Generator, build_generator, default_execution
+from brasyn_dist.models.discriminator import Discriminator, build_discriminator
 from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.passes import SynthesisPasses
-from brasyn_dist.models.pretrained import load_weights, weights_file
+from brasyn_dist.models.pretrained import load_state, load_tensors, load_weights, weights_file
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
+from brasyn_dist.training.checkpoint import newest_intact
 from brasyn_dist.training.gan_step import GanStep
 from brasyn_dist.training.networks import adam, compile_in_place, move_to_device
+from brasyn_dist.training.run_dir import CHECKPOINTS
 from brasyn_dist.training.state import TrainState, average_of
 from brasyn_dist.training.training_data import TrainingData, check_tumour_types
 from brasyn_dist.training.validation import GeneratorValidator
+
+log = logging.getLogger(__name__)
+DISCRIMINATOR = "discriminator"
+"""Name of the network in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,8 @@ class GanTask:
     def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
         """Networks in words, for the log."""
         lines = {name: f"{network.parameter_count:,} parameters" for name, network in state.networks.items()}
-        lines["generator"] += f", encoders {cast(Generator, state.generator.module).encoder_execution}"
+        options = generator_options(self.config, group.shards_weights)
+        lines["generator"] += "".join(f", {name} {value}" for name, value in options.items())
         if self.segmenter is not None:
             lines["segmenter"] = f"frozen, {self.config.objective.segmenter}, {self.segmenter_sha256}"
         return lines
@@ -137,31 +145,58 @@ def check_updates(config: Config, modality_set: ModalitySet) -> None:
         )
 
 
-def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
-    """Generator and discriminator with their optimisers. See `Task.build_state`."""
-    runtime, device = config.runtime, group.device
+def start_discriminator(discriminator: Discriminator, path: Path, say: bool) -> None:
+    """Load the discriminator's weights from a checkpoint or from the newest one of a run folder.
+
+    An export has none: the discriminator then keeps its random weights.
+
+    Raises:
+        CheckpointError: The weights do not fit.
+    """
+    found = path if (path / f"{DISCRIMINATOR}.safetensors").is_file() else None
+    if found is None and (newest := newest_intact(path / CHECKPOINTS)[0]) is not None:
+        found = newest.folder
+    if found is None:
+        if say:
+            log.warning("checkpoint.init_from=%s has no discriminator: it starts with random weights", path)
+        return
+    file = found / f"{DISCRIMINATOR}.safetensors"
+    try:
+        load_state(discriminator, load_tensors(file), file)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"checkpoint.init_from={path}: {error}; to start with its generator only, give an export folder"
+        ) from None
+
+
+def generator_options(config: Config, shards_weights: bool) -> dict[str, Any]:
+    """Execution options of the generator, by its kind."""
+    if config.generator.kind != "hfgan":
+        return {}
     # Separate execution calls encoders with parts of their weights, which ZeRO 3 does not gather.
-    default = "grouped" if group.shards_weights else default_execution(device)
-    execution = runtime.encoder_execution or default
-    generator = build_generator(config.generator, config.seed, execution, modality_set)
+    default = "grouped" if shards_weights else "separate"
+    return {"encoder_execution": config.runtime.encoder_execution or default}
+
+
+def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
+    """Generator, discriminator (if the objective needs it) and their optimisers. See `Task.build_state`."""
+    runtime, device = config.runtime, group.device
+    options = generator_options(config, group.shards_weights)
+    generator = build_generator(config.generator, config.seed, modality_set, **options)
     if config.checkpoint.init_from is not None:
         load_weights(generator, config.checkpoint.init_from)
     set_recompute(generator, runtime.recompute)
-    discriminator = build_discriminator(config.discriminator, config.seed, modality_set)
-    for network in (generator, discriminator):
-        move_to_device(config, device, network)
+    move_to_device(config, device, generator)
     average = average_of(generator) if config.training.ema_decay > 0 else None
-    needs_cycle = config.objective.cycle > 0 or config.objective.feature > 0
-    passes = SynthesisPasses(generator, fast=config.training.fast_passes, cycle=needs_cycle)
-    compile_in_place(config, device, passes, discriminator)
-    optimizers = (
-        adam(config, generator),
-        adam(config, discriminator, config.optimizer.discriminator_ratio),
-    )
-    return TrainState(
-        {
-            "generator": group.prepare(passes, optimizers[0], generator),
-            "discriminator": group.prepare(discriminator, optimizers[1], discriminator),
-        },
-        average,
-    )
+    passes = SynthesisPasses(generator, config.training.fast_passes, config.objective.uses_cycle)
+    compile_in_place(config, device, passes)
+    networks = {"generator": group.prepare(passes, adam(config, generator), generator)}
+    if config.objective.uses_discriminator:
+        discriminator = build_discriminator(config.discriminator, config.seed, modality_set)
+        if config.checkpoint.init_from is not None:
+            start_discriminator(discriminator, Path(config.checkpoint.init_from), group.is_main)
+        move_to_device(config, device, discriminator)
+        compile_in_place(config, device, discriminator)
+        optimizer = adam(config, discriminator, config.optimizer.discriminator_ratio)
+        networks["discriminator"] = group.prepare(discriminator, optimizer, discriminator)
+    return TrainState(networks, average)

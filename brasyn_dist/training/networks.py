@@ -45,8 +45,13 @@ def compile_in_place(config: RunConfig, device: torch.device, *networks: nn.Modu
 
 
 def adam(config: RunConfig, network: nn.Module, rate_ratio: float = 1.0) -> torch.optim.Adam:
-    """Adam at the peak learning rate times `rate_ratio`. Every update sets the rate of its step."""
+    """Adam or AdamW at the peak learning rate times `rate_ratio`.
+
+    Every update sets the rate of its step.
+    """
     options = config.optimizer
     rate = scaled_rate(options, config.training.global_batch_size) * rate_ratio
     fused = next(network.parameters()).device.type == "cuda"
-    return torch.optim.Adam(network.parameters(), lr=rate, betas=options.betas, eps=options.eps, fused=fused)
+    # Adam adds the L2 penalty to the gradient, AdamW shrinks the weights.
+    kind = torch.optim.Adam if options.weight_decay_form == "l2" else torch.optim.AdamW
+    return kind(network.parameters(), rate, options.betas, options.eps, options.weight_decay, fused=fused)

@@ -143,10 +143,11 @@ def check_identity(
         CheckpointError: They differ; the message lists every difference.
     """
     saved = with_defaults(saved, defaults)
+    before, now = flattened(saved), flattened(current)
     differing = [
-        f"{key}: checkpoint {saved.get(key)!r}, configuration {current[key]!r}"
-        for key in current
-        if saved.get(key) != current[key]
+        f"{key}: checkpoint {before.get(key)!r}, configuration {value!r}"
+        for key, value in now.items()
+        if before.get(key) != value
     ]
     if differing:
         raise CheckpointError(
@@ -156,8 +157,19 @@ def check_identity(
         )
 
 
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by `section.key`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= nested
+    return flat
+
+
 def with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`values` with the missing keys of `defaults`, also in nested dictionaries."""
+    """`values` with the missing keys of `defaults`, also in nested dictionaries of the same kind."""
+    if values.get("kind") not in (None, defaults.get("kind")):
+        return values
     merged = {**defaults, **values}
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(merged[key], dict):
@@ -167,7 +179,7 @@ def with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str,
 
 def changed_options(saved: dict[str, Any], config: RunConfig) -> list[str]:
     """Options outside the identity that differ from those of the checkpoint, as `section.key: old -> new`."""
-    current, saved = to_dict(config), with_defaults(saved, to_dict(type(config)()))
+    current, saved = to_dict(config), with_defaults(saved, to_dict(type(config).before_options()))
     sections = ("objective", "tversky", "optimizer", "training", "runtime")
     return [
         f"{section}.{key}: {saved[section].get(key)} -> {value}"

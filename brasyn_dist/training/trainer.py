@@ -129,7 +129,7 @@ class Trainer:
             samples = [[key, *what] for key, what in zip(batch.keys, asked, strict=True)]
             self.trace.write({"step": state.step + 1, "first_row": batch.rows.start, "samples": samples})
         rate = scaled_rate(config.optimizer, config.training.global_batch_size) * rate_factor(
-            state.step, self.total_steps, config.optimizer.warmup_steps
+            state.step, self.total_steps, config.optimizer
         )
         sums = self.step.update(batch, update, rate)
         state.step += 1

@@ -4,6 +4,7 @@ shard set --open_data--> TrainingData --stream--> SliceBatch (host) --BatchLoade
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from brasyn_dist.common.files import write_json
 from brasyn_dist.config import DataConfig, RunConfig
 from brasyn_dist.data.format.contents import table_rows
 from brasyn_dist.data.format.index import Selection, ShardIndex
-from brasyn_dist.data.loading.augmentation import Augmentation, mirrored, sample_augmentation
+from brasyn_dist.data.loading.augmentation import Augmentation, crop_shifts, mirrored, sample_augmentation
 from brasyn_dist.data.loading.loader import SliceBatch, SliceStream
 from brasyn_dist.data.loading.sampler import SampleOrder, rank_rows
 from brasyn_dist.data.loading.storage import open_shard_set
@@ -57,7 +58,13 @@ class TrainingData:
 
     def stream(self, start: int, stop: int) -> SliceStream:
         """This rank's part of global batches start .. stop - 1."""
-        data = self.config.data
+        config, data, crop = self.config, self.config.data, self.config.augmentation.crop
+
+        def shifts(k: int) -> np.ndarray:
+            assert crop is not None
+            size = config.training.global_batch_size
+            return crop_shifts(crop, config.image_shape, config.order.seed, k, size)
+
         return SliceStream(
             self.training,
             self.order,
@@ -67,7 +74,9 @@ class TrainingData:
             threads=data.threads,
             prefetch=data.prefetch,
             pin_memory=self.pin_memory,
-            image_size=self.config.image_shape,
+            image_size=crop or config.image_shape,
+            shifts=shifts if crop else None,
+            context=config.context,
         )
 
     def rank_keys(self, batch: int) -> list[str]:
@@ -168,6 +177,8 @@ class DeviceBatch:
 
     real_BMHW: Tensor
     """Slices of all modalities; none is masked."""
+    context_BNMHW: Tensor | None
+    """Their N neighbouring slices, for a generator with a context."""
     labels_BHW: Tensor
     """Canonical labels, uint8; 0 for slices without labels."""
     has_labels_B: Tensor
@@ -185,18 +196,21 @@ class DeviceBatch:
             return tensor.to(normaliser.device, non_blocking=True)
 
         planes, labels, view = move(batch.planes), move(batch.labels), move(batch.view)
-        medians = move(batch.medians)
-        if augmentation is None:
-            real = normaliser(planes, medians_BM=medians)
-        else:
+        medians, context = move(batch.medians), move(batch.context)
+        factor = None if augmentation is None else move(torch.from_numpy(augmentation.factor_BM))
+        real = normaliser(planes, factor, medians)
+        context = normaliser.neighbours(context, factor, medians)
+        if augmentation is not None:
             mirror = move(torch.from_numpy(augmentation.mirror_B))
-            real = normaliser(planes, move(torch.from_numpy(augmentation.factor_BM)), medians)
-            real, labels = (mirrored(x, mirror, view) for x in (real, labels))
-        return cls(real, labels, move(batch.has_labels), view, move(batch.tumour_type))
+            real, context, labels = (mirrored(x, mirror, view) for x in (real, context, labels))
+        context_BNMHW = context if context.shape[1] else None
+        return cls(real, context_BNMHW, labels, move(batch.has_labels), view, move(batch.tumour_type))
 
     def rows(self, start: int, stop: int) -> "DeviceBatch":
         """Samples from `start` to before `stop`."""
-        return DeviceBatch(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        cut: dict[str, Any] = {k: None if v is None else v[start:stop] for k, v in values.items()}
+        return DeviceBatch(**cut)
 
     def __len__(self) -> int:
         return len(self.real_BMHW)

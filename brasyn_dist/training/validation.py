@@ -44,7 +44,9 @@ class SliceValidator:
         # Shards are written in a seeded random order, so their first slices are a random sample of patients.
         mine = range(group.rank, min(options.slices, len(data.validation)), group.world)
         chunks = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
-        self._batches = [(rows, read_samples(data.validation, rows, config.image_shape)) for rows in chunks]
+        self._batches = [
+            (rows, read_samples(data.validation, rows, config.image_shape, config.context)) for rows in chunks
+        ]
 
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """(scores by name, on every rank; RGB image panels by name, on rank 0)."""
@@ -97,7 +99,7 @@ class GeneratorValidator(SliceValidator):
         target_B = torch.full((len(rows),), target, device=real_BMHW.device)
         inputs_BMHW = mask_missing(real_BMHW, available_BM)
         with self._group.autocast():
-            image_B1HW, _ = network(inputs_BMHW, available_BM, target_B, loaded.view_B)
+            image_B1HW, _ = network(inputs_BMHW, available_BM, target_B, loaded.view_B, loaded.context_BNMHW)
         truth_B1HW = real_BMHW[:, target : target + 1]
         values = slice_scores(
             image_B1HW.to(real_BMHW.dtype),
@@ -106,6 +108,7 @@ class GeneratorValidator(SliceValidator):
             labels_BHW,
             loaded.has_labels_B,
             float(self._normaliser.range_M[target]),
+            self._normaliser.ssim_offset,
         )
         scores += [
             SliceScores(row, target, {k: v[i] for k, v in values.items()}) for i, row in enumerate(rows)
@@ -136,11 +139,12 @@ def slice_scores(
     labels_BHW: Tensor,
     has_labels_B: Tensor,
     data_range: float,
+    ssim_offset: float = 0.0,
 ) -> dict[str, list[float | None]]:
     """MAE and PSNR over the brain, mean SSIM over healthy tissue and over tumour, for each slice.
 
-    `data_range` is the range of PSNR and SSIM (Normaliser.range_M). SSIM is None for slices without labels or
-    without region.
+    `data_range` is the range of PSNR and SSIM (Normaliser.range_M); `ssim_offset` is added before SSIM. SSIM
+    is None for slices without labels or without region.
     """
     tumour_B1HW = (labels_BHW > 0)[:, None] & brain_B1HW
     error_B1HW = (image_B1HW - truth_B1HW) * brain_B1HW
@@ -149,9 +153,8 @@ def slice_scores(
     mse_B = error_B1HW.square().sum((1, 2, 3)) / pixels_B
     psnr_B = 10 * torch.log10(data_range**2 / mse_B.clamp(min=1e-12))
     range_B = torch.full_like(mae_B, data_range)
-    map_B1HW = ssim_map(
-        torch.where(brain_B1HW, image_B1HW, 0.0), torch.where(brain_B1HW, truth_B1HW, 0.0), range_B
-    )
+    image, truth = (torch.where(brain_B1HW, x + ssim_offset, 0.0) for x in (image_B1HW, truth_B1HW))
+    map_B1HW = ssim_map(image, truth, range_B)
     scores: dict[str, list[float | None]] = {"mae": mae_B.tolist(), "psnr": psnr_B.tolist()}
     for name, region in (("ssim_healthy", brain_B1HW & ~tumour_B1HW), ("ssim_tumour", tumour_B1HW)):
         known_B = has_labels_B & region.flatten(1).any(1)

@@ -65,12 +65,15 @@ def test_commands_and_packaged_files_outside_the_repository(scripts: Path, tmp_p
     brasyn = scripts / "brasyn"
     assert "fit-fusion" in run(brasyn, "--help", cwd=tmp_path)
     listed = run(brasyn, "configs", cwd=tmp_path)
-    assert all(name in listed for name in ("configs/r3.yaml", "launch/several_nodes.yaml", "slurm/common.sh"))
+    assert all(
+        name in listed
+        for name in ("configs/thesis/published/r3.yaml", "launch/several_nodes.yaml", "slurm/common.sh")
+    )
     script = Path(run(brasyn, "configs", "--path", "train.sbatch", cwd=tmp_path).strip())
     assert script.is_file() and script.is_relative_to(scripts.parent)
     run(brasyn, "configs", "slurm", "segmenter.yaml", "--copy", "mine", cwd=tmp_path)
     assert (tmp_path / "mine/slurm/common.sh").is_file() and (
-        tmp_path / "mine/configs/segmenter.yaml"
+        tmp_path / "mine/configs/thesis/segmenter.yaml"
     ).is_file()
     run(brasyn, "phantom", "cases", "--gli", "3", "--met", "0", "--shape", "48", "48", "40", cwd=tmp_path)
     run(brasyn, "shard", "cases/train_gli", "--out", "shards", "--minimum-foreground", "200", cwd=tmp_path)

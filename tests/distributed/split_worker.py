@@ -16,8 +16,8 @@ from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.data.loading.sampler import rank_rows, targets_and_masks
 from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.generator import build_generator
 from brasyn_dist.models.passes import SynthesisPasses
+from brasyn_dist.models.registry import build_generator
 from brasyn_dist.models.segmenter import build_segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
@@ -45,6 +45,7 @@ def global_batch() -> SliceBatch:
         tumour_type=torch.zeros(BATCH, dtype=torch.int64),
         medians=torch.ones(BATCH, 4),
         keys=[str(b) for b in range(BATCH)],
+        context=planes[:, None][:, :0],
         rows=slice(0, BATCH),
     )
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from brasyn_dist.config import Config, RuntimeConfig, load_config
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.generator import Generator, build_generator
+from brasyn_dist.models.registry import Generator, build_generator
 from tests.distributed.faults import train as warm_train
 from tests.distributed.launch import SMALL, command, final_state, run
 from tests.distributed.warm import free_port

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import nibabel
@@ -136,3 +137,38 @@ def test_confidence_interval_is_students():
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert (mean.low, mean.high) == pytest.approx((low, high))
     assert np.isnan(mean_of([3.0]).low) and mean_of([1.0, np.nan, 3.0]).cases == 2
+
+
+SEGMENT_BY_THRESHOLD = """
+import sys, nibabel, numpy as np
+image = nibabel.load(sys.argv[1])
+array = np.asarray(image.dataobj)
+labels = np.where(array > 0.8 * array.max(), 3, 0).astype(np.uint8)
+nibabel.save(nibabel.Nifti1Image(labels, image.affine), sys.argv[2])
+"""
+
+
+def test_pseudo_references_are_made_of_the_complete_real_cases(
+    predictions: Path, references: Path, tmp_path: Path, capsys
+):
+    """The truth as prediction has Dice 1 with pseudo-labels, whatever the reference segmentation says."""
+    (tmp_path / "segment.py").write_text(SEGMENT_BY_THRESHOLD)
+    command = ("--segment-command", f"{sys.executable} {tmp_path / 'segment.py'} {{t1c}} {{output}}")
+    dice = {}
+    for kind in ("given", "pseudo"):
+        out = tmp_path / kind
+        assert (
+            evaluate(
+                predictions, references, out, "--no-baselines", *command, "--reference-segmentation", kind
+            )
+            == 0
+        )
+        dice[kind] = float(rows(out)["t1c", "synthetic"]["dice/ET"])
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["reference_segmentation"] == kind
+        assert summary["cohorts"]["GLI"]["t1c"]["synthetic"]["mae/brain"]["cases"] == 1
+        assert ("pseudo-labels" in (out / "report.html").read_text()) == (kind == "pseudo")
+    assert dice["pseudo"] == 1 > dice["given"]
+    with pytest.raises(SystemExit):
+        evaluate(predictions, references, tmp_path / "x", "--reference-segmentation", "pseudo")
+    assert "needs --segmenter" in capsys.readouterr().err

@@ -115,12 +115,29 @@ def test_equal_volumes_score_perfectly(volumes):
     assert scores["challenge_ssim/tumour"] == pytest.approx(1)
 
 
+def test_normalised_and_matched_scores(volumes):
+    """A wrong intensity scale changes MAE and PSNR, but not the matched scores."""
+    synthetic, real, labels = volumes
+    reference = ReferenceVolume(real, labels)
+    found, scaled = reference.scores(synthetic), reference.scores(synthetic * 3)
+    brain = real > 0
+    peak = np.percentile(real[brain], 99.5)
+    assert found["nmae/brain"] == pytest.approx(np.abs(synthetic - real)[brain].mean() / peak)
+    matched = synthetic * np.median(real[brain]) / np.median(synthetic[brain])
+    assert found["matched_nmae/brain"] == pytest.approx(np.abs(matched - real)[brain].mean() / peak)
+    assert scaled["nmae/brain"] > 1.5 * found["nmae/brain"]
+    for name in ("matched_nmae/brain", "matched_psnr/brain"):
+        assert scaled[name] == pytest.approx(found[name])
+
+
 def test_without_segmentation_regions_are_unknown_not_zero(volumes):
     synthetic, real, _ = volumes
     scores = ReferenceVolume(real, None).scores(synthetic)
     assert scores["mae/brain"] is not None and scores["ssim/brain"] is not None
     assert {k for k, v in scores.items() if v is None} == {
-        f"{s}/{r}" for s in ("mae", "psnr", "ssim", "challenge_ssim") for r in ("healthy", "tumour")
+        f"{s}/{r}"
+        for s in ("mae", "nmae", "psnr", "ssim", "challenge_ssim", "gmsd")
+        for r in ("healthy", "tumour")
     }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from brasyn_dist.models.generator import Generator
+from brasyn_dist.models.registry import Generator
 from tests.inference.small import export, small_generator
 
 

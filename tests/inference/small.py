@@ -8,7 +8,7 @@ import numpy as np
 
 from brasyn_dist.brats import MODALITIES, VIEWS
 from brasyn_dist.config import GeneratorConfig
-from brasyn_dist.models.generator import Generator, build_generator
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 

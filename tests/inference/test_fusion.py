@@ -23,7 +23,7 @@ from brasyn_dist.inference.fusion_fitting import (
     simplex_weights,
 )
 from brasyn_dist.inference.synthesis import Member, synthesise_case
-from brasyn_dist.models.generator import Generator
+from brasyn_dist.models.registry import Generator
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.inference.small import brain, four

@@ -20,7 +20,7 @@ from brasyn_dist.evaluation.scoring import find_predictions, modality_set_of
 from brasyn_dist.inference.ensemble import load_members
 from brasyn_dist.inference.synthesis import synthesise_case
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.generator import build_generator
+from brasyn_dist.models.registry import build_generator
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from tests.inference.small import LPS_AFFINE, brain, export, four, write_subject

@@ -18,7 +18,7 @@ from brasyn_dist.inference.synthesis import (
     to_integers,
 )
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.generator import Generator, build_generator
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing import slicing
 from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
@@ -108,13 +108,13 @@ def test_only_slices_with_brain_reach_the_network(
     images = np.zeros((4, *SHAPE), np.int16)
     images[:, 10:30, 10:30, 7:14] = 500
     seen: list[int] = []
-    plain = Generator.synthesise
+    plain = type(generator).synthesise
 
     def counting(self: Generator, x: torch.Tensor, *args: int) -> torch.Tensor:
         seen.append(len(x))
         return plain(self, x, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Generator, "synthesise", counting)
+    monkeypatch.setattr(type(generator), "synthesise", counting)
     synthesise_volume(generator, torch.from_numpy(images), ["t1c", "t1n"], "t2f", "axial", batch_size=3)
     assert seen == [3, 3, 3]  # 7 slices, the last batch filled up
 

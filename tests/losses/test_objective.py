@@ -92,6 +92,26 @@ def test_reconstruction_and_cycle():
     close(terms["cycle"], [np.abs(a["cycle_image"][b] - a["cycle_real"][b]).mean() for b in range(4)])
 
 
+def test_smooth_l1():
+    a, terms = arrays(), terms_of(dataclasses.replace(DUAL, smooth_l1=0.2), **inputs())
+    error = np.abs(a["image"] - a["real"])
+    expected = np.where(error < 0.2, error**2 / 0.4, error - 0.1)
+    close(terms["reconstruction"], expected.mean((1, 2, 3)))
+    close(terms["cycle"], [np.abs(a["cycle_image"][b] - a["cycle_real"][b]).mean() for b in range(4)])
+
+
+def test_ssim_of_shifted_intensities():
+    """The offset is added to the brain, not to the background; here by shifting the inputs by hand."""
+    values = inputs()
+    brain = values["real_B1HW"] != -1
+    shifted = {name: torch.where(brain, values[name] + 1, -1) for name in ("image_B1HW", "real_B1HW")}
+    for regions in (DUAL, WHOLE):
+        offset = terms_of(regions, **values, ssim_offset=1.0)
+        by_hand_ = terms_of(regions, **(values | shifted))
+        for name in [n for n in offset if n.startswith("ssim")]:
+            close(offset[name], by_hand_[name])
+
+
 def test_errors_over_the_foreground_only():
     config = dataclasses.replace(DUAL, mask_background=True)
     a, terms = arrays(), terms_of(config, **inputs())

@@ -13,8 +13,8 @@ from brasyn_dist.losses.objective import (
     weighted_sum,
 )
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.generator import build_generator
 from brasyn_dist.models.passes import SynthesisPasses, completed_slices
+from brasyn_dist.models.registry import build_generator
 from brasyn_dist.models.segmenter import build_segmenter
 from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE
 from brasyn_dist.training.pass_plan import plan_passes

@@ -57,6 +57,12 @@ def test_the_methods_weights():
     assert (config.false_negative, config.false_positive, config.exponent) == (0.3, 0.7, 1.33)
 
 
+def test_the_sum_over_classes_is_four_times_the_mean():
+    """Text of the thesis, algorithm 1: with weight 5, a factor of 4 to the published code."""
+    summed = focal_tversky(TverskyConfig(classes="sum"), *inputs())
+    torch.testing.assert_close(summed, CLASSES * focal_tversky(TverskyConfig(), *inputs()))
+
+
 def test_gradient_equals_differences():
     logits, labels = inputs()
     logits.requires_grad_()

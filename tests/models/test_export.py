@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from brasyn_dist.errors import CheckpointError
-from brasyn_dist.models.generator import Generator, build_generator
 from brasyn_dist.models.pretrained import load_weights
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
@@ -101,6 +101,15 @@ def test_damage_is_named(export, tmp_path):
 def test_weights_are_not_exported_without_statistics(tmp_path):
     with pytest.raises(CheckpointError, match="statistics"):
         build_generator(small_config(), 1).save_pretrained(tmp_path)
+
+
+def test_exports_that_are_older_than_the_decoder_option_have_the_published_decoder(tmp_path):
+    build_generator(small_config(decoder="published"), 1).save_pretrained(tmp_path, PREPROCESSING)
+    config = tmp_path / "config.json"
+    values = json.loads(config.read_text())
+    del values["generator"]["decoder"]
+    config.write_text(json.dumps(values))
+    assert Generator.from_pretrained(tmp_path).config == small_config(decoder="published")
 
 
 def test_weights_alone_from_export_run_and_checkpoint(export, tmp_path):

@@ -10,9 +10,10 @@ from torch.func import functional_call
 
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.models.feature_fusion import mix_rows
-from brasyn_dist.models.generator import Generator, build_generator, default_execution
+from brasyn_dist.models.hfgan import HFGANGenerator
 from brasyn_dist.models.layers import unstack
 from brasyn_dist.models.published_weights import convert_generator
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing.normalisation import mask_missing
 from tests.models.conftest import reference, small_config
 
@@ -46,14 +47,14 @@ def by_the_description(g: Generator, x: Tensor, available: Tensor, target: Tenso
             for weights, features in zip(unstack(g.modality_gates, 4), stages[-1])
         ]
         means = [sum(stage[m] for m in chosen) / len(chosen) for stage in stages]
-        skips = means if len(chosen) == 1 else [e + m for e, m in zip(early, means)]
+        early_too = len(chosen) > 1 or g.config.early_fusion == "described"
+        skips = [e + m for e, m in zip(early, means)] if early_too else means
         features = [stages[-1][m] for m in chosen]
-        if len(chosen) == 1:
-            total, mean = gates[chosen[0]] * features[0], features[0]
-        else:
-            weights = torch.softmax(torch.stack([gates[m] for m in chosen]), 0)
-            total = sum(gates[m] * f for m, f in zip(chosen, features)) + early_gate * early[-1]
-            mean = sum(w * f for w, f in zip(weights, features)) + early[-1]
+        weights = torch.softmax(torch.stack([gates[m] for m in chosen]), 0)
+        total = sum(gates[m] * f for m, f in zip(chosen, features))
+        mean = sum(w * f for w, f in zip(weights, features))
+        if early_too:
+            total, mean = total + early_gate * early[-1], mean + early[-1]
         bottleneck = g.fusion.projection(torch.cat([total, mean], 1))
         images.append(g.decoder(g.infuser(bottleneck, target[b : b + 1], None), skips))
         bottlenecks.append(bottleneck)
@@ -66,7 +67,7 @@ def by_the_description(g: Generator, x: Tensor, available: Tensor, target: Tenso
 def test_equals_the_published_network(shared, name, execution):
     tensors = reference(shared, name)
     config, state = convert_generator(tensors, heads=4)
-    generator = Generator(config, execution).double()
+    generator = HFGANGenerator(config, execution).double()
     generator.load_state_dict(state)
     with torch.no_grad():
         image, bottleneck = generator(
@@ -80,7 +81,7 @@ def test_equals_the_published_network(shared, name, execution):
 @pytest.mark.parametrize(("view", "parameters"), [(False, 80_039_041), (True, 80_859_521)])
 def test_published_shape_has_the_published_number_of_parameters(view, parameters):
     with torch.device("meta"):
-        generator = Generator(GeneratorConfig(view_embedding=view))
+        generator = HFGANGenerator(GeneratorConfig(view_embedding=view, decoder="published"))
     assert sum(p.numel() for p in generator.parameters()) == parameters
 
 
@@ -88,7 +89,7 @@ def test_published_shape_costs_134_gflop_a_slice():
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        generator = Generator(GeneratorConfig())
+        generator = HFGANGenerator(GeneratorConfig(decoder="published"))
         inputs = (
             torch.empty(1, 4, 240, 240),
             torch.ones(1, 4, dtype=torch.bool),
@@ -101,9 +102,19 @@ def test_published_shape_costs_134_gflop_a_slice():
     assert counter.get_total_flops() == pytest.approx(134e9, rel=0.01)
 
 
-@pytest.mark.parametrize("convolutions", [1, 2])
-def test_follows_the_description_for_every_availability(convolutions):
-    generator = build_generator(small_config(convolutions_per_block=convolutions), seed=1).double()
+READINGS = (
+    {},
+    {"convolutions_per_block": 2},
+    {"decoder": "published"},
+    {"early_fusion": "described"},
+    {"residual_block": "described", "convolutions_per_block": 2, "position_embedding": "sinusoidal"},
+)
+"""Options that follow the text or the published code where they differ."""
+
+
+@pytest.mark.parametrize("options", READINGS, ids=str)
+def test_follows_the_description_for_every_availability(options):
+    generator = build_generator(small_config(**options), seed=1).double()
     x, available, target, _ = every_availability()
     with torch.no_grad():
         image, bottleneck = generator(x, available, target)
@@ -112,14 +123,23 @@ def test_follows_the_description_for_every_availability(convolutions):
     assert (bottleneck - expected_bottleneck).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("attention", ["described", "published"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention": "described"},
+        {"attention": "published", "decoder": "published"},
+        {"attention": "none"},
+        *READINGS[3:],
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("view", [False, True])
-def test_grouped_and_separate_execution_agree_in_results_and_gradients(attention, view):
+def test_grouped_and_separate_execution_agree_in_results_and_gradients(options, view):
     x, available, target, views = every_availability()
     results = []
     for execution in ("separate", "grouped"):
-        config = small_config(attention=attention, view_embedding=view)
-        generator = build_generator(config, 2, execution).double()
+        config = small_config(view_embedding=view, **options)
+        generator = build_generator(config, 2, encoder_execution=execution).double()
         image, bottleneck = generator(x, available, target, views)
         (image.square().sum() + bottleneck.square().sum()).backward()
         results.append((image, bottleneck, {n: p.grad for n, p in generator.named_parameters()}))
@@ -130,6 +150,62 @@ def test_grouped_and_separate_execution_agree_in_results_and_gradients(attention
         scale = 1 + gradient.abs().max()
         assert (gradient - gradients2[name]).abs().max() / scale < 1e-10, name
         assert gradient.abs().max() > 0, name
+
+
+def outputs(**options) -> tuple[Tensor, Tensor, HFGANGenerator]:
+    """Images of every availability, number of available modalities of each, and the network."""
+    generator = build_generator(small_config(**options), seed=1).double()
+    x, available, target, _ = every_availability()
+    with torch.no_grad():
+        return generator(x, available, target)[0], available.sum(1), generator
+
+
+def test_the_described_decoder_uses_the_full_size_skip_and_the_published_one_does_not():
+    for decoder, used in (("described", True), ("published", False)):
+        generator = outputs(decoder=decoder)[2]
+        stages = generator.encode_early(every_availability()[0]).stages
+        assert (stages[0].shape[2] == 48) == used
+        assert generator.decoder.final_block.convolutions[0].weight.shape[1] == (16 if used else 8)
+
+
+def test_early_features_of_one_available_modality_are_used_as_described_or_left_out_as_published():
+    generator = outputs()[2]
+    for early_fusion, used in (("described", True), ("published", False)):
+        config = small_config(early_fusion=early_fusion)
+        network = HFGANGenerator(config).double()
+        network.load_state_dict(generator.state_dict())
+        x, available, target, _ = every_availability()
+        image, _ = network(x, available, target)
+        image[available.sum(1) == 1].square().sum().backward()
+        assert (network.early_encoder.stem.weight.grad.abs().max() > 0) == used
+
+
+def test_early_fusion_changes_only_samples_with_one_available_modality():
+    (described, count, first), (published, _, second) = (
+        outputs(early_fusion=reading) for reading in ("described", "published")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    differs = (described - published).abs().amax((1, 2, 3)) > 1e-9
+    assert torch.equal(differs, count == 1)
+
+
+def test_sinusoidal_positions_are_no_parameters_and_differ_between_tokens():
+    generator = outputs(position_embedding="sinusoidal")[2]
+    assert not [name for name in generator.state_dict() if "position" in name]
+    positions = generator.infuser._positions()[0]
+    assert positions.shape == (9, 80) and torch.cdist(positions, positions).add(torch.eye(9)).min() > 0.1
+    assert "infuser.position_1TW" in outputs()[2].state_dict()
+
+
+def test_without_channel_attention_the_number_of_parameters_is_the_same():
+    """Gates are 1, so features are summed, and the same parameters refine each bottleneck."""
+    plain, attentive = outputs(attention="none")[2], outputs()[2]
+    names = {name: p.shape for name, p in attentive.named_parameters()}
+    assert {name: p.shape for name, p in plain.named_parameters()} == names
+    encoded = plain.encode_early(every_availability()[0])
+    assert (encoded.gate == 1).all()
+    raw = plain.early_encoder(every_availability()[0])[-1]
+    torch.testing.assert_close(encoded.stages[-1], raw + plain.early_gate(raw))
 
 
 def test_a_sample_does_not_depend_on_its_batch_mates():
@@ -146,7 +222,7 @@ def test_a_sample_does_not_depend_on_its_batch_mates():
 @pytest.mark.parametrize("execution", ["separate", "grouped"])
 @pytest.mark.parametrize("subset", SUBSETS, ids=str)
 def test_synthesise_is_forward_for_one_availability(subset, execution):
-    generator = build_generator(small_config(view_embedding=True), 4, execution).double()
+    generator = build_generator(small_config(view_embedding=True), 4, encoder_execution=execution).double()
     x = torch.randn(2, 4, 48, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     target = max(set(range(4)) - set(subset))
     available = torch.tensor([[m in subset for m in range(4)]] * 2)
@@ -160,7 +236,7 @@ def test_synthesise_is_forward_for_one_availability(subset, execution):
 @pytest.mark.parametrize("execution", ["separate", "grouped"])
 def test_synthesise_does_not_run_the_encoders_of_missing_modalities(execution):
     """NaN in the weights of a missing modality does not change the result."""
-    generator = build_generator(small_config(), 4, execution)
+    generator = build_generator(small_config(), 4, encoder_execution=execution)
     x = torch.randn(2, 4, 48, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = generator.synthesise(x, (0, 1, 3), 2)
@@ -241,7 +317,7 @@ def test_autocast_is_finite_and_close(dtype):
 
 def test_initial_weights_are_a_function_of_configuration_and_seed():
     def weights(seed: int, execution: str) -> dict[str, Tensor]:
-        return build_generator(small_config(), seed, execution).state_dict()
+        return build_generator(small_config(), seed, encoder_execution=execution).state_dict()
 
     torch.manual_seed(1)
     first = weights(0, "separate")
@@ -250,10 +326,6 @@ def test_initial_weights_are_a_function_of_configuration_and_seed():
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["early_encoder.stem.weight"], other["early_encoder.stem.weight"])
-
-
-def test_default_execution_by_device():
-    assert default_execution(torch.device("cpu")) == "separate"
 
 
 @pytest.mark.slow

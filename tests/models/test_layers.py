@@ -1,5 +1,7 @@
 """Blocks of stacked networks: the same numbers as the networks one by one."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,10 +43,21 @@ def shaken(module: nn.Module) -> nn.Module:
         lambda stacked: GroupNorm(3, 3, stacked=stacked),
         lambda stacked: ResidualBlock(3, 6, 3, 1, stacked=stacked),
         lambda stacked: ResidualBlock(3, 6, 3, 2, stacked=stacked),
+        lambda stacked: ResidualBlock(3, 6, 3, 2, stacked=stacked, activate_last=True),
         lambda stacked: Downsampling(3, stacked=stacked),
         lambda stacked: ChannelGate(3, stacked=stacked),
+        lambda stacked: ChannelGate(3, stacked=stacked, pixelwise=True),
     ],
-    ids=["convolution", "norm", "block", "block of two", "downsampling", "gate"],
+    ids=[
+        "convolution",
+        "norm",
+        "block",
+        "block of two",
+        "described block",
+        "downsampling",
+        "gate",
+        "pixelwise",
+    ],
 )
 def test_stacked_networks_are_the_single_ones(build):
     """Together on stacked channels, one by one by functional_call, and as networks with their own parameters."""
@@ -60,21 +73,24 @@ def test_stacked_networks_are_the_single_ones(build):
 
 
 def test_a_network_that_is_not_computed_gets_a_gradient_of_zero():
-    encoder = Encoder(1, (4, 8), 4, stacked=NETWORKS).double()
+    encoder = Encoder(1, (4, 8), partial(ResidualBlock, groups=4), stacked=NETWORKS).double()
     weights = unstack(encoder, NETWORKS)
     sum(functional_call(encoder, weights[m], images(1))[-1].square().sum() for m in (0, 2)).backward()
     gradient = encoder.stem.weight.grad.unflatten(0, (NETWORKS, -1)).flatten(1).abs().sum(1)
     assert (gradient > 0).tolist() == [True, False, True, False]
 
 
+@pytest.mark.parametrize("activate_last", [False, True], ids=["published", "described"])
 @pytest.mark.parametrize("convolutions", [1, 2])
-def test_residual_block_is_as_described(convolutions):
-    block = shaken(ResidualBlock(4, 6, 2, convolutions))
+def test_residual_block_is_as_described(convolutions, activate_last):
+    """Published: GroupNorm, SiLU, convolution. Described by the text: GroupNorm, convolution, SiLU."""
+    block = shaken(ResidualBlock(4, 6, 2, convolutions, activate_last=activate_last))
     x = images(4)
     hidden = x
     for norm, convolution in zip(block.norms, block.convolutions):
         normed = F.group_norm(hidden, 2, norm.weight, norm.bias, 1e-5)
-        hidden = F.conv2d(F.silu(normed), convolution.weight, convolution.bias, padding=1)
+        before, after = (nn.Identity(), F.silu) if activate_last else (F.silu, nn.Identity())
+        hidden = after(F.conv2d(before(normed), convolution.weight, convolution.bias, padding=1))
     expected = F.conv2d(x, block.shortcut.weight, block.shortcut.bias) + hidden
     torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
     assert len(block.convolutions) == convolutions
@@ -103,9 +119,15 @@ def test_upsampling_repeats_pixels():
 
 
 def test_encoder_returns_all_stages_but_the_full_size_one():
-    encoder = Encoder(4, (4, 8, 12), 4)
+    encoder = Encoder(4, (4, 8, 12), partial(ResidualBlock, groups=4))
     stages = encoder(torch.zeros(2, 4, 16, 16))
     assert [tuple(x.shape) for x in stages] == [(2, 8, 8, 8), (2, 12, 4, 4)]
+
+
+def test_encoder_returns_the_full_size_stage_for_the_described_decoder():
+    encoder = Encoder(4, (4, 8, 12), partial(ResidualBlock, groups=4), full_size=True)
+    stages = encoder(torch.zeros(2, 4, 16, 16))
+    assert [tuple(x.shape) for x in stages] == [(2, 4, 16, 16), (2, 8, 8, 8), (2, 12, 4, 4)]
 
 
 def test_initial_weights_depend_on_seed_and_name_alone():

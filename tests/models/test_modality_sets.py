@@ -12,8 +12,8 @@ from brasyn_dist.data.loading.sampler import BatchMasks
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.generator import Generator, build_generator
 from brasyn_dist.models.passes import SynthesisPasses
+from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter
 from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
 from brasyn_dist.preprocessing.normalisation import mask_missing

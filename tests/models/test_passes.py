@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
-from brasyn_dist.models.generator import build_generator
 from brasyn_dist.models.passes import PassTensors, SynthesisPasses
+from brasyn_dist.models.registry import build_generator
 from brasyn_dist.training.pass_plan import plan_passes
 from tests.models.conftest import small_config
 
@@ -42,7 +42,7 @@ def every_pattern() -> list[tuple[int, tuple[int, ...], int]]:
 def run(masks: list[BatchMasks], *, fast: bool, execution: str = "separate", **options) -> tuple[list, dict]:
     """Outputs, and gradients of a random linear function of all four, on duplicated and different slices."""
     samples = len(masks[0].target)
-    generator = build_generator(CONFIG, 0, execution).double()
+    generator = build_generator(CONFIG, 0, encoder_execution=execution).double()
     noise = torch.Generator().manual_seed(1)
     real = torch.randn(samples, 4, SIDE, SIDE, generator=noise, dtype=torch.float64).requires_grad_()
     # The second sample repeats the first one's slices.

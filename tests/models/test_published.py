@@ -13,8 +13,8 @@ from torch import Tensor
 from brasyn_dist.cli.convert import main
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.errors import CheckpointError
-from brasyn_dist.models.generator import Generator
 from brasyn_dist.models.published_weights import convert_discriminator, convert_generator, published_names
+from brasyn_dist.models.registry import Generator
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from tests.conftest import REPOSITORY
 from tests.models.conftest import reference
@@ -40,6 +40,7 @@ def test_configuration_is_read_off_the_weights(shared, name):
         mlp_activation="gelu" if name == "generator-grouped-view" else "silu",
         view_embedding=name == "generator-grouped-view",
         attention="published",
+        decoder="published",
     )
 
 
@@ -159,7 +160,7 @@ def test_full_size_weights_need_no_options(shared, tmp_path):
         if name.startswith("middle.layers.0.")
     }
     config, converted = convert_generator(state | extra)
-    assert config == GeneratorConfig(mlp_activation="silu", attention="published")
+    assert config == GeneratorConfig(mlp_activation="silu", attention="published", decoder="published")
     assert sum(t.numel() for t in converted.values()) == 80_039_041
 
 

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from brasyn_dist.brats import UNKNOWN_TYPE
 from brasyn_dist.config import SegmenterConfig, load_config
 from brasyn_dist.errors import CheckpointError, ConfigError
-from brasyn_dist.models.generator import Generator
 from brasyn_dist.models.pretrained import load_weights
+from brasyn_dist.models.registry import Generator
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED

@@ -75,7 +75,7 @@ def submitted(tmp_path: Path, script: Path | None, **variables: str) -> subproce
     copy.write_text((REPOSITORY / "slurm/train.sbatch").read_text())
     tool = tmp_path / "bin/scontrol"
     tool.parent.mkdir()
-    command = "(null)" if script is None else f"{script} configs/r3.yaml name=x"
+    command = "(null)" if script is None else f"{script} configs/thesis/r3.yaml name=x"
     tool.write_text(f"#!/bin/sh\necho 'JobId=1 JobName=x'\necho '   Command={command}'\n")
     tool.chmod(0o755)
     environment = {

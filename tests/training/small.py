@@ -23,11 +23,20 @@ OPTIONS = (
 )  # fmt: skip
 
 
+UNET = (
+    "generator.kind=unet", "generator.widths=[16,32]", "generator.units=1", "generator.full_channels=16",
+    "generator.condition=8", "generator.context=1", f"generator.image_size={SIZE}", "objective.cycle=0",
+    "objective.feature=0", "objective.adversarial=0", "objective.classification=0", "optimizer.weight_decay=1e-2",
+    f"training.global_batch_size={BATCH}", "runtime.threads=1", "objective.ssim_regions=whole",
+)  # fmt: skip
+"""The recommended recipe with a small network and neighbouring slices."""
+
+
 def small_config(*overrides: str) -> Config:
     return load_config(None, [*OPTIONS, *overrides])
 
 
-def made_up_slices(count: int = BATCH, size: int = SIZE) -> SliceBatch:
+def made_up_slices(count: int = BATCH, size: int = SIZE, context: int = 0) -> SliceBatch:
     """Brains of different sizes; every other slice has tumour, one has no labels at all, two are the same."""
     noise = torch.Generator().manual_seed(0)
     planes = torch.randint(1, 4000, (count, 4, size, size), generator=noise, dtype=torch.int16)
@@ -36,7 +45,8 @@ def made_up_slices(count: int = BATCH, size: int = SIZE) -> SliceBatch:
         planes[b, :, : 3 + b] = 0
         labels[b, size // 2 : size // 2 + 4 + b, 8:20] = 3 * (b % 2)
     planes[1:2], labels[1:2] = planes[:1].clone(), labels[:1].clone()
-    batch = BatchMemory(size, "int16").batch(0, slice(0, count))
+    batch = BatchMemory(size, "int16", context=context).batch(0, slice(0, count))
+    batch.context.copy_(planes[:, None].roll(1, 0))
     batch.planes.copy_(planes)
     batch.labels.copy_(labels)
     batch.has_labels.copy_(torch.arange(count) != 3)
@@ -52,7 +62,7 @@ class Update:
         self.distributed = SingleProcess(config.runtime, device)
         self.state: TrainState = build_state(config, self.distributed)
         if dtype != torch.float32:
-            for network in (self.state.generator, self.state.discriminator):
+            for network in self.state.networks.values():
                 network.module.to(dtype)
         self.normaliser = Normaliser(PUBLISHED, torch.device(device), dtype)
         self.step = GanStep(
@@ -60,7 +70,7 @@ class Update:
         )
         size = config.generator.image_size
         self.batch = DeviceBatch.load(
-            made_up_slices(config.training.global_batch_size, size), self.normaliser
+            made_up_slices(config.training.global_batch_size, size, config.context), self.normaliser
         )
 
     def masks(self, k: int) -> list[BatchMasks]:

@@ -6,7 +6,7 @@ import pytest
 
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.generator import Generator
+from brasyn_dist.models.registry import Generator
 from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.training.loggers import read_lines
 from tests.data.test_modality_sets import FIVE, TWO, write_cases

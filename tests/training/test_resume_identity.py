@@ -19,7 +19,7 @@ def identity(*overrides: str) -> dict:
 
 
 def defaults() -> dict:
-    config = type(small_config())()
+    config = type(small_config()).before_options()
     return run_identity(config, "", GanTask(config).identity())
 
 
@@ -28,13 +28,23 @@ def test_options_that_an_earlier_version_did_not_have_take_their_default():
     del saved["order"]["availability"], saved["generator"]["view_embedding"], saved["segmenter_sha256"]
     del saved["augmentation"]
     check_identity(saved, identity(), defaults(), FOLDER)
-    with pytest.raises(CheckpointError, match=r"order: .*'availability': 'three'.*'availability': 'any'"):
+    with pytest.raises(CheckpointError, match=r"order.availability: checkpoint 'three', configuration 'any'"):
         check_identity(saved, identity("order.availability=any"), defaults(), FOLDER)
+
+
+def test_checkpoints_that_are_older_than_the_decoder_option_have_the_published_decoder():
+    saved = identity("generator.decoder=published")
+    del saved["generator"]["decoder"]
+    check_identity(saved, identity("generator.decoder=published"), defaults(), FOLDER)
+    with pytest.raises(CheckpointError, match=r"generator.decoder: checkpoint 'published'"):
+        check_identity(saved, identity(), defaults(), FOLDER)
 
 
 def test_every_difference_is_listed():
     changed = identity("training.updates_per_batch=1", "generator.view_embedding=true")
-    with pytest.raises(CheckpointError, match=r"(?s)updates_per_batch: checkpoint 4.*generator: checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"(?s)updates_per_batch: checkpoint 4.*view_embedding: checkpoint"
+    ):
         check_identity(identity(), changed, defaults(), FOLDER)
 
 

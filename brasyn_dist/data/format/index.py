@@ -215,6 +215,29 @@ class Selection:
         return self.index.columns[name][self.rows[samples]]
 
     @functools.cached_property
+    def _positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(len, 3) case, view, slice of each sample; the samples in this order; the place of each in it."""
+        positions = np.stack([self.column(name) for name in ("case", "view", "index")], axis=1)
+        order = np.lexsort(positions.T[::-1])
+        return positions, order, np.argsort(order)
+
+    def neighbours(self, sample: int, context: int) -> list[int]:
+        """Samples of the `context` slices before and after a sample, in the order of their position.
+
+        A slice that was not kept is replaced by the next kept one towards the sample, or by the sample.
+        """
+        if not context:
+            return []
+        positions, order, places = self._positions
+        place = places[sample]
+        near = order[max(0, place - context) : place + context + 1]
+        offsets = positions[near] - positions[sample]
+        near, offset = near[(offsets[:, :2] == 0).all(1)], offsets[(offsets[:, :2] == 0).all(1), 2]
+        wanted = [d for d in range(-context, context + 1) if d]
+        between = [(offset * np.sign(d) >= 0) & (np.abs(offset) <= abs(d)) for d in wanted]
+        return [int(near[np.argmax(np.where(b, np.abs(offset), -1))]) for b in between]
+
+    @functools.cached_property
     def shard(self) -> np.ndarray:
         """(len,) int64 number of the shard of each sample, for SampleOrder."""
         return self.column("shard")

@@ -1,6 +1,7 @@
-"""Augmentation on the device: a pure function of (seed, k, position in global batch k).
+"""Augmentation: a pure function of (seed, k, position in global batch k).
 
-    (seed, k) --sample_augmentation--> Augmentation --> slices are scaled, normalised and mirrored
+    (seed, k) --sample_augmentation--> Augmentation --> slices are scaled, normalised and mirrored (device)
+    (seed, k) --crop_shifts--> shifts of the crop from the middle of the slice, applied while reading (host)
 
 The intensity scales of scanners differ much more than those of the scans of one subject. A common factor for
 all modalities of a slice exposes a network that is trained on few subjects to other scales.
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from brasyn_dist.brats import BRATS, VIEWS
 from brasyn_dist.config import AugmentationConfig
-from brasyn_dist.data.loading.sampler import Purpose, random_words
+from brasyn_dist.data.loading.sampler import Purpose, below, random_words
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,18 @@ def sample_augmentation(
     each = np.concatenate(blocks, axis=1)[:, :modalities]
     logarithm_BM = config.intensity * (2 * whole[:, :1] - 1) + config.contrast * (2 * each - 1)
     return Augmentation(whole[:, 1] < config.mirror, np.exp(logarithm_BM).astype(np.float32))
+
+
+def crop_shifts(
+    crop: tuple[int, int], image_size: tuple[int, int], seed: int, k: int, global_batch_size: int
+) -> np.ndarray:
+    """(G, 2) int64: pixels by which the crop of each slice lies below and right of the slice's middle.
+
+    All positions inside the `image_size` pixels in the middle of the slice are equally likely.
+    """
+    words = random_words(seed, Purpose.CROPS, global_batch_size, k)[:, :2]
+    room = np.array(image_size) - np.array(crop)
+    return below(words, room + 1) - room // 2
 
 
 def unit(words: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ and normalises them.
 
 import time
 import weakref
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -50,13 +50,27 @@ class SliceBatch:
     """(b, M) float32: median of the foreground of the volumes of the case; 1 in sets of earlier versions."""
     keys: list[str]
     """Sample keys."""
+    context: Tensor
+    """(b, N, M, H, W) of the type of `planes`: the N neighbouring slices, in the order of their position. N
+    is twice the context of the generator, 0 by default."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def fill(self, reader: SampleReader, selection: Selection, samples: np.ndarray, rows: range) -> None:
-        """Read `samples[rows]`, of (b,) sample numbers, into the same rows of this batch."""
+    def fill(
+        self,
+        reader: SampleReader,
+        selection: Selection,
+        samples: np.ndarray,
+        rows: range,
+        shifts: np.ndarray | None = None,
+    ) -> None:
+        """Read `samples[rows]`, of (b,) sample numbers, into the same rows of this batch.
+
+        `shifts` (b, 2) are rows and columns by which the window of each slice lies off its middle.
+        """
         planes, labels, has_labels = self.planes.numpy(), self.labels.numpy(), self.has_labels.numpy()
+        context, scratch = self.context.numpy(), np.empty_like(labels[0])
         taken = samples[rows.start : rows.stop]
         self.view.numpy()[rows.start : rows.stop] = selection.column("view", taken)
         self.tumour_type.numpy()[rows.start : rows.stop] = selection.tumour_type[taken]
@@ -64,7 +78,10 @@ class SliceBatch:
             self.medians.numpy()[rows.start : rows.stop] = selection.medians[selection.column("case", taken)]
         for row in rows:
             sample = int(samples[row])
-            has_labels[row] = reader.read_into(sample, planes[row], labels[row])
+            shift = (0, 0) if shifts is None else shifts[row]
+            has_labels[row] = reader.read_into(sample, planes[row], labels[row], shift)
+            for place, neighbour in enumerate(selection.neighbours(sample, len(context[row]) // 2)):
+                reader.read_into(neighbour, context[row, place], scratch, shift)
             self.keys[row] = selection.key(sample)
 
 
@@ -76,13 +93,18 @@ class BatchMemory:
     """
 
     def __init__(
-        self, image_size: ImageSize, dtype: str, modalities: int = len(BRATS), pin_memory: bool = False
+        self,
+        image_size: ImageSize,
+        dtype: str,
+        modalities: int = len(BRATS),
+        pin_memory: bool = False,
+        context: int = 0,
     ) -> None:
-        self._modalities = modalities
+        self._modalities, self._neighbours = modalities, 2 * context
         self._shape_HW = image_shape(image_size)
         self._dtype = dtype
         self._pin_memory = pin_memory and torch.cuda.is_available()
-        self._free: list[np.ndarray] = []
+        self._free: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
 
     def batch(self, index: int, rows: slice) -> SliceBatch:
         """An empty batch of rows.stop - rows.start samples."""
@@ -97,15 +119,17 @@ class BatchMemory:
             torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
             torch.ones(count, self._modalities, pin_memory=self._pin_memory),
             [""] * count,
+            self._large((count, self._neighbours, self._modalities, *shape_HW), self._dtype),
         )
 
     def _large(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         if self._pin_memory:
             return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
-        memory = self._free.pop() if self._free else np.empty(shape, dtype)
+        free = self._free[shape]
+        memory = free.pop() if free else np.empty(shape, dtype)
         # The tensor references the view; the memory is free when the view is deleted.
         view = memory[:]
-        weakref.finalize(view, self._free.append, memory).atexit = False
+        weakref.finalize(view, free.append, memory).atexit = False
         return torch.from_numpy(view)
 
 
@@ -124,6 +148,9 @@ class SliceStream:
         prefetch: Batches that are read ahead.
         pin_memory: Allocate pinned memory, if CUDA is available.
         image_size: Size of the slices in a batch.
+        shifts: (global batch number) -> (G, 2) rows and columns by which the window of each slice of the
+            global batch lies off its middle; None: not at all.
+        context: Neighbouring slices on each side that are read, too.
     """
 
     def __init__(
@@ -138,6 +165,8 @@ class SliceStream:
         prefetch: int = 4,
         pin_memory: bool = False,
         image_size: ImageSize = IMAGE_SIZE,
+        shifts: Callable[[int], np.ndarray] | None = None,
+        context: int = 0,
     ) -> None:
         if order.samples != len(selection):
             raise DataError(f"order of {order.samples} samples does not fit a selection of {len(selection)}")
@@ -149,7 +178,8 @@ class SliceStream:
         self._next, self._stop = start, stop
         self._threads, self._prefetch = threads, prefetch
         header = selection.index.header
-        self._memory = BatchMemory(image_size, header.dtype, len(header.modality_set), pin_memory)
+        self._memory = BatchMemory(image_size, header.dtype, len(header.modality_set), pin_memory, context)
+        self._shifts = shifts
         self._reader = SampleReader(selection)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="slices")
         self._pending: deque[tuple[SliceBatch, list[Future[None]]]] = deque()
@@ -188,7 +218,8 @@ class SliceStream:
     def _read_part(self, batch: SliceBatch, part: range) -> None:
         # Computed in this thread, so that the consumer does not wait for the permutation of an epoch.
         samples = self._order.batch(batch.index)[batch.rows]
-        batch.fill(self._reader, self._selection, samples, part)
+        shifts = None if self._shifts is None else self._shifts(batch.index)[batch.rows]
+        batch.fill(self._reader, self._selection, samples, part, shifts)
 
     def close(self) -> None:
         """Discard the batches that were read ahead, end the threads, close the shards. Idempotent."""
@@ -207,12 +238,12 @@ class SliceStream:
 
 
 def read_samples(
-    selection: Selection, samples: Sequence[int], image_size: ImageSize = IMAGE_SIZE
+    selection: Selection, samples: Sequence[int], image_size: ImageSize = IMAGE_SIZE, context: int = 0
 ) -> SliceBatch:
     """Read the given samples once, in the calling thread, for validation and panels."""
     numbers = np.asarray(samples, dtype=np.int64)
     header = selection.index.header
-    memory = BatchMemory(image_size, header.dtype, len(header.modality_set))
+    memory = BatchMemory(image_size, header.dtype, len(header.modality_set), context=context)
     batch = memory.batch(-1, slice(0, len(numbers)))
     reader = SampleReader(selection)
     try:

@@ -11,6 +11,7 @@ import functools
 import os
 import resource
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -102,13 +103,16 @@ class SampleReader:
         self._codec = index.header.codec
         self._scratch = _Scratch(self._codec)
 
-    def read_into(self, sample: int, planes: np.ndarray, labels: np.ndarray) -> bool:
+    def read_into(
+        self, sample: int, planes: np.ndarray, labels: np.ndarray, shift: Sequence[int] = (0, 0)
+    ) -> bool:
         """Read one sample. Small slices are padded with background, large ones are cropped.
 
         Args:
             sample: Number of the sample in the selection.
             planes: (M, H, W), filled with the intensities.
             labels: (H, W), filled with the labels, or with 0 if the sample has none.
+            shift: Rows and columns by which the window (H, W) lies off the middle of the slice.
 
         Returns:
             Whether the sample has labels.
@@ -118,13 +122,13 @@ class SampleReader:
         """
         shard, offset, size = (int(column[sample]) for column in self._locations)
         try:
-            if self._codec == "npy":
+            if self._codec == "npy" and not any(shift):
                 has_labels = self._read_in_place(shard, offset, size, planes, labels)
                 if has_labels is not None:
                     return has_labels
             payload = self._scratch.bytes(size)
             self._files.read(shard, offset, payload)
-            return _place_all(self._scratch.decoder(payload), planes, labels)
+            return _place_all(self._scratch.decoder(payload), planes, labels, shift)
         except DataError as error:
             name, key = self._selection.index.shards[shard], self._selection.key(sample)
             raise DataError(
@@ -155,16 +159,18 @@ class SampleReader:
         self._files.close()
 
 
-def _place_all(slices: np.ndarray, planes: np.ndarray, labels: np.ndarray) -> bool:
-    """Copy (M or M + 1, h, w) to the middle of `planes` and `labels`; whether there are labels."""
+def _place_all(
+    slices: np.ndarray, planes: np.ndarray, labels: np.ndarray, shift: Sequence[int] = (0, 0)
+) -> bool:
+    """Copy (M or M + 1, h, w) to `planes` and `labels`; whether there are labels."""
     if len(slices) - len(planes) not in (0, 1):
         raise DataError(f"stored with {len(slices)} planes, but the set has {len(planes)} modalities")
     if slices.dtype != planes.dtype:
         raise DataError(f"stored as {slices.dtype}, but the index says {planes.dtype}")
-    pad_or_crop_into(slices[: len(planes)], planes)
+    pad_or_crop_into(slices[: len(planes)], planes, shift)
     has_labels = len(slices) > len(planes)
     if has_labels:
-        pad_or_crop_into(slices[-1], labels)
+        pad_or_crop_into(slices[-1], labels, shift)
     else:
         labels[...] = 0
     return has_labels

@@ -27,7 +27,7 @@ import numpy as np
 from brasyn_dist.brats import BRATS
 from brasyn_dist.errors import ConfigError
 
-Availability = Literal["three", "any"]
+Availability = Literal["three", "any", "mixed"]
 
 
 class Purpose(IntEnum):
@@ -42,6 +42,7 @@ class Purpose(IntEnum):
     MASKS = 4
     WRITING = 5
     AUGMENTATION = 6
+    CROPS = 7
 
 
 def random_words(seed: int, purpose: Purpose, count: int, a: int = 0, b: int = 0) -> np.ndarray:
@@ -210,8 +211,11 @@ def _available(
     others = np.arange(modalities) != target[:, None]
     if availability == "three":
         return others
-    # One half of the entries is 1; the other half has each of 2 .. M - 1 once.
-    sizes = np.array([1] * max(1, modalities - 2) + list(range(2, modalities)))
+    if availability == "any":
+        # One half of the entries is 1; the other half has each of 2 .. M - 1 once.
+        sizes = np.array([1] * max(1, modalities - 2) + list(range(2, modalities)))
+    else:
+        sizes = np.array([*range(1, modalities - 1), *[modalities - 1] * max(1, modalities - 2)])
     size = sizes[below(size_words, len(sizes))]
     available = np.zeros_like(others)
     for count in range(1, modalities):

@@ -10,9 +10,10 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from brasyn_dist.brats import Case
+from brasyn_dist.brats import VIEWS, Case
 from brasyn_dist.data.nifti import CaseVolumes, read_case
 from brasyn_dist.errors import DataError
+from brasyn_dist.preprocessing.slicing import kept_slices
 
 LOG_EDGES = np.geomspace(1, 32768, 121)
 """Bins of the stored intensities."""
@@ -71,6 +72,10 @@ class ModalityFacts:
     """Foreground voxels in each bin of LOG_EDGES."""
     unit_counts: np.ndarray
     """In each bin of UNIT_EDGES."""
+    values: np.ndarray
+    """Different values of the foreground, ascending."""
+    value_counts: np.ndarray
+    """Foreground voxels of each of `values`."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON content: everything but the histograms."""
@@ -89,6 +94,8 @@ class CaseFacts:
     orientation: str = ""
     """Orientation of the arrays in the files, such as LPS."""
     brain_voxels: int = 0
+    slices: dict[str, int] = field(default_factory=dict)
+    """By view: slices with enough foreground for training in every modality (preprocessing/slicing.py)."""
     modalities: dict[str, ModalityFacts] = field(default_factory=dict)
     labels: dict[str, int] | None = None
     """Voxels by label name; None without segmentation."""
@@ -109,6 +116,7 @@ class CaseFacts:
             "spacing_mm": list(self.spacing_mm),
             "orientation": self.orientation,
             "brain_voxels": self.brain_voxels,
+            "slices": self.slices,
             "labels": self.labels,
             "labels_outside": self.labels_outside,
             "modalities": {m: facts.to_dict() for m, facts in self.modalities.items()},
@@ -139,6 +147,7 @@ def inspect_case(case: Case) -> CaseFacts:
         tuple(round(float(s), 4) for s in np.linalg.norm(volumes.reference.affine[:3, :3], axis=0)),
         "".join(nibabel.aff2axcodes(image.affine)),
         int(np.count_nonzero(brain)),
+        {view: len(kept_slices(images > 0, view)) for view in VIEWS},
         {m: measure(v, brain, _dtype(case, m)) for m, v in zip(volumes.modalities, images)},
         labels,
         labels_outside,
@@ -170,6 +179,7 @@ def measure(volume: np.ndarray, brain: np.ndarray, dtype: str) -> ModalityFacts:
     values = volume[foreground] if foreground.any() else np.zeros(1, volume.dtype)
     p995, spread = _percentile(values, 99.5), float(values.std()) or 1.0
     rough, anisotropy = texture(volume, brain, spread)
+    distinct, counts = np.unique(volume[foreground], return_counts=True)
     return ModalityFacts(
         dtype=dtype,
         minimum=int(volume.min()),
@@ -180,7 +190,7 @@ def measure(volume: np.ndarray, brain: np.ndarray, dtype: str) -> ModalityFacts:
         p995=p995,
         mean=float(values.mean()),
         std=float(values.std()),
-        distinct=len(np.unique(values)),
+        distinct=max(1, len(distinct)),
         saturated=float(np.mean(values == values.max())),
         extra=int(np.count_nonzero(foreground & ~brain)),
         missing=int(np.count_nonzero(brain & ~foreground)),
@@ -193,6 +203,8 @@ def measure(volume: np.ndarray, brain: np.ndarray, dtype: str) -> ModalityFacts:
         sha256=hashlib.sha256(volume.astype(np.int32).tobytes()).hexdigest(),
         log_counts=np.histogram(values, LOG_EDGES)[0],
         unit_counts=np.histogram(values / max(p995, 1.0), UNIT_EDGES)[0],
+        values=distinct.astype(np.int32),
+        value_counts=counts.astype(np.int32),
     )
 
 

@@ -9,6 +9,7 @@ from brasyn_dist.data.sharding.patient_split import held_out_by_fraction, held_o
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
+from brasyn_dist.preprocessing.statistics import PERCENTILE
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,10 @@ class ShardOptions:
     samples_per_shard: int = 1000
     codec: str = DEFAULT_CODEC
     round_values: bool = False
+    clip_percentile: float = PERCENTILE
+    """Computed statistics clip at this percentile of the foreground."""
     headroom: float = 1.0
-    """Computed statistics clip at this multiple of the 99.5th percentile. Above 1, brighter scans than those
+    """Computed statistics clip at this multiple of the percentile. Above 1, brighter scans than those
     of a small cohort are not clipped."""
 
     modality_set: ModalitySet = BRATS
@@ -41,6 +44,8 @@ class ShardOptions:
             raise DataError("samples per shard: must be at least 1")
         if self.headroom < 1:
             raise DataError(f"headroom {self.headroom}: must be at least 1")
+        if not 50 <= self.clip_percentile <= 100:
+            raise DataError(f"clip percentile {self.clip_percentile}: must be between 50 and 100")
         check_codec(self.codec)
 
     def training(self, cases: Sequence[Case]) -> set[str]:

@@ -37,7 +37,7 @@ from brasyn_dist.data.sharding.patient_split import check_known
 from brasyn_dist.data.sharding.scan_cases import ScanResult, scan_cases
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import SEGMENTATION
-from brasyn_dist.preprocessing.statistics import Statistics
+from brasyn_dist.preprocessing.statistics import PERCENTILE, Statistics
 
 __all__ = ["ShardOptions", "make_shards"]
 log = logging.getLogger(__name__)
@@ -105,6 +105,10 @@ def make_shards(
 def _identity(options: ShardOptions, cases: Sequence[Case], statistics: Statistics | None) -> dict[str, Any]:
     """Options and input of a set, without paths, so that all machines write the same bytes."""
     values = asdict(options)
+    if (
+        options.clip_percentile == PERCENTILE
+    ):  # so that sets which are older than the option keep their identity
+        del values["clip_percentile"]
     del values["modality_set"]
     if options.modality_set != BRATS:
         values["modality_set"] = options.modality_set.to_dict()
@@ -169,7 +173,9 @@ def _header(
     if not result.training:
         raise DataError("no training case is left; give more cases, or hold fewer out")
     scan = result.scan
-    statistics = statistics or scan.histogram.statistics(result.training, options.headroom)
+    statistics = statistics or scan.histogram.statistics(
+        result.training, options.headroom, options.clip_percentile
+    )
     return SetHeader(
         codec=options.codec,
         dtype=scan.dtype,

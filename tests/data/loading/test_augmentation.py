@@ -72,6 +72,7 @@ def test_batches_are_scaled_before_clipping_and_background_stays():
         torch.zeros(2, dtype=torch.int64),
         torch.ones(2, 4),
         ["", ""],
+        planes[:, None][:, :0],
     )
     normaliser = Normaliser(PUBLISHED, dtype=torch.float64)
     plain = DeviceBatch.load(batch, normaliser)

@@ -1,0 +1,135 @@
+"""Scores of several evaluations in the layout of the thesis (Table 5.1).
+
+    evaluations --comparison--> rows metric x validation set x class, a column for each run
+                --markdown, csv, latex--> text
+
+Similarities, Dice and NSD are percentages. The best run of each row is bold.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from brasyn_dist.evaluation.image_metrics import direction
+from brasyn_dist.evaluation.scoring import SYNTHETIC
+from brasyn_dist.evaluation.tables import ALL, by_cohort, mean_of, metrics_of, number
+
+TITLES = {
+    "challenge_ssim": "SSIM (challenge)",
+    "dice": "Dice",
+    "nsd": "NSD",
+    "voxel_nsd": "NSD (border voxels)",
+    "hd95": "HD95 (mm)",
+    "ssim": "SSIM (region)",
+    "ms_ssim": "MS-SSIM",
+    "gmsd": "GMSD",
+    "psnr": "PSNR (dB)",
+    "mae": "MAE",
+    "nmae": "normalised MAE",
+    "matched_psnr": "PSNR, scale matched (dB)",
+    "matched_nmae": "normalised MAE, scale matched",
+}
+"""Metrics in the order of the table; the first three are those of Table 5.1."""
+CLASSES = {"tumour": "WT", "healthy": "HT", "brain": "brain", "ET": "ET", "TC": "TC", "WT": "WT"}
+"""Title of each region, in the order of the rows of a metric."""
+PERCENT = ("challenge_ssim", "dice", "nsd", "voxel_nsd", "ssim", "ms_ssim")
+LEVELS = ("metric", "validation set", "class")
+
+
+def rows_of(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """(metric, region) of the known scores, in the order of the comparison."""
+    found = [tuple(name.partition("/")[::2]) for name in metrics_of(table) if table[name].notna().any()]
+    return [(m, r) for m in TITLES for r in CLASSES if (m, r) in found]
+
+
+def comparison(evaluations: Mapping[str, pd.DataFrame], method: str = SYNTHETIC) -> pd.DataFrame:
+    """Means of several score tables.
+
+    Args:
+        evaluations: Score table of each run, by its name.
+        method: Method of which the scores are taken.
+
+    Returns:
+        Index: (metric, validation set, class), metrics by their name; columns: runs; NaN where a run has no
+        such score.
+    """
+    chosen = {name: table[table.method == method] for name, table in evaluations.items()}
+    everything = pd.concat(chosen.values())
+    sets = [ALL, *by_cohort(everything)]
+    values = {
+        (metric, which, region): [
+            mean_in(({ALL: t} | by_cohort(t)).get(which), f"{metric}/{region}") for t in chosen.values()
+        ]
+        for metric, region in rows_of(everything)
+        for which in sets
+    }
+    index = pd.MultiIndex.from_tuples(list(values), names=LEVELS)
+    return pd.DataFrame(list(values.values()), index=index, columns=list(chosen)).dropna(how="all")
+
+
+def mean_in(table: pd.DataFrame | None, name: str) -> float:
+    """Mean of a metric, in per cent where the comparison shows per cent; NaN if it is unknown."""
+    if table is None or name not in table or table[name].isna().all():
+        return np.nan
+    return mean_of(table[name]).mean * (100 if name.partition("/")[0] in PERCENT else 1)
+
+
+def titled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The comparison with the titles of metrics and classes, sorted as in Table 5.1: metric, set, class."""
+    order = {key: i for i, key in enumerate(frame.index)}
+    sets = list(dict.fromkeys(which for _, which, _ in frame.index))
+    keys = sorted(
+        order, key=lambda k: (list(TITLES).index(k[0]), sets.index(k[1]), list(CLASSES).index(k[2]))
+    )
+    sorted_frame = frame.loc[keys]
+    sorted_frame.index = pd.MultiIndex.from_tuples(
+        [(TITLES[m] + " %" * (m in PERCENT), w.upper() if w == ALL else w, CLASSES[r]) for m, w, r in keys],
+        names=LEVELS,
+    )
+    return sorted_frame
+
+
+def best_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """True at the best run of each row, if there are several runs."""
+    signs = np.array([[direction(metric)] for metric, _, _ in frame.index])
+    values = frame * signs
+    return values.eq(values.max(axis=1), axis=0) & (frame.shape[1] > 1)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """The comparison as a Markdown table."""
+    shown = cells(frame, "**{}**")
+    head = [*LEVELS, *frame.columns]
+    lines = [head, ["---"] * 3 + ["---:"] * frame.shape[1]]
+    lines += [[*names, *row] for names, row in zip(shown.index, shown.to_numpy())]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """The comparison as a LaTeX table, for the packages booktabs and multirow."""
+    style = (
+        cells(frame, "\\textbf{{{}}}").style.format_index(escape="latex").format_index(escape="latex", axis=1)
+    )
+    return style.to_latex(hrules=True, clines="skip-last;data", column_format="lll" + "r" * frame.shape[1])
+
+
+def cells(frame: pd.DataFrame, bold: str) -> pd.DataFrame:
+    """Text of each mean with two decimals, the best of each row as `bold`."""
+    best = best_of(frame)
+    texts = frame.map(lambda v: "-" if np.isnan(v) else f"{v:.2f}")
+    return titled(texts.where(~best, texts.map(bold.format)))
+
+
+def cohort_rows(cohorts: Mapping[str, pd.DataFrame], method: str = SYNTHETIC) -> list[list[str]]:
+    """Cells of a table of one evaluation: metric, class, and the mean in each cohort with its interval."""
+    parts = [table[table.method == method] for table in cohorts.values()]
+    return [
+        [
+            TITLES[metric],
+            CLASSES[region],
+            *(number(mean_of(p[name])) if p[name].notna().any() else "-" for p in parts),
+        ]
+        for metric, region in rows_of(parts[0])
+        for name in [f"{metric}/{region}"]
+    ]
