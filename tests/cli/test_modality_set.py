@@ -16,7 +16,7 @@ SMALL = (
     "training.max_steps=2", "training.updates_per_batch=1", "training.global_batch_size=2", "generator.image_size=48",
     "discriminator.image_size=48", "generator.base_channels=8", "generator.heads=2", "generator.transformer_layers=1",
     "discriminator.base_channels=8", "validation.every_steps=2", "validation.slices=2", "objective.ssim_regions=whole",
-    "telemetry.report=false",
+    "telemetry.report=false", "runtime.threads=1",
 )  # fmt: skip
 
 
