@@ -49,7 +49,7 @@ class AblateOptions:
     ] = None
     config: Annotated[
         str, Option("--config", metavar="FILE", help="YAML file of the base, or a packaged one's name.")
-    ] = "narrow"
+    ] = "laptop"
     folds: Annotated[int, Option("--folds", help="Number of folds.")] = 4
     fold: Annotated[
         list[int] | None, Option("--fold", metavar="N", help="Only this fold (from 0); may be repeated.")

@@ -39,7 +39,7 @@ class CrossValidateOptions:
     folds: Annotated[int, Option("--folds", help="Number of folds.")] = 5
     config: Annotated[
         str, Option("--config", metavar="FILE", help="YAML file of the training, or a packaged one's name.")
-    ] = "narrow"
+    ] = "laptop"
     headroom: Annotated[float, Option("--headroom", metavar="F", help="As of `brasyn shard`.")] = 1.0
     minimum_foreground: Annotated[
         int, Option("--minimum-foreground", min=0, metavar="N", help="As of `brasyn shard`.")
