@@ -32,10 +32,11 @@ NETWORKS = {"thesis": "r3", "recommended": "recommended"}
 TOY_NETWORKS = {
     "r3": (
         "generator.image_size=48", "generator.base_channels=8", "generator.heads=2", "generator.transformer_layers=1",
-        "discriminator.image_size=48", "discriminator.base_channels=8",
+        "discriminator.image_size=48", "discriminator.base_channels=8", "runtime.threads=1",
     ),
     "recommended": (
         "generator.image_size=48", "generator.widths=[16,16]", "generator.full_channels=16", "augmentation.crop=null",
+        "runtime.threads=1",
     ),
 }  # fmt: skip
 MARKS = ("<!-- measure.py: begin -->", "<!-- measure.py: end -->")

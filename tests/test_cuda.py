@@ -11,7 +11,7 @@ import torch
 
 from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.inference.synthesis import Member, synthesise_case
-from brasyn_dist.models.generator import build_generator
+from brasyn_dist.models.registry import build_generator
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.training.small import Update, small_config

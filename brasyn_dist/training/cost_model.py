@@ -100,6 +100,7 @@ class Counted:
     generator_parameters: int
     discriminator_parameters: int
     operations: int
+    operators: int
     traffic: int
     """Bytes that the operators read and write."""
     fixed: int
@@ -129,13 +130,13 @@ def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) 
         size = config.augmentation.crop or config.image_shape
         memory_of_slices = BatchMemory(size, "int16", count, context=config.context)
         slices = DeviceBatch.load(memory_of_slices.batch(0, slice(0, batch)), step.normaliser)
-        counter.operations = counter.traffic = 0
+        counter.operations = counter.operators = counter.traffic = 0
         step(slices, masks, rate=0.0)
     counts = [
         0 if network is None else sum(p.numel() for p in network.module.parameters())
         for network in (generator, discriminator)
     ]
-    return Counted(counts[0], counts[1], counter.operations, counter.traffic, fixed, counter.peak)
+    return Counted(counts[0], counts[1], counter.operations, counter.operators, counter.traffic, fixed, counter.peak)
 
 
 def fake_networks(
@@ -184,8 +185,8 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.operations = 0
         """Of convolutions and matrix products; a multiply-add counts as two."""
-        self.traffic = 0
-        """Bytes that the operators read and write, without fusion and caches; views move nothing."""
+        self.operators = self.traffic = 0
+        """Operators, and bytes that they read and write without fusion and caches; views are left out."""
         self.now = self.peak = 0
         """Bytes of all live storages that were created in this context, and their largest sum."""
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -199,6 +200,7 @@ class Counter(TorchDispatchMode):
         if formula := flop_registry.get(func.overloadpacket):
             self.operations += formula(*args, **kwargs, out_val=result)
         if not func.is_view:
+            self.operators += bool(results)
             read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self.traffic += sum(leaf.numel() * leaf.element_size() for leaf in (*read, *results))
         return result
