@@ -202,6 +202,8 @@ def write_results(evaluation: Evaluation, results: "Sequence[CaseScores]") -> No
     write_json(
         options.out / "summary.json",
         {
+            "predictions": str(options.predictions.resolve()),
+            "references": str(options.references.resolve()),
             "means": summary_json(summary),
             "cohorts": {name: summary_json(summarise(part)) for name, part in by_cohort(table).items()},
             "reference_segmentation": options.reference_segmentation,
