@@ -107,7 +107,9 @@ def read_through(
 def write_set(folder: Path, slices: int, shards: int, side: int) -> None:
     """A shard set of random slices, which take about as many bytes as real ones (70 kB of 240 x 240 pixels)."""
     folder.mkdir(parents=True)
-    case = CaseEntry(name="BraTS-GLI-00000-000", cohort="gli", split="train", patient="BraTS-GLI-00000", segmentation=True)
+    case = CaseEntry(
+        name="BraTS-GLI-00000-000", cohort="gli", split="train", patient="BraTS-GLI-00000", segmentation=True
+    )
     header = SetHeader(DEFAULT_CODEC, "int16", 0, ("axial",), {"train": shards}, (case,), {"version": 1})
     random = np.random.default_rng(0)
 
@@ -118,7 +120,8 @@ def write_set(folder: Path, slices: int, shards: int, side: int) -> None:
         return EncodedSample(0, "axial", number, 0, encode_slice(planes, DEFAULT_CODEC))
 
     entries = [
-        write_shard(folder, header, "train", shard, map(sample, range(shard, slices, shards))) for shard in range(shards)
+        write_shard(folder, header, "train", shard, map(sample, range(shard, slices, shards)))
+        for shard in range(shards)
     ]
     ShardIndex(header, tuple(entries)).save(folder)
 

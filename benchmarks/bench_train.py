@@ -133,7 +133,10 @@ def prepare_update(config: Config) -> tuple[torch.device, Callable[[], Any]]:
 
 def made_up_slices(config: Config) -> SliceBatch:
     """A global batch of brain-sized discs of random integers with a tumour in each."""
-    count, shape_HW = config.training.global_batch_size, image_shape(config.augmentation.crop or config.image_shape)
+    count, shape_HW = (
+        config.training.global_batch_size,
+        image_shape(config.augmentation.crop or config.image_shape),
+    )
     y, x = (torch.linspace(-0.5, 0.5, side) for side in shape_HW)
     brain_HW = (x[None, :] ** 2 / 0.09 + y[:, None] ** 2 / 0.14) < 1
     tumour_HW = ((x[None, :] - 0.1) ** 2 + y[:, None] ** 2) < 0.01

@@ -77,9 +77,21 @@ def rows(cuda: bool, toy: bool) -> list[Row]:
         return Row(f"{network}: profile", row.command, row.seconds)
 
     tests = ("tests/test_cuda.py", "tests/data/loading/test_loader.py", "-k", "cuda or pinned")
-    small = ("--gli", "2", "--met", "1", "--kill-at", "10", "training.max_steps=20", "checkpoint.every_steps=10")
+    small = (
+        "--gli",
+        "2",
+        "--met",
+        "1",
+        "--kill-at",
+        "10",
+        "training.max_steps=20",
+        "checkpoint.every_steps=10",
+    )
     storage = ("--slices", "64", "--side", "48") if toy else ()
-    first = [Row("ceilings", ("benchmarks/ceilings.py",), 60), Row("tests", ("-m", "pytest", "-q", *tests), 150)]
+    first = [
+        Row("ceilings", ("benchmarks/ceilings.py",), 60),
+        Row("tests", ("-m", "pytest", "-q", *tests), 150),
+    ]
     variants = ["plain", "default", "together"] if cuda else ["plain", "default"]
     main = [update(network, variant) for variant in variants for network in networks]
     cases = [case(network, "no") for network in networks]
@@ -87,7 +99,9 @@ def rows(cuda: bool, toy: bool) -> list[Row]:
     if not cuda:
         shard = ("--workers", "1", *(("--count", "1") if toy else ()))
         checkpoint = ("--width", "8", "--repeats", "1") if toy else ()
-        readers = ("--slices", "64", "--rounds", "1", "--threads", "1", "--workers", "0") if toy else ("--cold",)
+        readers = (
+            ("--slices", "64", "--rounds", "1", "--threads", "1", "--workers", "0") if toy else ("--cold",)
+        )
         others = [
             Row("loaders", ("benchmarks/bench_stream.py", "--out", "OUT", *readers), 3600),
             Row("sharding", ("benchmarks/bench_shard.py", "--out", "OUT", *shard), 3600),
@@ -129,10 +143,15 @@ def run(row: Row, out: Path, limit: float) -> dict[str, Any]:
     places = {BEST: best_variant(read(out / "rows.jsonl"), network)}
     command = [places.get(word, word.replace("OUT/", f"{out}/")) for word in row.command]
     command = [str(out) if word == "OUT" else word for word in command]
-    log, begun = out / "logs" / f"{row.name.replace(': ', '-').replace(', ', '-').replace(' ', '-')}.txt", time.time()
+    log, begun = (
+        out / "logs" / f"{row.name.replace(': ', '-').replace(', ', '-').replace(' ', '-')}.txt",
+        time.time(),
+    )
     line: dict[str, Any] = {"row": row.name, "command": command, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
     with log.open("w+") as output:
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=output, stderr=output, env=environment())
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=output, stderr=output, env=environment()
+        )
         try:
             status = "done" if process.wait(limit) == 0 else "failed"
         except subprocess.TimeoutExpired:
@@ -145,7 +164,10 @@ def run(row: Row, out: Path, limit: float) -> dict[str, Any]:
     except ValueError:
         result = {"output": last[:300]}
     line |= {"status": status, "wall_seconds": round(time.time() - begun, 1), "result": result}
-    print(f"          {status}, {line['wall_seconds']} s" + (f": {last[:200]}" if status != "done" else ""), flush=True)
+    print(
+        f"          {status}, {line['wall_seconds']} s" + (f": {last[:200]}" if status != "done" else ""),
+        flush=True,
+    )
     return line
 
 
@@ -182,13 +204,25 @@ def table(wanted: list[Row], lines: list[dict[str, Any]]) -> str:
     where = done.get("ceilings")
     text = "Not measured yet."
     if where:
-        rates = ", ".join(f"{k} {where[f'{k}_operations_per_second'] / 1e12:.4g}" for k in ("fp32", "tf32", "bf16"))
+        rates = ", ".join(
+            f"{k} {where[f'{k}_operations_per_second'] / 1e12:.4g}" for k in ("fp32", "tf32", "bf16")
+        )
         day = next(line["time"] for line in lines if line["row"] == "ceilings")[:10]
         text = (
             f"{where['device']}, torch {where['torch']}, {day}. Large matrix product, T operations per second: {rates}; "
             f"large copy {where['bytes_per_second'] / 1e9:.4g} GB/s."
         )
-    head = ["row", "slices", "ms", "ratio to plain", "GiB", "predicted", "TFLOP/s", "of operations", "of larger ceiling"]
+    head = [
+        "row",
+        "slices",
+        "ms",
+        "ratio to plain",
+        "GiB",
+        "predicted",
+        "TFLOP/s",
+        "of operations",
+        "of larger ceiling",
+    ]
     body = []
     for row in wanted:
         result = done.get(row.name, {})
@@ -234,7 +268,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="START", help="rows whose names start with one of these")
-    parser.add_argument("--fill", type=Path, metavar="PAGE", help="write the table of a GPU into a Markdown page")
+    parser.add_argument(
+        "--fill", type=Path, metavar="PAGE", help="write the table of a GPU into a Markdown page"
+    )
     options = parser.parse_args()
     out = options.out.resolve()
     if options.fill:
@@ -247,7 +283,9 @@ def main() -> int:
         wanted = [row for row in wanted if row.name.startswith(tuple(options.only))]
     left = measure(wanted, out, options.seconds)
     failed = [row.name for row in wanted if row.name not in (*results(read(out / "rows.jsonl")), *left)]
-    print(f"left: {', '.join(left) or 'none'}; failed: {', '.join(failed) or 'none'}; results: {out / 'rows.jsonl'}")
+    print(
+        f"left: {', '.join(left) or 'none'}; failed: {', '.join(failed) or 'none'}; results: {out / 'rows.jsonl'}"
+    )
     return 1 if failed else 0
 
 

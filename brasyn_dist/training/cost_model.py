@@ -136,7 +136,9 @@ def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) 
         0 if network is None else sum(p.numel() for p in network.module.parameters())
         for network in (generator, discriminator)
     ]
-    return Counted(counts[0], counts[1], counter.operations, counter.operators, counter.traffic, fixed, counter.peak)
+    return Counted(
+        counts[0], counts[1], counter.operations, counter.operators, counter.traffic, fixed, counter.peak
+    )
 
 
 def fake_networks(

@@ -17,9 +17,25 @@ def test_the_day_of_a_gpu_is_rehearsed(tmp_path: Path):
         ["python", "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path / "wheels", REPOSITORY],
         check=True,
     )  # fmt: skip
-    kinds = ["ceilings", "tests", "thesis: default", "thesis: plain", "thesis: case", "thesis: profile", "stream"]
-    command = [REPOSITORY / "benchmarks/gpu_day.sh", "--wheels", tmp_path / "wheels", "--out", tmp_path / "out"]
-    done = subprocess.run([*command, "--minutes", "20", "--toy", "--only", *kinds], capture_output=True, text=True)
+    kinds = [
+        "ceilings",
+        "tests",
+        "thesis: default",
+        "thesis: plain",
+        "thesis: case",
+        "thesis: profile",
+        "stream",
+    ]
+    command = [
+        REPOSITORY / "benchmarks/gpu_day.sh",
+        "--wheels",
+        tmp_path / "wheels",
+        "--out",
+        tmp_path / "out",
+    ]
+    done = subprocess.run(
+        [*command, "--minutes", "20", "--toy", "--only", *kinds], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out/site/brasyn_dist").is_dir()
     lines = {line["row"]: line["result"] for line in read(tmp_path / "out/rows.jsonl")}
@@ -58,7 +74,10 @@ def test_rows_are_written_one_by_one_and_not_measured_again(tmp_path: Path):
         file.write('{"row": "cut')  # by a kill
         file.write("\n")
     measure([*wanted, row("new", "print(1)")], tmp_path, 60)
-    assert [line["row"] for line in read(tmp_path / "rows.jsonl")[2:]] == ["new", "fails"]  # failed ones come last
+    assert [line["row"] for line in read(tmp_path / "rows.jsonl")[2:]] == [
+        "new",
+        "fails",
+    ]  # failed ones come last
     assert read(tmp_path / "rows.jsonl")[1]["result"] == {"seconds": 2}
 
 
@@ -90,10 +109,18 @@ def test_the_table_has_empty_cells_and_ratios(tmp_path: Path):
 def test_the_page_has_the_table_of_all_rows():
     page = (REPOSITORY / "docs/explanation/performance.md").read_text()
     inside = page.split(MARKS[0])[1].split(MARKS[1])[0]
-    wanted = [row for row in rows(True, False) if row.command[0].endswith(("bench_train.py", "bench_infer.py"))]
+    wanted = [
+        row for row in rows(True, False) if row.command[0].endswith(("bench_train.py", "bench_infer.py"))
+    ]
     assert all(f"| {row.name} |" in inside for row in wanted if "--profile" not in row.command)
 
 
 def test_a_line_is_json(tmp_path: Path):
     measure([row("one", "print(1)")], tmp_path, 60)
-    assert set(json.loads((tmp_path / "rows.jsonl").read_text())) >= {"row", "command", "status", "wall_seconds", "result"}
+    assert set(json.loads((tmp_path / "rows.jsonl").read_text())) >= {
+        "row",
+        "command",
+        "status",
+        "wall_seconds",
+        "result",
+    }

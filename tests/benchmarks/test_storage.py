@@ -40,7 +40,9 @@ def _system_of_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "os", reader.os)  # read_through replaces it
 
 
-def stream(selection: Selection, epochs: int = 1, block_shards: int | None = None, prefetch: int = 4) -> SliceStream:
+def stream(
+    selection: Selection, epochs: int = 1, block_shards: int | None = None, prefetch: int = 4
+) -> SliceStream:
     order = SampleOrder(0, selection.shard, BATCH, block_shards)
     stop = epochs * SLICES // BATCH
     return SliceStream(selection, order, slice(0, BATCH), 0, stop, prefetch=prefetch, image_size=SIDE)
@@ -94,7 +96,9 @@ def test_blocks_make_a_small_cache_enough(folder: Path, tmp_path: Path):
         selection = read_through(folder, link, tmp_path / f"{block_shards}", half)
         # One shard open at a time in the reader: what it holds open needs no fetch.
         with stream(selection, 1, block_shards, prefetch=1) as batches:
-            batches._reader._files = reader.ShardFiles(selection.index.storage, selection.index.shards, limit=1)
+            batches._reader._files = reader.ShardFiles(
+                selection.index.storage, selection.index.shards, limit=1
+            )
             assert len(list(batches)) == SLICES // BATCH
         requests[block_shards] = link.requests
     assert requests[2] == SHARDS
