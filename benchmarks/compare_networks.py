@@ -32,7 +32,7 @@ from brasyn_dist.cli.subprocesses import brasyn, call
 from brasyn_dist.common.files import atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
 from brasyn_dist.config import Config, load_config
-from brasyn_dist.data.nifti import read_case, write_like
+from brasyn_dist.data.nifti import read_case, read_volume, write_like
 from brasyn_dist.distributed.single_process import SingleProcess
 from brasyn_dist.evaluation.tables import read_table
 from brasyn_dist.inference.case_job import stored_type
@@ -242,6 +242,50 @@ def report(options: argparse.Namespace) -> str:
     )
 
 
+def picture(options: argparse.Namespace, case: Any, slice_: int | None) -> Path:
+    """DIR/CASE.png: a row for each target with inputs, real slice, synthetic slices and the first one's error.
+
+    The synthetic volumes are scaled to the median of the real one, as for the matched scores.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    volumes = read_case(case, MODALITIES)
+    images = dict(zip(volumes.modalities, volumes.images.astype(np.float64)))
+    labels = volumes.labels
+    if slice_ is None:
+        slice_ = (
+            int(np.argmax((labels > 0).sum((0, 1)))) if labels is not None else images["t1c"].shape[2] // 2
+        )
+    folders = {
+        n: next(iter(options.out.glob(f"fold-*/{n}-*/predictions/{case.name}-t1c.nii.gz")), None)
+        for n in NETWORKS
+    }
+    shown = {name: path.parent for name, path in folders.items() if path is not None}
+    columns = 3 + 1 + len(shown) + 1
+    figure, axes = plt.subplots(4, columns, figsize=(1.7 * columns, 1.95 * 4), layout="constrained")
+    for row, target in zip(axes, MODALITIES):
+        real = images[target]
+        brain = real > 0
+        panels = {f"input {m}": images[m] for m in MODALITIES if m != target} | {f"real {target}": real}
+        for name, folder in shown.items():
+            made = read_volume(folder / f"{case.name}-{target}.nii.gz").array.astype(np.float64)
+            panels[name] = made * (np.median(real[brain]) / max(1.0, np.median(made[brain])))
+        error = (panels[next(iter(shown))] - real) / np.percentile(real[brain], 99.5)
+        for axis, (name, volume) in zip(row, [*panels.items(), ("difference", error)]):
+            own = volume if name.startswith("input") else real
+            limits = (-0.5, 0.5) if name == "difference" else (0, np.percentile(own[own > 0], 99.7))
+            colours = "RdBu_r" if name == "difference" else "gray"
+            axis.imshow(volume[:, :, slice_].T[20:225, 30:210], cmap=colours, vmin=limits[0], vmax=limits[1])
+            axis.set_title(name, fontsize=8)
+            axis.axis("off")
+    path = options.out / f"{case.name}.png"
+    figure.savefig(path, dpi=100)
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", type=Path)
@@ -254,6 +298,8 @@ def main() -> None:
         "--set", dest="overrides", nargs="*", default=[], help="section.key=value of all trainings"
     )
     parser.add_argument("--report", action="store_true", help="only write the table of the finished runs")
+    parser.add_argument("--picture", metavar="CASE", help="also draw this case")
+    parser.add_argument("--slice", type=int, help="axial slice of the picture; default: the largest tumour")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cases = find_cases(options.cases)
@@ -269,6 +315,9 @@ def main() -> None:
         for name in options.networks if not options.report else ():
             for number, held_out in enumerate(folds):
                 run_one(options, number, list(held_out), name, seed)
+    for case in cases:
+        if case.name == options.picture:
+            print(picture(options, case, options.slice))
     text = report(options)
     atomic_write_text(options.out / "table.md", text)
     print(text)

@@ -139,12 +139,15 @@ def test_every_option_is_described(kind: type[RunConfig]):
 
 INFERENCE = ("r9.yaml", "r10.yaml")
 """Configurations of `brasyn infer`."""
-ABLATIONS = "ablations.yaml"
 
 
 @pytest.mark.parametrize(
     "path",
-    sorted(p for p in Path(__file__).parents[1].joinpath("configs").glob("*.yaml") if p.name != ABLATIONS),
+    sorted(
+        p
+        for p in Path(__file__).parents[1].joinpath("configs").glob("*.yaml")
+        if not p.name.startswith("ablations")
+    ),
     ids=lambda p: p.name,
 )
 def test_shipped_configurations_load(path: Path):

@@ -46,7 +46,7 @@ class AblateOptions:
     """YAML file of runs, or a packaged one's name."""
     only: list[str] | None = None
     """This run of the plan; may be repeated."""
-    config: str = "narrow"
+    config: str = "laptop"
     """YAML file of the base, or a packaged one's name."""
     folds: int = 4
     """Number of folds."""

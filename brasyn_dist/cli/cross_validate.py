@@ -37,7 +37,7 @@ class CrossValidateOptions:
     """Folder for everything, with one for each fold."""
     folds: int = 5
     """Number of folds."""
-    config: str = "narrow"
+    config: str = "laptop"
     """YAML file of the training, or a packaged one's name."""
     headroom: float = 1.0
     """As of `brasyn shard`."""

@@ -147,6 +147,8 @@ def write_results(evaluation: Evaluation, results: "Sequence[CaseScores]") -> No
         if r.problem is not None
     ]
     summary = {
+        "predictions": str(options.predictions.resolve()),
+        "references": str(options.references.resolve()),
         "means": tables.summary_json(tables.summarise(table)),
         "cohorts": {
             name: tables.summary_json(tables.summarise(part))

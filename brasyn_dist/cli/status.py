@@ -3,6 +3,8 @@
 brasyn status [RUNS_DIR] [--watch]
 """
 
+import os
+import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,6 +52,8 @@ class RunStatus:
     seconds_left: float | None
     job: str
     reason: str
+    updated: float | None = None
+    """Time of the last log line or status, in seconds since the epoch."""
 
 
 def run(options: StatusOptions) -> None:
@@ -60,7 +64,9 @@ def run(options: StatusOptions) -> None:
     if not options.runs_dir.is_dir():
         raise DataError(f"{options.runs_dir}: no such folder; give the folder of the runs")
     if not options.watch:
-        Console().print(table(find_runs(options.runs_dir)))
+        # Lines in a file or pipe are not cut at the width of a terminal.
+        console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=200)
+        console.print(table(find_runs(options.runs_dir)))
         return
     try:
         with Live(table(find_runs(options.runs_dir)), auto_refresh=False) as live:
@@ -113,6 +119,7 @@ def read_run(run_dir: Path) -> RunStatus:
         seconds_left=seconds * (total - step) if running and seconds is not None else None,
         job=str(status.get("job") or ""),
         reason=str(status.get("reason") or ""),
+        updated=max((t for t in (status.get("time"), timing.get("time")) if t is not None), default=None),
     )
 
 
@@ -143,12 +150,21 @@ def table(runs: list[RunStatus]) -> "Table":
     from rich.text import Text
 
     made = Table(box=None, pad_edge=False)
-    for heading in ("run", "task", "status", "step", "loss", "slices/s", "time left", "job", "reason"):
-        made.add_column(
-            heading, justify="right" if heading in ("step", "loss", "slices/s", "time left") else "left"
-        )
+    texts = ("run", "task", "status", "job", "reason")
+    for heading in (
+        "run",
+        "task",
+        "status",
+        "step",
+        "loss",
+        "slices/s",
+        "time left",
+        "updated",
+        "job",
+        "reason",
+    ):
+        made.add_column(heading, justify="left" if heading in texts else "right", no_wrap=True)
     for run in runs:
-        left = "" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
         made.add_row(
             run.name,
             run.task,
@@ -156,11 +172,17 @@ def table(runs: list[RunStatus]) -> "Table":
             f"{run.step}/{run.total_steps}",
             "" if run.loss is None else f"{run.loss:.4g}",
             "" if run.slices_per_second is None else f"{run.slices_per_second:.1f}",
-            left,
+            duration(run.seconds_left),
+            duration(None if run.updated is None else time.time() - run.updated, " ago"),
             run.job,
             run.reason,
         )
     return made
+
+
+def duration(seconds: float | None, more: str = "") -> str:
+    """`0:01:30` and `more`; empty for None."""
+    return "" if seconds is None else f"{timedelta(seconds=max(0, round(seconds)))}{more}"
 
 
 main = Command("status", StatusOptions, run)

@@ -6,21 +6,18 @@ The worker processes end with the calling process, also if it is killed: no work
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from signal import SIGKILL
 from typing import Any, TypeVar
 
 from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
-from tqdm import tqdm
 
 from brasyn_dist.common.processes import signal_when_parent_dies
+from brasyn_dist.common.progress import Progress
 from brasyn_dist.errors import BrasynError
 
 T = TypeVar("T")
-LINES = 4
-"""Progress lines of one call if stderr is not a terminal."""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -45,14 +42,11 @@ def parallel_map(
         Exception: Whatever `work` raises.
     """
     total = sum(map(weight, items))
-    with tqdm(total=total, desc=what, disable=None) as bar:
-        done = reported = 0
+    with Progress(what, total) as progress:
+        done = 0
         for item, result in _results(work, items, workers):
             done += weight(item)
-            bar.update(weight(item))
-            if bar.disable and (done == total or done - reported >= total / LINES):
-                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
-                reported = done
+            progress.reach(done)
             yield result
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from brasyn_dist.brats import BRATS, PREDICTIONS_MANIFEST, Case
 from brasyn_dist.common.files import read_json
 from brasyn_dist.common.launch_environment import LaunchContext
+from brasyn_dist.common.progress import Progress
 from brasyn_dist.data.nifti import CaseVolumes, check_geometry, read_case, read_volume
 from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.evaluation.baselines import REGRESSION, Regression, baseline_volumes
@@ -151,11 +152,9 @@ def score_predictions(
         context: Position of this process on its node.
         lease: Heartbeat timeout in seconds.
     """
-    from tqdm import tqdm
-
     by_name = {prediction.path.name: prediction for prediction in predictions}
     queue = WorkQueue(out, list(by_name), basis=settings, job=context.job, lease=lease)
-    with queue, tqdm(total=len(by_name), desc="evaluate", disable=context.local_rank > 0 or None) as bar:
+    with queue, Progress("evaluate", len(by_name), hidden=context.local_rank > 0) as progress:
         earlier = queue.interrupted_records()
         for name in queue:
             prediction = by_name[name]
@@ -174,8 +173,7 @@ def score_predictions(
                 else:
                     result = score_prediction(prediction, case, scoring)
                 values = {k: v for k, v in asdict(result).items() if k != "prediction"}
-            bar.n = queue.record(name, {"files": files, "result": values})
-            bar.refresh()
+            progress.reach(queue.record(name, {"files": files, "result": values}))
         if queue.claim_merge():
             results = {name: values[0]["result"] for name, values in queue.records.items()}
             write_results([CaseScores(prediction, **results[name]) for name, prediction in by_name.items()])

@@ -15,6 +15,7 @@ import torch
 from brasyn_dist.brats import Case, modality_of, prediction_name
 from brasyn_dist.common.files import remove_abandoned, sha256_of
 from brasyn_dist.common.launch_environment import LaunchContext, launch_context
+from brasyn_dist.common.progress import Progress
 from brasyn_dist.common.provenance import environment
 from brasyn_dist.data.case_folders import find_cohorts
 from brasyn_dist.errors import ConfigError, DataError
@@ -153,7 +154,7 @@ def infer_batch(
     settled += [CaseRecord(problem.folder.name, "failed", reason=problem.reason) for problem in problems]
     requests = {request.case.name: request for request in planned}
 
-    manifest = describe_run(output, ensemble, where, config.fusion)
+    manifest = describe_run(Path(input), output, ensemble, where, config.fusion)
     manifest.read(overwrite)
     output.mkdir(parents=True, exist_ok=True)
     targets = {name: request.targets for name, request in requests.items()}
@@ -171,9 +172,12 @@ def infer_batch(
         if record.status != "kept":
             record = replace(record, worker=queue.name)
         count = queue.record(record.case, record.to_dict())
-        say(f"{count}/{len(requests)} {progress_line(record)}")
+        progress.say(f"{count}/{len(requests)} {progress_line(record)}", say)
+        progress.reach(count)
 
-    with queue:
+    # Every case is a line, so that a bar is needed on a terminal only.
+    progress = Progress("infer", len(requests), hidden=context.local_rank > 0, lines=0)
+    with queue, progress:
         manifest.read(overwrite)
         if queue.opened or manifest.new:
             manifest.save(finished=False)
@@ -235,7 +239,9 @@ def check_modalities(names: Sequence[str], modality_set: ModalitySet) -> None:
         raise ConfigError(f"unknown modality {unknown[0]}; choose from {', '.join(modality_set.modalities)}")
 
 
-def describe_run(output: Path, ensemble: Ensemble, device: torch.device, fusion: str | None) -> Manifest:
+def describe_run(
+    input: Path, output: Path, ensemble: Ensemble, device: torch.device, fusion: str | None
+) -> Manifest:
     """The manifest of this run, without records."""
     members = ensemble.members
     identity: dict[str, Any] = {"members": describe_members(members), "precision": ensemble.precision}
@@ -244,6 +250,7 @@ def describe_run(output: Path, ensemble: Ensemble, device: torch.device, fusion:
     if fusion is not None:
         identity["fusion_sha256"] = sha256_of(fusion)
     details = {
+        "input": str(input.resolve()),
         "weights": sorted({str(m.folder) for m in members}),
         "fusion": fusion or "mean",
         "batch_size": ensemble.batch_size or default_batch_size(device),

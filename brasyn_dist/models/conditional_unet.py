@@ -1,12 +1,16 @@
 """The recommended generator: one conditional U-Net for any available modalities, any target and any view.
 
     available slices --+-- space to depth --> stages at 1/2, 1/4, 1/8, ... --> depth to space --+
-       (+ neighbours)  |                                                                        |
+       + brain mask    |                                                                        |
                        +-- 3x3 convolution at full resolution ------------------------------- (+) --> output
                        |                                                                        |
                        +-- mean of the available slices ------------------------------------- (+) --> slice
 
     availability, target, view --> condition vector --> scale and shift after every normalisation
+
+The inputs are the available slices, their foreground as a brain mask, and neighbouring slices if there is a
+context. Without the mask, fluid that is almost as dark as the background in T1 and FLAIR is taken for
+background, and stays dark in T2w.
 
 Only three convolutions run at full resolution, which is where a U-Net spends most of its operations. The
 output is a correction of the mean of the available slices. Scale and shift by a condition vector: FiLM (Perez
@@ -24,7 +28,7 @@ from brasyn_dist.config import UNetConfig
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.layers import Block
 from brasyn_dist.models.registry import Generator
-from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE, mask_missing
+from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE, foreground, mask_missing
 
 PATCH = 2
 """Side of the pixel blocks that are moved to channels."""
@@ -75,7 +79,7 @@ class ConditionalUNet(Generator):
         super().__init__(config, modality_set)
         self.context = config.context
         widths, full, length = config.widths, config.full_channels, config.condition
-        inputs = len(modality_set) * (2 * config.context + 1)
+        inputs = len(modality_set) * (2 * config.context + 1) + 1
         self.condition = nn.Sequential(
             nn.Linear(2 * len(modality_set) + len(VIEWS), length),
             nn.SiLU(),
@@ -103,22 +107,25 @@ class ConditionalUNet(Generator):
         view_B: Tensor | None = None,
         context_BNMHW: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See `Generator.forward`. H and W are even; missing slices may hold any values."""
-        centre_BMHW = mask_missing(x_BMHW, available_BM)
-        inputs_BCHW = centre_BMHW
-        if context_BNMHW is not None:
-            neighbours = torch.where(available_BM[:, None, :, None, None], context_BNMHW, BACKGROUND_VALUE)
-            inputs_BCHW = torch.cat([centre_BMHW, neighbours.flatten(1, 2)], dim=1)
-        height, width = inputs_BCHW.shape[2:]
+        """See `Generator.forward`. Missing slices may hold any values."""
+        height, width = x_BMHW.shape[2:]
         multiple = PATCH * 2 ** (len(self.encoder) - 1)
-        inputs_BCHW = F.pad(
-            inputs_BCHW, (0, -width % multiple, 0, -height % multiple), value=BACKGROUND_VALUE
-        )
+        padding = (0, -width % multiple, 0, -height % multiple)
+        centre_BMHW = mask_missing(F.pad(x_BMHW, padding, value=BACKGROUND_VALUE), available_BM)
+        brain_B1HW = foreground(centre_BMHW).any(1, keepdim=True).to(x_BMHW.dtype)
+        inputs = [centre_BMHW, brain_B1HW]
+        if context_BNMHW is not None:
+            neighbours = F.pad(context_BNMHW, padding, value=BACKGROUND_VALUE)
+            missing_B1M11 = ~available_BM[:, None, :, None, None]
+            inputs.append(neighbours.masked_fill(missing_B1M11, BACKGROUND_VALUE).flatten(1, 2))
+        inputs_BCHW = torch.cat(inputs, dim=1)
         condition_BE = self.condition_vector(available_BM, target_B, view_B, x_BMHW.dtype)
         features, bottleneck = self._half_resolution(inputs_BCHW, condition_BE)
         full = F.silu(F.pixel_shuffle(self.expansion(features), PATCH) + self.full_skip(inputs_BCHW))
-        correction_B1HW = self.output(self.full_unit(full, condition_BE))[:, :, :height, :width]
-        return correction_B1HW + mean_of_available(centre_BMHW, available_BM), bottleneck
+        image_B1HW = self.output(self.full_unit(full, condition_BE)) + mean_of_available(
+            centre_BMHW, available_BM
+        )
+        return image_B1HW[:, :, :height, :width], bottleneck
 
     def _half_resolution(self, x_BCHW: Tensor, condition_BE: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, widths[0], H / 2, W / 2), and those at the lowest resolution."""

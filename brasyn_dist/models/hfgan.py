@@ -170,7 +170,7 @@ class HFGANGenerator(Generator):
         Returns:
             R_0 + R_1 + ... rows, in this order.
         """
-        counts = [len(x) for x in slices]
+        counts = [x.shape[0] for x in slices]
         # The grouped network cannot omit a modality.
         if self.encoder_execution == "grouped" and 0 not in counts:
             return self._encode_grouped(slices, counts)
@@ -183,7 +183,7 @@ class HFGANGenerator(Generator):
         )
         parts = []
         for x, of_encoder, of_gate in zip(slices, encoder_weights, gate_weights):
-            if len(x):
+            if x.shape[0]:
                 stages = functional_call(self.modality_encoders, of_encoder, x, tie_weights=False)
                 gate = functional_call(self.modality_gates, of_gate, stages[-1], tie_weights=False)
                 parts.append(gated(stages, gate, self.modality_gates.pixelwise))
@@ -192,7 +192,7 @@ class HFGANGenerator(Generator):
         )
 
     def _encode_grouped(self, slices: Sequence[Tensor], counts: list[int]) -> Encoded:
-        side_by_side = torch.cat([F.pad(x, (0, 0) * 3 + (0, max(counts) - len(x))) for x in slices], 1)
+        side_by_side = torch.cat([F.pad(x, (0, 0) * 3 + (0, max(counts) - x.shape[0])) for x in slices], 1)
         stages = self.modality_encoders(side_by_side)
         encoded = gated(stages, self.modality_gates(stages[-1]), self.modality_gates.pixelwise)
 

@@ -4,11 +4,13 @@
     model.safetensors     weights, float32, contiguous
 
 Generators and segmenters are stored alike; `format` contains which of them it is. The SHA-256 connects the
-two files: after an interrupted save or a damaged copy, loading fails with an error.
+two files: after an interrupted save or a damaged copy, loading fails with an error. In place of a folder,
+ORG/NAME names an export on the Hugging Face hub.
 """
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,10 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brasyn_dist.brats import BRATS
-from brasyn_dist.common.files import atomic_path, sha256_of, write_json
+from brasyn_dist.common.files import atomic_path, atomic_write_text, sha256_of, write_json
 from brasyn_dist.config import from_dict, to_dict
 from brasyn_dist.errors import BrasynError, CheckpointError
 from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.models.hub import download, is_hub_name, upload
+from brasyn_dist.models.model_card import CARD, CardFacts, export_usage, model_card
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 
 GENERATOR, SEGMENTER = "generator", "segmenter"
@@ -49,6 +53,10 @@ class PretrainedNetwork(nn.Module):
         self.modality_set = modality_set
         self.preprocessing: Preprocessing | None = None
         """Preprocessing of the training slices; set by `from_pretrained`."""
+        self.source: Path | None = None
+        """Export folder; set by `from_pretrained`."""
+        self.step: int | None = None
+        """Optimiser step of the weights; set by `from_pretrained`."""
 
     @classmethod
     def class_of(cls, config: Mapping[str, Any]) -> type[Self]:
@@ -63,7 +71,7 @@ class PretrainedNetwork(nn.Module):
         Args:
             folder: Created if it does not exist.
             preprocessing: Defaults to the network's own.
-            step: Optimiser step of the weights, for documentation only.
+            step: Optimiser step of the weights, for documentation only. Defaults to the network's own.
 
         Raises:
             CheckpointError: The preprocessing is unknown. Weights cannot be used without it.
@@ -82,28 +90,79 @@ class PretrainedNetwork(nn.Module):
             # share the folder.
             path.chmod(0o644)
             digest = sha256_of(path)
+        self.save_config(folder, digest, preprocessing, step)
+
+    def save_config(
+        self, folder: Path, digest: str, preprocessing: Preprocessing | None = None, step: int | None = None
+    ) -> None:
+        """Write config.json for weights with this SHA-256; the other arguments as `save_pretrained`."""
+        preprocessing = preprocessing or self.preprocessing
+        assert preprocessing is not None
         values = {
             "format": format_name(self.kind),
             "format_version": FORMAT_VERSION,
             self.kind: to_dict(self.config),
             **preprocessing.to_dict(),
-            "step": step,
+            "step": self.step if step is None else step,
             "weights_sha256": digest,
         }
         write_json(folder / CONFIG_FILE, values)
 
+    def card(self, name: str, usage: str, evaluation: Path | None = None, tags: Sequence[str] = ()) -> str:
+        """Model card of a network that was read by `from_pretrained` (see models/model_card.py)."""
+        if self.preprocessing is None:
+            raise CheckpointError(f"{name}: a model card needs the statistics; use from_pretrained")
+        parameters = sum(p.numel() for p in self.parameters())
+        run = None if self.source is None else self.source.parent
+        facts = CardFacts(self.kind, self.config, parameters, self.preprocessing, run)
+        return model_card(facts, name, usage, evaluation, tags)
+
+    def save_for_hub(self, folder: Path, name: str, evaluation: Path | None = None) -> None:
+        """Write the export and its model card into `folder`.
+
+        Args:
+            folder: Created if it does not exist.
+            name: Name of the model, as ORG/NAME if it is uploaded.
+            evaluation: Folder of `brasyn evaluate`, whose scores the model card quotes.
+        """
+        self.save_pretrained(folder)
+        atomic_write_text(folder / CARD, self.card(name, export_usage(self.kind, name), evaluation))
+
+    def push_to_hub(
+        self, name: str, *, evaluation: Path | None = None, private: bool = True, token: str | None = None
+    ) -> str:
+        """Upload the export with its model card to the Hugging Face hub.
+
+        Args:
+            name: ORG/NAME; created if it does not exist.
+            evaluation: Folder of `brasyn evaluate`, whose scores the model card quotes.
+            private: Whether a new model is private.
+            token: Access token; None: HF_TOKEN or the stored one.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConfigError: The package huggingface_hub is not installed.
+            CheckpointError: The upload failed.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_for_hub(Path(folder), name, evaluation)
+            return upload(Path(folder), name, private=private, message=f"Upload {self.kind}", token=token)
+
     @classmethod
-    def from_pretrained(cls, path: Path | str, **options: Any) -> Self:
+    def from_pretrained(cls, path: Path | str, *, revision: str | None = None, **options: Any) -> Self:
         """The network in evaluation mode, on the CPU.
 
         Args:
-            path: An export folder, or a run folder that contains one.
+            path: An export folder, a run folder that contains one, or ORG/NAME on the Hugging Face hub.
+            revision: Branch, tag or commit on the hub; None: `main`.
             options: Further arguments of the class, for example `encoder_execution` of a generator.
 
         Raises:
             CheckpointError: Files are missing, damaged, of another format or do not belong together.
         """
-        folder = export_folder(Path(path), cls.kind)
+        folder = export_folder(path, cls.kind, revision)
         file, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         values = read_config(file, cls.kind)
         tensors = load_tensors(weights)
@@ -122,7 +181,7 @@ class PretrainedNetwork(nn.Module):
         except BrasynError as error:
             raise CheckpointError(str(error)) from None
         load_state(network, tensors, weights)
-        network.preprocessing = preprocessing
+        network.preprocessing, network.source, network.step = preprocessing, folder, values.get("step")
         return network.eval()
 
 
@@ -149,15 +208,27 @@ def format_name(kind: str) -> str:
     return f"brasyn_dist.{kind}"
 
 
-def export_folder(path: Path, kind: str = GENERATOR) -> Path:
-    """`path`, or its `export` folder, whichever contains a config.json."""
-    for folder in (path, path / EXPORT_FOLDER):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
+def export_folder(path: Path | str, kind: str = GENERATOR, revision: str | None = None) -> Path:
+    """`path`, or its `export` folder, whichever contains a config.json.
+
+    ORG/NAME on the hub is downloaded into the cache of huggingface_hub.
+    """
+    folder = download(str(path), (CONFIG_FILE, WEIGHTS_FILE), revision) if is_hub_name(path) else Path(path)
+    for candidate in (folder, folder / EXPORT_FOLDER):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
     raise CheckpointError(
         f"{path}: no exported {kind} ({CONFIG_FILE} and {WEIGHTS_FILE}) here or in {EXPORT_FOLDER}/; give "
         "the folder of a finished run" + (" or of `brasyn convert`" if kind == GENERATOR else "")
     )
+
+
+def kind_of(path: Path) -> str:
+    """`generator` or `segmenter`: what a config.json describes, as far as it can be read."""
+    try:
+        return str(json.loads(path.read_text())["format"]).rpartition(".")[2]
+    except (OSError, ValueError, KeyError, TypeError):
+        return GENERATOR
 
 
 def read_config(path: Path, kind: str = GENERATOR) -> dict[str, Any]:

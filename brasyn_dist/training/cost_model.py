@@ -4,7 +4,7 @@
                   --> index of the shard set                                --> steps
 
 Memory is counted: the storage of every tensor from its creation to the removal of its last reference, through
-both phases of an update. Counts for two batch sizes give the fixed part and the part of each slice.
+both phases of an update. What exists before the update is the fixed part, the rest is divided by the slices.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from brasyn_dist.brats import BRATS
 from brasyn_dist.config import Config
@@ -57,6 +58,8 @@ class Cost:
     """Weights, gradients, Adam's moments, average, gradient buckets, and the fixed part of an update."""
     bytes_per_slice: float
     """Addition of each slice of the micro-batch to the peak."""
+    traffic_per_slice: float
+    """Bytes that the operators read and write, without fusion and caches."""
 
     def peak_bytes(self, slices: int) -> float:
         """Largest memory of an update with micro-batches of `slices`."""
@@ -67,27 +70,26 @@ class Cost:
         return max(0, int((capacity_bytes - self.fixed_bytes) / self.bytes_per_slice))
 
 
-def measure(config: Config, batch: int = 4, modality_set: ModalitySet = BRATS) -> Cost:
-    """Count with `batch` and 2 x `batch` slices.
+def measure(config: Config, modality_set: ModalitySet = BRATS) -> Cost:
+    """Count one update.
 
     A multiple of the number of modalities has the balanced targets of training.
     """
-    small, large = (count_update(config, n, modality_set) for n in (batch, 2 * batch))
-    per_slice = (large.peak - small.peak) / batch
-    generator, discriminator = small.generator_parameters, small.discriminator_parameters
+    slices = 4 * len(modality_set)
+    counted = count_update(config, slices, modality_set)
+    generator, discriminator = counted.generator_parameters, counted.discriminator_parameters
     averaged = generator if config.training.ema_decay > 0 else 0
     # Buckets of DistributedDataParallel are the gradients themselves, or additional memory.
-    buckets = 0 if config.runtime.gradient_as_bucket_view else 4 * (generator + discriminator)
+    buckets = 0 if config.runtime.gradient_as_bucket_view else generator + discriminator
+    casts = 0 if config.runtime.precision == "no" else generator + discriminator
     return Cost(
         generator,
         discriminator,
-        operations_per_slice=small.operations / batch,
-        # Adam's two moments and the average do not exist in the count.
-        fixed_bytes=int(small.peak - batch * per_slice)
-        + 8 * (generator + discriminator)
-        + 4 * averaged
-        + buckets,
-        bytes_per_slice=per_slice,
+        operations_per_slice=counted.operations / slices,
+        # Adam's two moments and the average do not exist in the count. Autocast keeps copies of the weights.
+        fixed_bytes=counted.fixed + 8 * (generator + discriminator) + 4 * (averaged + buckets) + 2 * casts,
+        bytes_per_slice=(counted.peak - counted.fixed - 2 * casts) / slices,
+        traffic_per_slice=counted.traffic / slices,
     )
 
 
@@ -98,19 +100,23 @@ class Counted:
     generator_parameters: int
     discriminator_parameters: int
     operations: int
+    operators: int
+    traffic: int
+    """Bytes that the operators read and write."""
+    fixed: int
+    """Bytes of weights and gradients."""
     peak: int
-    """Bytes."""
+    """Largest sum of bytes, with the fixed ones."""
 
 
 def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) -> Counted:
     """Run one update of `batch` slices on fake tensors, eagerly."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
 
     distributed = CountingProcess(config.runtime)
     training = dataclasses.replace(config.training, global_batch_size=batch, micro_batch_size=None)
     config = dataclasses.replace(config, training=training)
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
+    with FakeTensorMode(allow_non_fake_inputs=True), Counter() as counter:
         generator, discriminator = fake_networks(config, distributed, modality_set)
         segmenter = GanTask(config).segmenter
         step = GanStep(
@@ -120,16 +126,19 @@ def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) 
         masks = [
             targets_and_masks(0, 0, u, batch, config.order.availability, count) for u in range(step.variants)
         ]
+        fixed = counter.now
         size = config.augmentation.crop or config.image_shape
         memory_of_slices = BatchMemory(size, "int16", count, context=config.context)
         slices = DeviceBatch.load(memory_of_slices.batch(0, slice(0, batch)), step.normaliser)
-        with FlopCounterMode(display=False) as operations:
-            step(slices, masks, rate=0.0)
+        counter.operations = counter.operators = counter.traffic = 0
+        step(slices, masks, rate=0.0)
     counts = [
         0 if network is None else sum(p.numel() for p in network.module.parameters())
         for network in (generator, discriminator)
     ]
-    return Counted(counts[0], counts[1], operations.get_total_flops(), memory.peak)
+    return Counted(
+        counts[0], counts[1], counter.operations, counter.operators, counter.traffic, fixed, counter.peak
+    )
 
 
 def fake_networks(
@@ -171,19 +180,31 @@ class CountingProcess(SingleProcess):
     trainable = CountingTrainable
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all live storages that were created in this context, and their largest sum."""
+class Counter(TorchDispatchMode):
+    """Counts what the operators in this context do."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.operations = 0
+        """Of convolutions and matrix products; a multiply-add counts as two."""
+        self.operators = self.traffic = 0
+        """Operators, and bytes that they read and write without fusion and caches; views are left out."""
         self.now = self.peak = 0
+        """Bytes of all live storages that were created in this context, and their largest sum."""
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._note(leaf.untyped_storage())
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        for leaf in results:
+            self._note(leaf.untyped_storage())
+        if formula := flop_registry.get(func.overloadpacket):
+            self.operations += formula(*args, **kwargs, out_val=result)
+        if not func.is_view:
+            self.operators += bool(results)
+            read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.traffic += sum(leaf.numel() * leaf.element_size() for leaf in (*read, *results))
         return result
 
     def _note(self, storage: Any) -> None:

@@ -1,6 +1,7 @@
 """`brasyn status`: one line for each run, from files that may be incomplete."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,22 @@ def test_one_line_for_each_run(
     text = capsys.readouterr().out
     assert "8/20" in text and "0:00:30" in text and "segmenter" in text
     assert main([str(tmp_path / "none")]) == 1
+
+
+def test_the_age_of_the_last_update_shows_a_run_that_was_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    status = {
+        "status": "running",
+        "step": 4,
+        "total_steps": 20,
+        "time": time.time() - 7200,
+        "reason": "x" * 90,
+    }
+    make_run(tmp_path / "a", Config(), status, [])
+    (run,) = find_runs(tmp_path)
+    assert run.updated == status["time"]
+    assert main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "2:00:0" in lines[1] and " ago" in lines[1] and "x" * 90 in lines[1]

@@ -107,11 +107,13 @@ def test_plans_that_are_none(tmp_path: Path, calls, capsys, plan: str, only: lis
     assert message in capsys.readouterr().err and not calls
 
 
-def test_the_plan_in_the_repository_changes_what_exists():
+@pytest.mark.parametrize("config, plan", [("laptop", "ablations"), ("narrow", "ablations_narrow")])
+def test_the_plans_in_the_repository_change_what_exists(config: str, plan: str):
     from brasyn_dist.config import load_config
 
-    plan = ablate.read_plan(REPOSITORY / "configs/ablations.yaml")
-    base = load_config(REPOSITORY / "configs/narrow.yaml", [])
-    assert len(plan) > 5
-    for name, changed in plan.items():
-        assert (load_config(REPOSITORY / "configs/narrow.yaml", changed) == base) == (name == "base"), name
+    found = ablate.read_plan(REPOSITORY / f"configs/{plan}.yaml")
+    path = REPOSITORY / f"configs/{config}.yaml"
+    base = load_config(path, [])
+    assert len(found) > 5
+    for name, changed in found.items():
+        assert (load_config(path, changed) == base) == (name == "base"), name

@@ -17,6 +17,7 @@ def status(field: str) -> int:
 
 if __name__ == "__main__":
     config = small_config(*sys.argv[1:])
+    Update(small_config())()  # loads libraries and kernels, which are no tensors
     before = status("VmRSS")
     update = Update(config)
     for k in range(2):

@@ -1,0 +1,179 @@
+"""Model card (README.md) of an export, from the facts that the export, its run and an evaluation contain."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import brasyn_dist
+from brasyn_dist.preprocessing.preprocessing import Preprocessing
+
+CARD = "README.md"
+QUOTED = ("mae/brain", "psnr/brain", "ssim/healthy", "ssim/tumour", "dice/WT", "dice/TC", "dice/ET")
+"""Metrics of the table, as far as the evaluation has them."""
+INTENDED_USE = (
+    "Research on incomplete MRI studies: segmentation with missing sequences, and synthesis. "
+    "Not a medical device: not for diagnosis, treatment or any other clinical decision."
+)
+LIMITS = (
+    "A synthetic sequence shows what is likely given the others, not what is there. Contrast "
+    "enhancement cannot be known from sequences without contrast agent: a synthetic T1c may show enhancing "
+    "tumour that does not exist, or miss it.",
+    "The model was tested on data like its training data only. Other tumours, children, brains after "
+    "surgery, other scanners and other preprocessing can give wrong images without a visible sign.",
+    "Slices are processed independently within a view, so neighbouring slices can be inconsistent.",
+)
+
+
+GENERATOR_USAGE = """```bash
+brasyn infer --weights {name} --input CASES --output PREDICTIONS
+```
+
+```python
+from brasyn_dist import Generator
+
+generator = Generator.from_pretrained("{name}")
+```"""
+SEGMENTER_USAGE = """```bash
+brasyn evaluate --segmenter {name} --predictions PREDICTIONS --references CASES --out EVALUATION
+```"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card says about a network."""
+
+    kind: str
+    """`generator` or `segmenter`."""
+    configuration: Any
+    parameters: int
+    preprocessing: Preprocessing
+    run: Path | None
+    """Run folder of the export, if it lies in one."""
+
+
+def model_card(
+    facts: CardFacts, name: str, usage: str, evaluation: Path | None = None, tags: Sequence[str] = ()
+) -> str:
+    """Text of the model card.
+
+    Args:
+        facts: About the network.
+        name: Title.
+        usage: Commands in Markdown.
+        evaluation: Folder of `brasyn evaluate`, whose scores are quoted.
+        tags: Further tags for the hub.
+    """
+    preprocessing, run = facts.preprocessing, facts.run
+    modality_set, statistics = preprocessing.modality_set, preprocessing.statistics
+    head = {
+        "library_name": "brasyn_dist",
+        "pipeline_tag": "image-to-image" if facts.kind == "generator" else "image-segmentation",
+        "tags": ["medical", "mri", "brain", *modality_set.modalities, *tags],
+    }
+    titles = ", ".join(map(modality_set.title, modality_set.modalities))
+    task = (
+        f"Synthesises a missing MRI sequence of a brain study ({titles}) from the available ones"
+        if facts.kind == "generator"
+        else f"Segments {', '.join(modality_set.labels.values())} in MRI of the brain ({titles})"
+    )
+    rows = [
+        [modality_set.title(m), f"{s.clip_max:.1f}", f"{s.mean:.1f}", f"{s.std:.1f}"]
+        for m, s in statistics.modalities.items()
+    ]
+    sections = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {name}",
+        f"{task}, slice by slice. Written by brasyn_dist {brasyn_dist.__version__}.",
+        f"{facts.parameters:,} parameters. Configuration: `{facts.configuration}`.",
+        "## Use",
+        usage,
+        "## Training data",
+        f"{statistics.cases or 'An unknown number of'} training cases"
+        + (f", SHA-256 of their names {statistics.case_list_hash}." if statistics.case_list_hash else "."),
+        *training_facts(run),
+        f"Views: {', '.join(preprocessing.views) or 'not recorded'}. "
+        f"Normalisation of the intensities: `{preprocessing.normalisation}`.",
+        markdown_table(["Intensities (foreground)", "clipped at", "mean", "standard deviation"], rows),
+        "## Metrics",
+        *(evaluation_tables(evaluation) if evaluation else ["No evaluation was given for this model card."]),
+        *validation_facts(run),
+        "## Intended use",
+        INTENDED_USE,
+        "## Limits",
+        "\n".join(f"- {limit}" for limit in LIMITS),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def export_usage(kind: str, name: str) -> str:
+    """How an export is used, in Markdown."""
+    return (GENERATOR_USAGE if kind == "generator" else SEGMENTER_USAGE).format(name=name)
+
+
+def training_facts(run: Path | None) -> list[str]:
+    """Cohorts and slices from a run's data.json, if the export lies in a run folder."""
+    values = read_json(run / "data.json") if run else {}
+    if not values:
+        return []
+    slices, table = values["slices"], values["shard_set"]
+    return [
+        f"{slices['training']:,} slices for training, {slices['held_out']:,} held out.",
+        markdown_table(table["head"], table["rows"]),
+    ]
+
+
+def validation_facts(run: Path | None) -> list[str]:
+    """The best validation in a run's metrics.jsonl, by its MAE."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines() if run else []
+        values = [v for line in lines if (v := json.loads(line)).get("kind") == "validation" and "mae" in v]
+    except (OSError, ValueError):
+        values = []
+    if not values:
+        return []
+    best = min(values, key=lambda v: v["mae"])
+    scores = {k: v for k, v in best.items() if isinstance(v, float) and "/" not in k}
+    quoted = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if name != "epoch")
+    return [f"Validation on held-out slices, normalised intensities, step {best['step']}: {quoted}."]
+
+
+def evaluation_tables(evaluation: Path) -> list[str]:
+    """Means of the synthetic volumes and of the baselines by target, with their confidence intervals."""
+    means: Mapping[str, Any] = read_json(evaluation / "summary.json").get("means", {})
+    tables = []
+    for target, methods in means.items():
+        names = [n for n in QUOTED if any(n in values for values in methods.values())]
+        rows = [
+            [method, *(mean_text(values.get(n)) for n in names)]
+            for method, values in methods.items()
+            if any(n in values for n in names)
+        ]
+        count = max((v["cases"] for values in methods.values() for v in values.values()), default=0)
+        tables += [f"Target {target}, {count} volumes:", markdown_table(["method", *names], rows)]
+    return tables or [f"{evaluation.name}: no scores."]
+
+
+def mean_text(value: Mapping[str, Any] | None) -> str:
+    """Mean ± half of the 95 % confidence interval."""
+    if value is None:
+        return "–"
+    half = "" if value.get("high") is None else f" ± {value['high'] - value['mean']:.2g}"
+    return f"{value['mean']:.4g}{half}"
+
+
+def markdown_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if the file does not exist or is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,95 @@
+"""Export of a network as a `torch.export` program, which runs without this package.
+
+    network --torch.export--> model.pt2
+
+    program = torch.export.load("model.pt2").module()
+    generator: image_B1HW = program(x_BMHW, available_BM, target_B, view_B)
+    segmenter: logits_BCHW = program(x_BMHW, view_B, type_B)
+
+The batch size is free, the slice size is that of the training. Slices are normalised as config.json
+describes, missing ones -1.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from brasyn_dist.brats import image_shape
+from brasyn_dist.common.files import atomic_path, atomic_write_text, sha256_of
+from brasyn_dist.models.model_card import CARD
+from brasyn_dist.models.pretrained import GENERATOR, SEGMENTER, PretrainedNetwork
+
+PROGRAM_FILE = "model.pt2"
+USAGE = """```python
+import torch
+
+program = torch.export.load("model.pt2").module()
+```
+
+{inputs} The batch size B is free. `slices` are float32 (B, M, H, W) in the order {names}, normalised as
+`config.json` describes: background and missing slices are -1."""
+INPUTS = {
+    GENERATOR: "`program(slices, available, target, view)` returns the slices (B, 1, H, W), normalised. "
+    "`available` is bool (B, M), `target` int64 (B,) the number of the modality, `view` int64 (B,): 0 axial, "
+    "1 sagittal, 2 coronal. A network with a context has a fifth argument: the neighbouring slices "
+    "(B, 2 x context, M, H, W).",
+    SEGMENTER: "`program(slices, view, tumour_type)` returns logits (B, background and labels, H, W). "
+    "`view` is int64 (B,): 0 axial, 1 sagittal, 2 coronal; `tumour_type` int64 (B,): 0 glioma, 1 metastasis, "
+    "-1 unknown.",
+}
+BATCH = torch.export.Dim("batch", min=1, max=1024)
+
+
+class FirstOutput(nn.Module):
+    """A network of which only the first output is exported, if it has several."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The first output for the inputs of the network."""
+        outputs = self.network(*inputs)
+        return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def example_inputs(network: PretrainedNetwork, batch: int = 2) -> tuple[Tensor, ...]:
+    """Inputs of `forward` in the right shapes and types."""
+    modalities = len(network.modality_set)
+    x_BMHW = torch.zeros(batch, modalities, *image_shape(network.config.image_size))
+    number_B = torch.zeros(batch, dtype=torch.int64)
+    if network.kind == GENERATOR:
+        available_BM = torch.ones(batch, modalities, dtype=torch.bool)
+        inputs = (x_BMHW, available_BM, number_B, number_B)
+        context = getattr(network, "context", 0)
+        if not context:
+            return inputs
+        return (*inputs, x_BMHW[:, None].expand(-1, 2 * context, -1, -1, -1).contiguous())
+    return x_BMHW, number_B, number_B
+
+
+def export_program(network: PretrainedNetwork) -> torch.export.ExportedProgram:
+    """The program of a network; its batch size is free."""
+    inputs = example_inputs(network)
+    with torch.no_grad():
+        return torch.export.export(
+            FirstOutput(network).eval(), inputs, dynamic_shapes=((({0: BATCH},) * len(inputs)),)
+        )
+
+
+def write_program(network: PretrainedNetwork, folder: Path, name: str, evaluation: Path | None) -> None:
+    """Write model.pt2, config.json with the preprocessing, and the model card.
+
+    Args:
+        network: A network with its preprocessing.
+        folder: Exists.
+        name: Name of the model.
+        evaluation: Folder of `brasyn evaluate`, whose scores the model card quotes.
+    """
+    with atomic_path(folder / PROGRAM_FILE) as temporary:
+        torch.export.save(export_program(network), temporary)
+    network.save_config(folder, sha256_of(folder / PROGRAM_FILE))
+    names = ", ".join(network.modality_set.modalities)
+    usage = USAGE.format(names=names, inputs=INPUTS[network.kind])
+    atomic_write_text(folder / CARD, network.card(name, usage, evaluation))
