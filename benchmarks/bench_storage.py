@@ -172,7 +172,7 @@ def main() -> int:
     add("--batch", type=int, default=16)
     add("--side", type=int, default=240)
     options = parser.parse_args()
-    rows = []
+    rows: list[Any] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "set"
         write_set(folder, options.slices, options.shards, options.side)

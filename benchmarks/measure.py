@@ -24,8 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from brasyn_dist.common.files import atomic_path
-from brasyn_dist.common.processes import kill_tree
+from brasyn_dist.common.files import atomic_path  # noqa: E402
+from brasyn_dist.common.processes import kill_tree  # noqa: E402
 
 NETWORKS = {"thesis": "r3", "recommended": "recommended"}
 """Names in tables -> configurations."""

@@ -15,7 +15,7 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -26,6 +26,18 @@ from brasyn_dist.errors import BrasynError
 T = TypeVar("T")
 Precision = Literal["no", "bf16", "fp16"]
 OVERRIDES = "section.key=value"
+LabelEditionOption = Annotated[
+    Literal["auto", "brats2021", "brats2023", "brats2024", "ped"],
+    typer.Option(
+        "--label-edition",
+        help="Meaning of the labels. auto: decided for each cohort from all its files. "
+        "brats2021: 4 enhancing; brats2023: 3 enhancing; brats2024: 3 enhancing, 4 resection cavity; "
+        "ped: 1 enhancing, 2 non-enhancing, 3 cyst, 4 oedema.",
+    ),
+]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out bad cases instead of stopping; each is reported.")
+]
 
 
 class View(StrEnum):

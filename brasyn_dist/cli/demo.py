@@ -54,6 +54,7 @@ def run(options: DemoOptions) -> None:
     begun = time.monotonic()
     out = options.out
     cohorts = cohort_folders(options.data) if options.data else synthesise_cohorts(options)
+    check_patients(cohorts)
     title("Shard: statistics, slices, tars")
     shards, workers = out / "shards", str(os.cpu_count())
     call(
@@ -112,6 +113,21 @@ def cohort_folders(data: Path) -> list[Path]:
             f"{data}: no BraTS case found; expected CASE/CASE-t1c.nii.gz and so on, or cohorts of these"
         )
     return cohorts
+
+
+def check_patients(cohorts: list[Path]) -> None:
+    """Raise BrasynError unless one patient of a cohort can be held out and another one is left."""
+    from brasyn_dist.data.case_folders import find_cohorts
+
+    cases, bad = find_cohorts(cohorts)
+    patients = {(case.cohort, case.patient) for case in cases}
+    if len(patients) == len({cohort for cohort, _ in patients}):
+        names = ", ".join(sorted(patient for _, patient in patients)) or "none"
+        left_out = f"; {len(bad)} cases cannot be used" if bad else ""
+        raise BrasynError(
+            f"{', '.join(map(str, cohorts))}: patients {names}: a cohort of at least two is needed, since "
+            f"one is held out of training{left_out}"
+        )
 
 
 def train(options: DemoOptions, shards: Path) -> None:

@@ -13,7 +13,7 @@ segmented.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import BadParameter, Option
 
 import brasyn_dist
-from brasyn_dist.cli.command import Command, at_most_one
+from brasyn_dist.cli.command import Command, LabelEditionOption, SkipBadOption, at_most_one
 from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.optional_packages import require
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
@@ -103,12 +103,15 @@ class EvaluateOptions:
         ),
     ] = "given"
     label_order: Annotated[
-        Literal["brats", "nnunet"],
+        Literal["brats", "nnunet", "brats2021", "brats2023", "brats2024", "ped"],
         Option(
             "--label-order",
-            help="Labels of given or a program's segmentations; nnunet: 1 oedema, 2 necrosis, 3 enhancing.",
+            help="Labels of given or a program's segmentations. brats: as in the references; "
+            "nnunet: 1 oedema, 2 necrosis, 3 enhancing; or an edition.",
         ),
     ] = "brats"
+    label_edition: LabelEditionOption = "auto"
+    skip_bad: SkipBadOption = False
     segment_timeout: Annotated[
         float, Option("--segment-timeout", metavar="SECONDS", min=0, help="Limit of the program for a case.")
     ] = 3600.0
@@ -129,7 +132,8 @@ class EvaluateOptions:
 
 def run(options: EvaluateOptions) -> int:
     """Score all predictions together with worker processes; the exit status."""
-    from brasyn_dist.brats import find_cases
+    from brasyn_dist.data.case_folders import find_cohorts
+    from brasyn_dist.data.label_editions import with_label_editions
     from brasyn_dist.evaluation.scoring import find_predictions, modality_set_of
 
     for package in ("monai", "skimage"):
@@ -137,9 +141,13 @@ def run(options: EvaluateOptions) -> int:
     with ending_on_signals(STOPPED):
         modality_set = modality_set_of(options.predictions)
         predictions = find_predictions(options.predictions, modality_set)
-        found = find_cases(options.references, modality_set=modality_set)
+        found, bad = find_cohorts([options.references], modality_set)
+        found, _ = with_label_editions(found, options.label_edition, options.workers)
         cases = {case.name: case for case in found}
-        evaluation = Evaluation(options, cases, predictions, scoring_of(options, predictions))
+        scoring = replace(
+            scoring_of(options, predictions), bad_references={b.folder.name: b.reason for b in bad}
+        )
+        evaluation = Evaluation(options, cases, predictions, scoring)
         options.out.mkdir(parents=True, exist_ok=True)
         with worker_processes(options.workers, launch_context(), score, evaluation) as context:
             score(evaluation, context)
@@ -173,6 +181,7 @@ def score(evaluation: Evaluation, context: LaunchContext) -> None:
             "brasyn_dist": brasyn_dist.__version__,
             **settings,
             "fingerprint": evaluation.scoring.fingerprint,
+            "label_orders": sorted({case.label_order for case in evaluation.cases.values()}),
         },
         context=context,
         lease=evaluation.options.lease,
@@ -306,15 +315,14 @@ def regression_of(
     options: EvaluateOptions, statistics: "Statistics", modality_set: "ModalitySet"
 ) -> "Regression | None":
     """Regression that is read or fitted."""
-    from brasyn_dist.brats import find_cases
+    from brasyn_dist.data.case_folders import usable_cases
     from brasyn_dist.evaluation.regression import Regression, fit_regression
 
     if options.regression is not None:
         return Regression.load(options.regression, statistics)
     if options.regression_cases:
-        folders = options.regression_cases
-        cases = [case for folder in folders for case in find_cases(folder, modality_set=modality_set)]
-        return fit_regression(cases, statistics, options.workers)
+        cases = usable_cases(options.regression_cases, modality_set, options.skip_bad, complete=True)
+        return fit_regression(cases, statistics, options.workers, options.skip_bad)
     return None
 
 

@@ -78,6 +78,22 @@ class InferOptions:
     ] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Synthesise finished volumes again.")] = False
     round: Annotated[bool, Option("--round", help="Round intensities that are not integers.")] = False
+    assume: Annotated[
+        str | None,
+        Option(
+            "--assume",
+            metavar="AXES",
+            help="Order of the axes, such as LPS, of volumes whose headers state none.  [default: LAS]",
+        ),
+    ] = None
+    strict: Annotated[
+        bool,
+        Option(
+            "--strict",
+            help="Refuse cases that are not skull-stripped, not at 1 mm, or whose headers leave something "
+            "open.",
+        ),
+    ] = False
 
 
 def run(options: InferOptions) -> int:
@@ -107,6 +123,8 @@ def infer(options: InferOptions, context: LaunchContext) -> int:
         device=options.device,
         overwrite=options.overwrite,
         round_values=options.round,
+        assume=options.assume,
+        strict=options.strict,
         context=context,
         lease=options.lease,
         say=lambda text: print(text, flush=True),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, BadParameter, Option
 
-from brasyn_dist.cli.command import Command, View, at_most_one
+from brasyn_dist.cli.command import Command, LabelEditionOption, SkipBadOption, View, at_most_one
 from brasyn_dist.errors import BrasynError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ShardCommandOptions:
         ),
     ] = None
     seed: Annotated[int, Option("--seed", help="Seed of the split and of the order of slices.")] = 0
-    skip_bad: Annotated[bool, Option("--skip-bad", help="Leave out bad cases instead of stopping.")] = False
+    skip_bad: SkipBadOption = False
     round: Annotated[bool, Option("--round", help="Round intensities that are not integers.")] = False
     codec: Annotated[
         Literal["npy.zst", "npy"] | None,
@@ -107,6 +107,45 @@ class ShardCommandOptions:
             "other studies.  [default: BraTS]",
         ),
     ] = None
+    label_edition: LabelEditionOption = "auto"
+    patients: Annotated[
+        Path | None,
+        Option(
+            "--patients",
+            metavar="FILE",
+            help="Patient of each case: lines `case,patient`, or a JSON object.  [default: from the names]",
+        ),
+    ] = None
+    exclude: Annotated[
+        Path | None,
+        Option(
+            "--exclude",
+            metavar="FILE",
+            help="Cases to leave out: findings.json of `brasyn inspect`, or names.",
+        ),
+    ] = None
+    exclude_kind: Annotated[
+        list[str] | None,
+        Option(
+            "--exclude-kind", metavar="KIND", help="Only findings of these kinds.  [default: all in the file]"
+        ),
+    ] = None
+    assume: Annotated[
+        str | None,
+        Option(
+            "--assume",
+            metavar="AXES",
+            help="Order of the axes, such as LPS, of volumes whose headers state none.  [default: refused]",
+        ),
+    ] = None
+    strict: Annotated[
+        bool,
+        Option(
+            "--strict",
+            help="Refuse cases that are not skull-stripped, not at 1 mm, or whose headers leave something "
+            "open.",
+        ),
+    ] = False
     rebuild_index: Annotated[
         Path | None,
         Option("--rebuild-index", metavar="DIR", help="Only rebuild index.json from the tar files in DIR."),
@@ -134,6 +173,9 @@ def shard(options: ShardCommandOptions) -> None:
     from brasyn_dist.brats import BRATS, VIEWS
     from brasyn_dist.common.process_pool import available_processors
     from brasyn_dist.data.format.codec import DEFAULT_CODEC
+    from brasyn_dist.data.nifti import check_axes
+    from brasyn_dist.data.patients import read_patients_file
+    from brasyn_dist.data.sharding.exclusions import read_exclusions
     from brasyn_dist.data.sharding.patient_split import read_split_file
     from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
     from brasyn_dist.modality_set import read_modality_set
@@ -156,6 +198,11 @@ def shard(options: ShardCommandOptions) -> None:
             clip_percentile=options.clip_percentile,
             headroom=options.headroom,
             modality_set=BRATS if options.modality_set is None else read_modality_set(options.modality_set),
+            label_edition=options.label_edition,
+            assume=check_axes(options.assume),
+            strict=options.strict,
+            patients=tuple(sorted(read_patients_file(options.patients).items())) if options.patients else (),
+            exclude=read_exclusions(options.exclude, options.exclude_kind or ()) if options.exclude else (),
         ),
         statistics=given_statistics(options.statistics),
         workers=options.workers or available_processors(8),
@@ -182,4 +229,4 @@ def given_statistics(option: str | None) -> "Statistics | None":
     return PUBLISHED if option == "published" else Statistics.load(option)
 
 
-main = Command("shard", ShardCommandOptions, run, lists=("--views",))
+main = Command("shard", ShardCommandOptions, run, lists=("--views", "--exclude-kind"))

@@ -18,8 +18,9 @@ import numpy as np
 from brasyn_dist.brats import Case
 from brasyn_dist.common.files import write_json
 from brasyn_dist.common.process_pool import parallel_map
+from brasyn_dist.data.case_folders import BadCase, without_bad
 from brasyn_dist.data.nifti import read_case
-from brasyn_dist.errors import DataError
+from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.evaluation.baselines import background_rule
 from brasyn_dist.preprocessing.statistics import Statistics
 
@@ -99,21 +100,30 @@ class Regression:
         return fitted
 
 
-def fit_regression(cases: Sequence[Case], statistics: Statistics, workers: int = 1) -> Regression:
-    """Fit on complete cases. The result does not depend on the number of workers.
+def fit_regression(
+    cases: Sequence[Case], statistics: Statistics, workers: int = 1, skip_bad: bool = False
+) -> Regression:
+    """Fit on complete cases, without bad ones if `skip_bad`. The result does not depend on `workers`.
 
     Raises:
-        DataError: A case cannot be read or is incomplete.
+        DataError: Cases cannot be read or are incomplete; all are listed.
     """
     gram_of_case = partial(_gram_of_case, statistics=statistics)
-    parts = dict(parallel_map("regression", gram_of_case, cases, min(workers, len(cases))))
+    found = dict(parallel_map("regression", gram_of_case, cases, min(workers, len(cases))))
+    parts = {name: gram for name, gram in found.items() if not isinstance(gram, str)}
+    bad = [BadCase(c.folder, c.cohort, reason) for c in cases if isinstance(reason := found[c.name], str)]
+    without_bad(cases, bad, skip_bad)
     names = tuple(sorted(parts))
     gram = np.sum([parts[n] for n in names], axis=0)
     return Regression(gram, tuple(statistics.modalities), names, statistics.hash)
 
 
-def _gram_of_case(case: Case, statistics: Statistics) -> tuple[str, np.ndarray]:
-    images = read_case(case, tuple(statistics.modalities), segmentation=False, round_values=True).images
+def _gram_of_case(case: Case, statistics: Statistics) -> tuple[str, np.ndarray | str]:
+    """Name and Gram matrix of a case, or why it cannot be read."""
+    try:
+        images = read_case(case, tuple(statistics.modalities), segmentation=False, round_values=True).images
+    except BrasynError as error:
+        return case.name, str(error)
     return case.name, gram_matrix(images, statistics)
 
 
