@@ -1,8 +1,8 @@
 """The BraTS preset: modality order, labels, regions, views, and names of cases and files.
 
-Editions differ in file names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), in the label of enhancing
-tumour (3 since 2023, 4 before) and in file endings. Predictions may number the labels in another order. All
-other modules use the canonical form: the modality order of a `ModalitySet` and its label values.
+Editions differ in file names (`-t1n.nii.gz` since 2023, `_t1.nii.gz` before), in their labels (LABEL_ORDERS)
+and in file endings. Predictions may number the labels in another order. All other modules use the canonical
+form: the modality order of a `ModalitySet` and its label values.
 """
 
 import json
@@ -30,7 +30,7 @@ VIEW_AXES = {"axial": 2, "sagittal": 0, "coronal": 1}
 TUMOUR_TYPES = ("GLI", "MET")
 """Gliomas and metastases. Index is the position in a segmenter's one-hot vector."""
 UNKNOWN_TYPE = -1
-"""Another tumour, or unknown: the one-hot vector is zero."""
+"""Another tumour (MEN, PED, ...), or unknown: the one-hot vector is zero."""
 
 VOLUME_SHAPE = (240, 240, 155)
 IMAGE_SIZE = 240
@@ -48,17 +48,31 @@ BACKGROUND, NETC, ED, ET = 0, 1, 2, 3
 LABEL_NAMES = {NETC: "necrotic / non-enhancing core", ED: "oedema", ET: "enhancing tumour"}
 REGIONS = {"ET": (ET,), "TC": (NETC, ET), "WT": (NETC, ED, ET)}
 
-LabelOrder = Literal["brats", "nnunet"]
+CAVITY = 4
+"""Resection cavity of the edition of 2024: neither tumour nor healthy tissue. It is no label of BRATS, so
+that networks keep their classes."""
+
+LabelOrder = Literal["brats", "nnunet", "brats2021", "brats2023", "brats2024", "ped"]
+LABEL_EDITIONS = ("brats2021", "brats2023", "brats2024", "ped")
 LABEL_ORDERS: dict[LabelOrder, dict[int, int]] = {
     "brats": {0: BACKGROUND, 1: NETC, 2: ED, 3: ET, 4: ET},
     "nnunet": {0: BACKGROUND, 1: ED, 2: NETC, 3: ET},
+    "brats2021": {0: BACKGROUND, 1: NETC, 2: ED, 4: ET},
+    "brats2023": {0: BACKGROUND, 1: NETC, 2: ED, 3: ET},
+    "brats2024": {0: BACKGROUND, 1: NETC, 2: ED, 3: ET, 4: CAVITY},
+    "ped": {0: BACKGROUND, 1: ET, 2: NETC, 3: NETC, 4: ED},
 }
 """Stored value -> canonical label.
 
-`brats`: the published data sets; 3 (2023 and later) and 4 (to 2021) never occur in one file. `nnunet`:
-predictions of networks that were trained with nnU-Net's BraTS conversion. The values are the same as in the
-order of 2023, so a file does not show its order: the caller must give it.
+The editions `brats2021` (and earlier), `brats2023`, `brats2024` (4: resection cavity) and `ped` (BraTS-PED of
+2024: 1 enhancing, 2 non-enhancing, 3 cyst, 4 oedema) are decided for a whole cohort (data/label_editions.py).
+`brats`: 2021 or 2023, by the values of each file; 3 and 4 never occur in one file. `nnunet`: predictions of
+networks that were trained with nnU-Net's BraTS conversion. A file does not show its order.
 """
+_WHOLE = 1e-3
+"""Labels may differ by this much from whole numbers; headers with a scale factor produce such values."""
+_LISTED = 12
+"""Most values of a file that a message lists."""
 
 _SUFFIXES = {
     "t1c": "t1c", "t1n": "t1n", "t2f": "t2f", "t2w": "t2w", "seg": "seg",
@@ -67,7 +81,16 @@ _SUFFIXES = {
 BRATS = ModalitySet("brats", MODALITIES, MODALITY_NAMES, _SUFFIXES, LABEL_NAMES, REGIONS)
 """Modality set of all shard sets and exports that do not name one."""
 
-_TIMEPOINT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$")
+_TIMEPOINT = re.compile(
+    r"""^(?P<patient>
+        BraTS(-[A-Z]+)+-\d+(?=-\d+$)                        # BraTS-GLI-00005-100, BraTS-MEN-RT-0001-1
+        | UPENN-GBM-\d+(?=_\d+$)                            # UPENN-GBM-00001_11
+        | .+?(?=[-_](ses|session|week|day|month|tp|time|timepoint|visit|scan|fu)[-_]?\d[\w.-]*$)
+        | .+?(?=[-_](19|20)\d\d[.-]?\d\d[.-]?\d\d$)         # TCGA-02-0006_1996.08.23
+        | .+?(?=[ _-]*(\(\d+\)|copy(\s*\(?\d+\)?)?)$)        # copies: CASE (1), CASE - Copy
+    )""",
+    re.I | re.X,
+)
 
 
 @dataclass(frozen=True)
@@ -80,12 +103,15 @@ class Case:
     """Modality or `seg` -> path."""
     cohort: str = ""
     modality_set: ModalitySet = BRATS
+    label_order: LabelOrder = "brats"
+    """Order of the labels in its segmentation."""
+    patient_id: str = ""
+    """Patient, if it is not the one of the name (data/patients.py)."""
 
     @property
     def patient(self) -> str:
-        """Name without the time point: BraTS-GLI-00005-100 -> BraTS-GLI-00005."""
-        match = _TIMEPOINT.match(self.name)
-        return match.group(1) if match else self.name
+        """Given patient, or the name without the time point: BraTS-GLI-00005-100 -> BraTS-GLI-00005."""
+        return self.patient_id or patient_of(self.name)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -96,6 +122,12 @@ class Case:
     def available(self) -> tuple[str, ...]:
         """Modalities with a file."""
         return tuple(m for m in self.modality_set.modalities if m in self.files)
+
+
+def patient_of(name: str) -> str:
+    """Name of a case without its time point, session or number of a copy."""
+    match = _TIMEPOINT.match(name)
+    return patient_of(match["patient"]) if match else name
 
 
 def modality_of(path: Path, modality_set: ModalitySet = BRATS) -> tuple[str, str] | None:
@@ -181,8 +213,7 @@ def canonical_labels(
 ) -> np.ndarray:
     """Labels as uint8 with the values of `modality_set`.
 
-    BraTS editions differ in their values; with order `brats` the edition is recognised by them. Other
-    modality sets have one order only.
+    Orders are those of BraTS; other modality sets have one order only.
 
     Args:
         labels: Values as stored in a file.
@@ -191,7 +222,7 @@ def canonical_labels(
         modality_set: Defines the labels.
 
     Raises:
-        DataError: A value is not in the order, or 3 and 4 occur together: their meaning is unknown.
+        DataError: A value is not in the order; or, in order `brats`, 3 and 4 occur together.
     """
     if order not in LABEL_ORDERS:
         raise DataError(f"{where}: unknown label order {order!r}; choose from {', '.join(LABEL_ORDERS)}")
@@ -199,25 +230,35 @@ def canonical_labels(
     flat = labels.ravel(order="F")
     labelled = np.flatnonzero(flat != 0)  # ten times faster on a boolean array
     found = flat[labelled]
-    values = {0.0, *map(float, np.unique(found))}
-    if modality_set.labels == LABEL_NAMES:
-        meanings = LABEL_ORDERS[order]
-        expected = (
-            "0, 1, 2, 3" if order == "nnunet" else "0, 1, 2 and either 3 (2023 and later) or 4 (to 2021)"
-        )
-        invalid = bool(values - set(meanings)) or {3.0, 4.0} <= values
-    else:
-        meanings = {value: value for value in (0, *modality_set.labels)}
+    values = np.unique(found)
+    if found.dtype.kind == "f" and np.abs(values - np.rint(values)).max(initial=0) <= _WHOLE:
+        found, values = np.rint(found), np.unique(np.rint(values))
+    is_brats = modality_set.labels == LABEL_NAMES
+    meanings = LABEL_ORDERS[order] if is_brats else {value: value for value in (0, *modality_set.labels)}
+    unknown = not set(values.tolist()) <= set(meanings)
+    if unknown or (is_brats and order == "brats" and {3, 4} <= set(values.tolist())):
         expected = ", ".join(map(str, meanings))
-        invalid = bool(values - set(meanings))
-    if invalid:
-        scheme = order if modality_set.labels == LABEL_NAMES else modality_set.name
-        raise DataError(f"{where}: unknown labels {sorted(values)} in order {scheme}; expected {expected}")
+        if is_brats and order == "brats":
+            expected = "0, 1, 2 and either 3 (2023) or 4 (to 2021); for both, give --label-edition"
+        scheme = order if is_brats else modality_set.name
+        raise DataError(
+            f"{where}: unknown labels {describe_values(values)} in order {scheme}; expected {expected}"
+        )
     table = np.zeros(max(meanings) + 1, np.uint8)
     table[list(meanings)] = list(meanings.values())
     canonical = np.zeros(labels.shape, np.uint8, order="F")
     canonical.ravel(order="F")[labelled] = table[found.astype(np.uint8)]
     return canonical
+
+
+def describe_values(values: np.ndarray) -> str:
+    """Sorted label values in one short line."""
+    if len(values) > _LISTED:
+        return (
+            f"({len(values):,} different values from {values[0]:g} to {values[-1]:g}: interpolated? "
+            "resample segmentations by nearest neighbour)"
+        )
+    return f"[{', '.join(f'{v:g}' for v in values)}]"
 
 
 def tumour_type(cohort: str, case: str) -> int:
@@ -226,7 +267,8 @@ def tumour_type(cohort: str, case: str) -> int:
     Editions up to 2021 (`BraTS2021_...`, `BraTS20_...`) have gliomas only. UNKNOWN_TYPE if neither name
     contains a type.
     """
-    for name in (case, cohort):
+    named = re.match(r"BraTS-([A-Z]+)-", case, re.I)
+    for name in (named[1],) if named else (case, cohort):
         words = re.split(r"[^A-Z]+", name.upper())
         for number, kind in enumerate(TUMOUR_TYPES):
             if kind in words:

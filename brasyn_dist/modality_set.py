@@ -68,6 +68,11 @@ class ModalitySet:
     def __len__(self) -> int:
         return len(self.modalities)
 
+    @property
+    def highest_label(self) -> int:
+        """Largest label of a tumour. Larger values (brats.CAVITY) are neither tumour nor healthy tissue."""
+        return max(self.labels, default=0)
+
     def title(self, modality: str) -> str:
         """Name for people."""
         return self.titles.get(modality, modality)

@@ -17,6 +17,10 @@ STORED = {
     "2023 and later": ("brats", {0: 0, NETC: 1, ED: 2, ET: 3}),
     "up to 2021": ("brats", {0: 0, NETC: 1, ED: 2, ET: 4}),
     "nnU-Net": ("nnunet", {0: 0, NETC: 2, ED: 1, ET: 3}),
+    "edition of 2021": ("brats2021", {0: 0, NETC: 1, ED: 2, ET: 4}),
+    "edition of 2023": ("brats2023", {0: 0, NETC: 1, ED: 2, ET: 3}),
+    "edition of 2024": ("brats2024", {0: 0, NETC: 1, ED: 2, ET: 3}),
+    "BraTS-PED": ("ped", {0: 0, NETC: 2, ED: 4, ET: 1}),
 }
 
 
@@ -64,4 +68,7 @@ def test_values_without_a_meaning_are_refused(values: list[float], order: str):
 def test_unknown_orders_are_refused():
     with pytest.raises(DataError, match="label order 'isles'; choose from brats, nnunet"):
         canonical_labels(CANONICAL, "a-seg", "isles")
+
+
+def test_every_order_is_tested():
     assert set(LABEL_ORDERS) == {order for order, _ in STORED.values()}

@@ -39,6 +39,18 @@ OVERRIDES = "section.key=value"
 Overrides = Annotated[list[str] | None, Argument(metavar=OVERRIDES)]
 Positive = Annotated[int, Option(min=1)]
 Index = Annotated[int, Option(min=0)]
+LabelEditionOption = Annotated[
+    Literal["auto", "brats2021", "brats2023", "brats2024", "ped"],
+    Option(
+        "--label-edition",
+        help="Meaning of the labels. auto: decided for each cohort from all its files. "
+        "brats2021: 4 enhancing; brats2023: 3 enhancing; brats2024: 3 enhancing, 4 resection cavity; "
+        "ped: 1 enhancing, 2 non-enhancing, 3 cyst, 4 oedema.",
+    ),
+]
+SkipBadOption = Annotated[
+    bool, Option("--skip-bad", help="Leave out bad cases instead of stopping; each is reported.")
+]
 
 
 class View(StrEnum):

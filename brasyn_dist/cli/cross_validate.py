@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
-from brasyn_dist.cli.command import Command, Index, Overrides
+from brasyn_dist.cli.command import Command, Index, Overrides, SkipBadOption
 from brasyn_dist.cli.subprocesses import brasyn, call, title
 from brasyn_dist.common.files import atomic_link, atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
@@ -45,6 +45,7 @@ class CrossValidateOptions:
     """As of `brasyn shard`."""
     seed: Index = 0
     """Seed of the folds."""
+    skip_bad: SkipBadOption = False
     fold: int | None = None
     """Do only this fold (from 0), without the pooled table."""
 
@@ -53,15 +54,13 @@ def run(options: CrossValidateOptions) -> None:
     """All folds, or one of them; then the pooled table."""
     import pandas as pd
 
-    from brasyn_dist.brats import find_cases
+    from brasyn_dist.data.case_folders import unreadable_cases, usable_cases, without_bad
+    from brasyn_dist.data.label_editions import with_label_editions
     from brasyn_dist.evaluation import tables
 
-    cases = find_cases(options.cases)
-    incomplete = [c.name for c in cases if c.missing]
-    if incomplete:
-        raise ConfigError(
-            f"{options.cases}: only complete cases can be left out; not {', '.join(incomplete)}"
-        )
+    cases = usable_cases([options.cases], skip_bad=options.skip_bad, complete=True)
+    cases, _ = with_label_editions(cases)
+    cases = without_bad(cases, unreadable_cases(cases, labels=True), options.skip_bad)
     folds = split_into_folds(cases, options.folds, options.seed)
     if options.fold is not None and not 0 <= options.fold < len(folds):
         raise ConfigError(f"--fold {options.fold}: from 0 to {len(folds) - 1}")
@@ -89,6 +88,10 @@ def split_into_folds(cases: "Sequence[Case]", folds: int, seed: int) -> "list[li
     import numpy as np
 
     patients = sorted({c.patient for c in cases})
+    if len(patients) < 2:
+        raise ConfigError(
+            f"one patient ({patients[0]}): at least two are needed, since each is left out of training once"
+        )
     if not 2 <= folds <= len(patients):
         raise ConfigError(f"--folds {folds}: from 2 to {len(patients)}, the number of patients")
     order = np.random.default_rng(seed).permutation(len(patients))
@@ -113,6 +116,7 @@ def evaluate_fold(
     shards, trained, predictions = out / "shards", out / "run", out / "predictions"
     call(
         brasyn("shard", options.cases, "--out", shards, "--split", out / "held_out.txt", "--views", *views,
+               *(["--skip-bad"] if options.skip_bad else []),
                "--headroom", str(options.headroom), "--minimum-foreground", str(options.minimum_foreground))
     )  # fmt: skip
     call(

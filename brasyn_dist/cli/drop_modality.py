@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
-from brasyn_dist.cli.command import Command, Index
+from brasyn_dist.cli.command import Command, Index, SkipBadOption
 from brasyn_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -42,16 +42,18 @@ class DropOptions:
     """Keep segmentations, which the challenge removes."""
     link: bool = False
     """Symbolic links instead of copies."""
+    skip_bad: SkipBadOption = False
 
 
 def run(options: DropOptions) -> None:
     """Write the incomplete cases and the list of what was left out."""
     from brasyn_dist.brats import MODALITIES
     from brasyn_dist.common.files import write_json
+    from brasyn_dist.data.case_folders import usable_cases
 
     if options.modality not in (None, *MODALITIES):
         raise ConfigError(f"--modality {options.modality}: expected {' or '.join(MODALITIES)}")
-    cases = complete_cases(options.cases)
+    cases = usable_cases([options.cases], skip_bad=options.skip_bad, complete=True)
     dropped = choose([c.name for c in cases], options.seed, options.modality)
     check_record(options.out, dropped)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -60,19 +62,6 @@ def run(options: DropOptions) -> None:
         write_case(case, dropped[case.name], options.out, options.keep_segmentation, options.link)
     counts = ", ".join(f"{m} {list(dropped.values()).count(m)}" for m in MODALITIES)
     print(f"{len(cases)} cases in {options.out}; dropped {counts}")
-
-
-def complete_cases(folder: Path) -> "list[Case]":
-    """Cases of a folder. Raises DataError if one lacks a modality."""
-    from brasyn_dist.brats import find_cases
-
-    cases = find_cases(folder)
-    incomplete = [f"{c.name} lacks {', '.join(c.missing)}" for c in cases if c.missing]
-    if incomplete:
-        raise DataError(
-            f"{folder}: only complete cases can have a modality dropped; " + "; ".join(incomplete)
-        )
-    return cases
 
 
 def choose(names: Sequence[str], seed: int = CHALLENGE_SEED, modality: str | None = None) -> dict[str, str]:

@@ -13,7 +13,7 @@ segmented.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import BadParameter, Option
 
 import brasyn_dist
-from brasyn_dist.cli.command import Command, SharingOptions, at_most_one
+from brasyn_dist.cli.command import Command, LabelEditionOption, SharingOptions, SkipBadOption, at_most_one
 from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.optional_packages import require
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
@@ -63,8 +63,11 @@ class EvaluateOptions(SharingOptions):
     reference_segmentation: Literal["given", "pseudo"] = "given"
     """Compare with the segmentation in --references, or with the one that the same segmenter or command
     makes of the complete real case."""
-    label_order: Literal["brats", "nnunet"] = "brats"
-    """Labels of given or a program's segmentations; nnunet: 1 oedema, 2 necrosis, 3 enhancing."""
+    label_order: Literal["brats", "nnunet", "brats2021", "brats2023", "brats2024", "ped"] = "brats"
+    """Labels of given or a program's segmentations. brats: as in the references; nnunet: 1 oedema, 2
+    necrosis, 3 enhancing; or an edition."""
+    label_edition: LabelEditionOption = "auto"
+    skip_bad: SkipBadOption = False
     segment_timeout: Annotated[float, Option(metavar="SECONDS", min=0)] = 3600.0
     """Limit of the program for a case."""
     tolerance: Annotated[float, Option(metavar="MM")] = 1.0
@@ -83,7 +86,8 @@ class EvaluateOptions(SharingOptions):
 
 def run(options: EvaluateOptions) -> int:
     """Score all predictions together with worker processes; the exit status."""
-    from brasyn_dist.brats import find_cases
+    from brasyn_dist.data.case_folders import find_cohorts
+    from brasyn_dist.data.label_editions import with_label_editions
     from brasyn_dist.evaluation.scoring import find_predictions, modality_set_of
 
     for package in ("monai", "skimage"):
@@ -91,8 +95,11 @@ def run(options: EvaluateOptions) -> int:
     with ending_on_signals(STOPPED):
         modality_set = modality_set_of(options.predictions)
         predictions = find_predictions(options.predictions, modality_set)
-        cases = {case.name: case for case in find_cases(options.references, modality_set=modality_set)}
-        scoring = scoring_of(options, predictions, modality_set)
+        found, bad = find_cohorts([options.references], modality_set)
+        found, _ = with_label_editions(found, options.label_edition, options.workers)
+        cases = {case.name: case for case in found}
+        bad_references = {b.folder.name: b.reason for b in bad}
+        scoring = replace(scoring_of(options, predictions, modality_set), bad_references=bad_references)
         evaluation = Evaluation(options, cases, predictions, scoring)
         options.out.mkdir(parents=True, exist_ok=True)
         with worker_processes(options.workers, launch_context(), score, evaluation) as context:
@@ -124,7 +131,12 @@ def score(evaluation: Evaluation, context: LaunchContext) -> None:
         scoring,
         partial(write_results, evaluation),
         out=options.out,
-        settings={"brasyn_dist": brasyn_dist.__version__, **settings, "fingerprint": scoring.fingerprint},
+        settings={
+            "brasyn_dist": brasyn_dist.__version__,
+            **settings,
+            "fingerprint": scoring.fingerprint,
+            "label_orders": sorted({case.label_order for case in evaluation.cases.values()}),
+        },
         context=context,
         lease=options.lease,
     )
@@ -187,7 +199,7 @@ def scoring_of(
     options: EvaluateOptions, predictions: "Sequence[Prediction]", modality_set: "ModalitySet"
 ) -> "ScoringSettings":
     """Settings of the scoring. All problems of the options are found here, before anything is scored."""
-    from brasyn_dist.brats import find_cases
+    from brasyn_dist.data.case_folders import usable_cases
     from brasyn_dist.evaluation.baselines import Regression, fit_regression
     from brasyn_dist.evaluation.scoring import ScoringSettings
     from brasyn_dist.preprocessing.statistics import Statistics
@@ -200,9 +212,8 @@ def scoring_of(
     if statistics and options.regression:
         regression = Regression.load(options.regression, statistics)
     elif statistics and options.regression_cases:
-        folders = options.regression_cases
-        cases = [case for folder in folders for case in find_cases(folder, modality_set=modality_set)]
-        regression = fit_regression(cases, statistics, options.workers)
+        cases = usable_cases(options.regression_cases, modality_set, options.skip_bad, complete=True)
+        regression = fit_regression(cases, statistics, options.workers, options.skip_bad)
     if regression is not None and (seen := sorted({p.case for p in predictions} & set(regression.cases))):
         print(f"note: the regression was fitted on evaluated cases: {', '.join(seen)}", file=sys.stderr)
     pseudo = options.reference_segmentation == "pseudo"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from typer import BadParameter
 
-from brasyn_dist.cli.command import Command, Index, ModelOptions, Positive
+from brasyn_dist.cli.command import Command, Index, ModelOptions, Positive, SkipBadOption
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.modality_set import ModalitySet
 
@@ -39,6 +39,7 @@ class FitFusionOptions(ModelOptions):
     """Random voxels of each case and modality."""
     seed: Index = 0
     """Seed of the choice of voxels."""
+    skip_bad: SkipBadOption = False
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".json":
@@ -61,7 +62,7 @@ def run(options: FitFusionOptions) -> None:
     modalities = modality_set.modalities
     fit = partial(fit_weights, targets=modalities)
     samples: list[Sample] = []
-    for volumes in complete_cases(options.cases, modality_set):
+    for volumes in complete_cases(options.cases, modality_set, options.skip_bad):
         samples += sample_case(
             members, volumes, options.voxels, options.seed, options.batch_size, options.precision
         )
@@ -86,18 +87,20 @@ def run(options: FitFusionOptions) -> None:
     log.info("written: %s", options.out)
 
 
-def complete_cases(folder: Path, modality_set: ModalitySet) -> Iterator["CaseVolumes"]:
-    """Volumes of the complete cases below a folder, one after another. Cases that are left out are logged."""
-    from brasyn_dist.data.case_folders import find_cohorts
+def complete_cases(folder: Path, modality_set: ModalitySet, skip_bad: bool) -> Iterator["CaseVolumes"]:
+    """Volumes of the complete cases below a folder, one after another.
+
+    Incomplete cases are left out. Bad ones are found before the first is synthesised.
+    """
+    from brasyn_dist.data.case_folders import find_cohorts, unreadable_cases, without_bad
     from brasyn_dist.data.nifti import read_case
 
-    cases, problems = find_cohorts([folder], modality_set)
-    for problem in problems:
-        log.warning("left out: %s", problem)
+    cases, bad = find_cohorts([folder], modality_set)
     for case in cases:
         if case.missing:
             log.warning("left out: %s: has no %s", case.folder, ", ".join(case.missing))
-            continue
+    complete = [case for case in cases if not case.missing]
+    for case in without_bad(complete, bad + unreadable_cases(complete), skip_bad):
         yield read_case(case, segmentation=False)
 
 

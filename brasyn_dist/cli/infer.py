@@ -44,6 +44,10 @@ class InferOptions(SharingOptions, ModelOptions):
     """Synthesise finished volumes again."""
     round: bool = False
     """Round intensities that are not integers."""
+    assume: Annotated[str | None, Option(metavar="AXES")] = None
+    """Order of the axes, such as LPS, of volumes whose headers state none.  [default: LAS]"""
+    strict: bool = False
+    """Refuse cases that are not skull-stripped, not at 1 mm, or whose headers leave something open."""
 
 
 def run(options: InferOptions) -> int:
@@ -73,6 +77,8 @@ def infer(options: InferOptions, context: LaunchContext) -> int:
         device=options.device,
         overwrite=options.overwrite,
         round_values=options.round,
+        assume=options.assume,
+        strict=options.strict,
         context=context,
         lease=options.lease,
         say=lambda text: print(text, flush=True),

@@ -29,13 +29,12 @@ STYLES = {"running": "green", "finished": "blue", "stopped": "yellow", "failed":
 class StatusOptions:
     """Options of `brasyn status`."""
 
-    runs_dir: Annotated[
-        Path, Argument(metavar="RUNS_DIR", help="Folder of run folders, or one run folder.")
-    ] = Path("runs")
-    watch: Annotated[bool, Option("--watch", help="Refresh until interrupted.")] = False
-    every: Annotated[
-        float, Option("--every", metavar="SECONDS", min=0.1, help="Seconds between two refreshes.")
-    ] = 5.0
+    runs_dir: Annotated[Path, Argument(metavar="RUNS_DIR")] = Path("runs")
+    """Folder of run folders, or one run folder."""
+    watch: bool = False
+    """Refresh until interrupted."""
+    every: Annotated[float, Option(metavar="SECONDS", min=0.1)] = 5.0
+    """Seconds between two refreshes."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ import numpy as np
 from brasyn_dist.brats import Case
 from brasyn_dist.common.files import write_json
 from brasyn_dist.common.process_pool import parallel_map
+from brasyn_dist.data.case_folders import BadCase, without_bad
 from brasyn_dist.data.nifti import read_case
-from brasyn_dist.errors import DataError
+from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.preprocessing.statistics import Statistics
 
 MEAN = "mean of available"
@@ -137,21 +138,29 @@ class Regression:
         return fitted
 
 
-def fit_regression(cases: Sequence[Case], statistics: Statistics, workers: int = 1) -> Regression:
-    """Fit on complete cases. The result does not depend on the number of workers.
+def fit_regression(
+    cases: Sequence[Case], statistics: Statistics, workers: int = 1, skip_bad: bool = False
+) -> Regression:
+    """Fit on complete cases, without bad ones if `skip_bad`. The result does not depend on `workers`.
 
     Raises:
-        DataError: A case cannot be read or is incomplete.
+        DataError: Cases cannot be read or are incomplete; all are listed.
     """
-    parts = dict(parallel_map("regression", partial(case_gram, statistics=statistics), cases, workers))
+    found = dict(parallel_map("regression", partial(case_gram, statistics=statistics), cases, workers))
+    parts = {name: gram for name, gram in found.items() if not isinstance(gram, str)}
+    bad = [BadCase(c.folder, c.cohort, reason) for c in cases if isinstance(reason := found[c.name], str)]
+    without_bad(cases, bad, skip_bad)
     names = tuple(sorted(parts))
     gram = np.sum([parts[n] for n in names], axis=0)
     return Regression(gram, tuple(statistics.modalities), names, statistics.hash)
 
 
-def case_gram(case: Case, statistics: Statistics) -> tuple[str, np.ndarray]:
-    """Name of a case and its Gram matrix."""
-    images = read_case(case, tuple(statistics.modalities), segmentation=False, round_values=True).images
+def case_gram(case: Case, statistics: Statistics) -> tuple[str, np.ndarray | str]:
+    """Name of a case and its Gram matrix, or the reason why it cannot be read."""
+    try:
+        images = read_case(case, tuple(statistics.modalities), segmentation=False, round_values=True).images
+    except BrasynError as error:
+        return case.name, str(error)
     return case.name, gram_matrix(images, statistics)
 
 

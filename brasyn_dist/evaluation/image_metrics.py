@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from brasyn_dist.brats import BRATS
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.perceptual_metrics import (
     gradient_magnitude,
@@ -57,23 +58,28 @@ DESCRIPTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Boolean masks (x, y, z). `tumour` and `healthy` are None if the case has no segmentation."""
+    """Boolean masks (x, y, z). `tumour` and `healthy` are None if the case has no segmentation.
+
+    A resection cavity is in neither.
+    """
 
     brain: np.ndarray
     tumour: np.ndarray | None
     healthy: np.ndarray | None
 
 
-def regions_of(real_xyz: np.ndarray, labels_xyz: np.ndarray | None) -> Regions:
+def regions_of(
+    real_xyz: np.ndarray, labels_xyz: np.ndarray | None, highest_label: int = BRATS.highest_label
+) -> Regions:
     """Brain: foreground of the real volume.
 
-    Tumour: labels above 0 within the brain. Healthy: the rest of the brain.
+    Tumour: labels from 1 to `highest_label` within the brain. Healthy: the brain without any label.
     """
     brain = real_xyz > 0
     if labels_xyz is None:
         return Regions(brain, None, None)
-    tumour = (labels_xyz > 0) & brain
-    return Regions(brain, tumour, brain & ~tumour)
+    labelled = labels_xyz > 0
+    return Regions(brain, labelled & (labels_xyz <= highest_label) & brain, brain & ~labelled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,15 +105,21 @@ class ReferenceVolume:
     Args:
         real_xyz: Real volume in the units of the file; voxels above 0 are brain. At least one voxel must be
         brain.
-        labels_xyz: Tumour labels (0: none), or None if the case has no segmentation.
+        labels_xyz: Labels (0: none), or None if the case has no segmentation.
+        highest_label: Labels above it are no tumour (resection cavity).
 
     Raises:
         DataError: No voxel is brain.
     """
 
-    def __init__(self, real_xyz: np.ndarray, labels_xyz: np.ndarray | None):
+    def __init__(
+        self,
+        real_xyz: np.ndarray,
+        labels_xyz: np.ndarray | None,
+        highest_label: int = BRATS.highest_label,
+    ):
         self.real = real_xyz
-        self.regions = regions_of(real_xyz, labels_xyz)
+        self.regions = regions_of(real_xyz, labels_xyz, highest_label)
         brain, tumour = self.regions.brain, self.regions.tumour
         if not brain.any():
             raise DataError("the real volume is empty: no voxel is above 0")
@@ -118,16 +130,19 @@ class ReferenceVolume:
         self._moments = Moments.of(self._brain)
         self._gradient = gradient_magnitude(self._brain)
         self._inner: tuple[slice, ...] | None = None
-        if tumour is not None and tumour.any():
+        if tumour is None or self.regions.healthy is None:
+            return
+        self._healthy_mask, self._healthy_moments = self.regions.healthy[self._box], self._moments
+        self._has_cavity = bool((brain & ~tumour & ~self.regions.healthy).any())
+        if tumour.any():
             self._tumour_mask = tumour[self._box]
-            self._healthy_mask = brain[self._box] & ~self._tumour_mask
             # Box of the tumour within the box of the brain: both end at the volume's border or have a margin.
             self._inner = bounding_box(self._tumour_mask, RADIUS)
             self._tumour = (self._brain * self._tumour_mask)[self._inner]
             self._tumour_moments = Moments.of(self._tumour)
             self._healthy_moments = self._moments.without(self._tumour_moments, self._inner)
-        elif tumour is not None:
-            self._healthy_mask, self._healthy_moments = brain[self._box], self._moments
+        if self._has_cavity:
+            self._healthy_moments = Moments.of(self._brain * self._healthy_mask)
 
     def scores(self, synthetic_xyz: np.ndarray) -> MetricValues:
         """All image metrics of one synthetic volume, of the shape of the real one and in the same units."""
@@ -174,6 +189,9 @@ class ReferenceVolume:
             )
             moments = moments.without(tumour_moments, inner)
             product = _subtract(product, tumour_product, inner)
+        if self._has_cavity:
+            healthy = x * self._healthy_mask
+            moments, product = Moments.of(healthy), local_mean(healthy * self._brain)
         if self._healthy_mask.any():
             values["ssim/healthy"] = float(similarity[self._healthy_mask].mean())
             values["challenge_ssim/healthy"] = _whole_volume_ssim(

@@ -73,6 +73,8 @@ class ScoringSettings:
     """Tolerance of the normalised surface distance."""
     modality_set: ModalitySet = BRATS
     """Modalities, labels and regions of predictions and references."""
+    bad_references: Mapping[str, str] = field(default_factory=dict)
+    """Case -> why its reference cannot be used, as far as file names show it."""
 
     @property
     def fingerprint(self) -> Any:
@@ -189,13 +191,22 @@ def score_prediction(prediction: Prediction, case: Case | None, settings: Scorin
     cohort = case.cohort if case else ""
     try:
         if case is None:
-            raise DataError(f"{prediction.path}: the references hold no case {prediction.case}")
+            reason = settings.bad_references.get(
+                prediction.case, f"the references hold no case {prediction.case}"
+            )
+            raise DataError(f"{prediction.path}: {reason}")
         synthetic, volumes = load_volumes(prediction, case, settings.modality_set)
         if settings.pseudo_reference:
             volumes = with_pseudo_labels(prediction, volumes, settings)
         scores = image_scores(prediction, synthetic, volumes, settings)
     except BrasynError as error:
         return CaseScores(prediction, cohort, problem=str(error))
+    except Exception as error:  # one bad file must not stop the evaluation of the others
+        return CaseScores(
+            prediction,
+            cohort,
+            problem=f"{prediction.path}: cannot be scored ({type(error).__name__}: {error})",
+        )
     problem = None
     if settings.segment is not None:
         try:
@@ -217,7 +228,8 @@ def image_scores(
         compared |= baseline_volumes(others, target, settings.statistics)
         if settings.regression is not None:
             compared[REGRESSION] = settings.regression.predict(others, target, settings.statistics)
-    reference = ReferenceVolume(volumes.images[volumes.modalities.index(target)], volumes.labels)
+    real_xyz = volumes.images[volumes.modalities.index(target)]
+    reference = ReferenceVolume(real_xyz, volumes.labels, settings.modality_set.highest_label)
     return {name: reference.scores(volume) for name, volume in compared.items()}
 
 

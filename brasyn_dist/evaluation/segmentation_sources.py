@@ -239,7 +239,12 @@ def write_completed_case(folder: Path, prediction: Prediction, volumes: CaseVolu
 
 
 def read_checked_labels(path: Path, volumes: CaseVolumes, order: LabelOrder) -> np.ndarray:
-    """Canonical labels. Raises DataError if the file is damaged or is not on the grid of the case."""
+    """Canonical labels. Raises DataError if the file is damaged or is not on the grid of the case.
+
+    In order `brats`, 4 and the values of BraTS-PED mean what they mean in the reference.
+    """
+    if order == "brats" and volumes.case.label_order in ("brats2024", "ped"):
+        order = volumes.case.label_order
     labels = read_labels(path, order)
     check_geometry(volumes.reference, labels)
     return labels.array

@@ -18,8 +18,9 @@ from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.progress import Progress
 from brasyn_dist.common.provenance import environment
 from brasyn_dist.data.case_folders import find_cohorts
+from brasyn_dist.data.nifti import check_axes
 from brasyn_dist.errors import ConfigError, DataError
-from brasyn_dist.inference.case_job import CaseJob, run_jobs
+from brasyn_dist.inference.case_job import CaseJob, ReadOptions, run_jobs
 from brasyn_dist.inference.cases import (
     CaseRecord,
     CaseRequest,
@@ -56,6 +57,8 @@ def infer_single(
     precision: Precision = "no",
     device: str | None = None,
     round_values: bool = False,
+    assume: str | None = None,
+    strict: bool = False,
     **inputs: PathLike | None,
 ) -> dict[str, Path]:
     """Synthesise every modality of one case that is not given from those that are given.
@@ -82,7 +85,8 @@ def infer_single(
     request = single_request(files, Path(output), ensemble.modality_set)
     for path in request.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    job = CaseJob(request, StageTimer(where)).read(round_values=round_values).synthesise(ensemble).write()
+    reading = ReadOptions(round_values, check_axes(assume), strict)
+    job = CaseJob(request, StageTimer(where)).read(options=reading).synthesise(ensemble).write()
     if job.record is None or job.record.status == "failed":
         raise DataError(job.record.reason if job.record else "")
     return request.outputs
@@ -103,6 +107,8 @@ def infer_batch(
     device: str | None = None,
     overwrite: bool = False,
     round_values: bool = False,
+    assume: str | None = None,
+    strict: bool = False,
     context: LaunchContext | None = None,
     lease: float | None = None,
     say: Callable[[str], None] = print,
@@ -128,6 +134,10 @@ def infer_batch(
         device: Such as `cpu` or `cuda:1`; default: a GPU if there is one.
         overwrite: Synthesise again what an earlier run has finished, instead of verifying and keeping it.
         round_values: Round intensities that are not whole numbers, instead of refusing them.
+        assume: Order of the axes, such as `LPS`, of volumes whose headers state none; default: LAS, as NIfTI
+            defines it.
+        strict: Refuse cases that are not skull-stripped, not at the spacing of the training, or whose headers
+            leave something open. Default: they are synthesised, and their records have notes.
         context: Position of this process on its node; default: from the launcher's or Slurm's environment
             variables.
         lease: Heartbeat timeout in seconds, after which another process takes over a case; default: 60.
@@ -144,6 +154,7 @@ def infer_batch(
     output, context = Path(output), context or launch_context()
     if context.threads is not None:
         torch.set_num_threads(context.threads)
+    reading = ReadOptions(round_values, check_axes(assume), strict)
     where = choose_device(device or own_device(context), precision)
     config = load_inference(weights, views, any_view, fusion, tta)
     ensemble = load_ensemble(config, where, batch_size, precision)
@@ -155,6 +166,8 @@ def infer_batch(
     requests = {request.case.name: request for request in planned}
 
     manifest = describe_run(Path(input), output, ensemble, where, config.fusion)
+    if reading.assume is not None:
+        manifest.identity["assume"] = reading.assume
     manifest.read(overwrite)
     output.mkdir(parents=True, exist_ok=True)
     targets = {name: request.targets for name, request in requests.items()}
@@ -162,7 +175,14 @@ def infer_batch(
         output,
         sorted(requests),
         basis=manifest.identity,
-        settings=[batch_size, round_values, overwrite, targets, sorted(record.case for record in settled)],
+        settings=[
+            batch_size,
+            round_values,
+            strict,
+            overwrite,
+            targets,
+            sorted(record.case for record in settled),
+        ],
         job=context.job,
         details=manifest.details,
         lease=lease,
@@ -193,7 +213,7 @@ def infer_batch(
             )
             for name in queue
         )
-        run_jobs(jobs, ensemble, store, earlier, round_values)
+        run_jobs(jobs, ensemble, store, earlier, reading)
         if queue.claim_merge():
             manifest.records |= {record.case: record for record in settled} | best_records(queue.records)
             manifest.workers |= queue.worker_details()
@@ -269,7 +289,11 @@ def given_up_record(request: CaseRequest) -> CaseRecord:
 
 
 def progress_line(record: CaseRecord) -> str:
-    """One case for the console."""
+    """One case for the console, and a line for each of its notes."""
+    return "\n".join([_outcome(record), *(f"  {record.case}: {note}" for note in record.notes)])
+
+
+def _outcome(record: CaseRecord) -> str:
     if record.status in ("failed", "skipped"):
         return f"{record.case}: {record.status}: {record.reason}"
     what = f"{record.case}: {', '.join(record.targets)} from {', '.join(record.available)}"

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from brasyn_dist.common.files import sha256_of
+from brasyn_dist.data.case_notes import case_notes, refuse
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
-from brasyn_dist.errors import BrasynError
+from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.inference.cases import CaseRecord, CaseRequest, failed_record, kept_record
 from brasyn_dist.inference.synthesis import StageTimer
 
@@ -28,6 +29,18 @@ log = logging.getLogger(__name__)
 Synthesise = Callable[[CaseVolumes, tuple[str, ...], StageTimer], dict[str, np.ndarray]]
 """(volumes of the available modalities, targets, timer) -> integer volume (x, y, z) for each target."""
 NOTHING: Mapping[str, CaseRecord] = {}
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How the input is read."""
+
+    round_values: bool = False
+    """Round intensities that are not whole numbers."""
+    assume: str | None = None
+    """Order of the axes of volumes whose headers state none, such as LPS; None: as NIfTI defines it (LAS)."""
+    strict: bool = False
+    """Refuse cases with notes (data/case_notes.py)."""
 
 
 def _stage(method: Callable[..., None]) -> Callable[..., "CaseJob"]:
@@ -57,14 +70,29 @@ class CaseJob:
     record: CaseRecord | None = None
     volumes: CaseVolumes | None = None
     synthetic: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @_stage
-    def read(self, earlier: Mapping[str, CaseRecord] = NOTHING, round_values: bool = False) -> None:
+    def read(self, earlier: Mapping[str, CaseRecord] = NOTHING, options: ReadOptions | None = None) -> None:
         """Read the available modalities, unless `earlier` records show that the outputs are finished."""
-        self.record = kept_record(self.request, earlier)
-        if self.record is None:
+        request, options = self.request, options or ReadOptions()
+        self.record = kept_record(request, earlier)
+        if self.record is not None:
+            self.notes = self.record.notes
+        else:
             with self.timer("read"):
-                self.volumes = read_case(self.request.case, self.request.available, False, round_values)
+                self.volumes = read_case(
+                    request.case, request.available, False, options.round_values, options.assume
+                )
+            empty = [m for m, v in zip(self.volumes.modalities, self.volumes.images) if not (v > 0).any()]
+            if empty:
+                paths = "\n".join(f"{request.case.files[m]}" for m in empty)
+                raise DataError(
+                    f"{paths}: no voxel above 0; remove the file, and the modality is synthesised"
+                )
+            self.notes = (*request.notes, *case_notes(self.volumes))
+        if options.strict:
+            refuse(self.notes, request.case.folder)
 
     @_stage
     def synthesise(self, synthesise: Synthesise) -> None:
@@ -84,7 +112,13 @@ class CaseJob:
             hashes = {target: sha256_of(path) for target, path in request.outputs.items()}
         seconds = {stage: round(value, 4) for stage, value in self.timer.seconds.items()}
         self.record = CaseRecord(
-            request.case.name, "done", request.available, request.targets, hashes, seconds
+            request.case.name,
+            "done",
+            request.available,
+            request.targets,
+            hashes,
+            seconds,
+            notes=self.notes,
         )
 
 
@@ -93,7 +127,7 @@ def run_jobs(
     synthesise: Synthesise,
     store: Callable[[CaseRecord], None],
     earlier: Mapping[str, CaseRecord] = NOTHING,
-    round_values: bool = False,
+    options: ReadOptions | None = None,
 ) -> None:
     """The loop over cases. A job is taken from its iterator only when it is the next one to be read.
 
@@ -102,7 +136,7 @@ def run_jobs(
         synthesise: The second stage.
         store: Takes the record of each case directly after its files were written, in the order of the jobs.
         earlier: Records of earlier runs, by case name.
-        round_values: Round intensities that are not whole numbers.
+        options: How the input is read.
     """
 
     def write_and_store(job: CaseJob) -> None:
@@ -110,7 +144,7 @@ def run_jobs(
         assert job.record is not None
         store(job.record)
 
-    read_jobs = (job.read(earlier, round_values) for job in jobs)
+    read_jobs = (job.read(earlier, options) for job in jobs)
     reader, writer = ThreadPoolExecutor(1, "reader"), ThreadPoolExecutor(1, "writer")
     written: Future[None] | None = None
     try:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from brasyn_dist.brats import Case, prediction_name
 from brasyn_dist.common.files import sha256_of
+from brasyn_dist.data.nifti import is_background
 
 Status = Literal["done", "kept", "skipped", "failed"]
 """`done` in this run; `kept` from an earlier run; `skipped`: nothing is missing; `failed`: see the reason."""
@@ -23,6 +24,8 @@ class CaseRequest:
     case: Case
     available: tuple[str, ...]
     outputs: dict[str, Path]
+    notes: tuple[str, ...] = ()
+    """What was assumed about the files."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -45,6 +48,8 @@ class CaseRecord:
     reason: str = ""
     worker: str = ""
     """Process that synthesised the case: host, process number, random letters."""
+    notes: tuple[str, ...] = ()
+    """What was assumed about the input, and what is unusual about it (data/case_notes.py)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Entry of manifest.json."""
@@ -53,14 +58,16 @@ class CaseRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CaseRecord":
         """Record from an entry of manifest.json."""
-        names = ("available", "targets")
-        return cls(**{**values, **{name: tuple(values[name]) for name in names}})
+        names = ("available", "targets", "notes")
+        return cls(**{**values, **{name: tuple(values.get(name, ())) for name in names}})
 
 
 def plan_requests(
     cases: Iterable[Case], output: Path, modalities: Sequence[str] = ()
 ) -> tuple[list[CaseRequest], list[CaseRecord]]:
     """Requests for the cases that need synthesis, and records of the others.
+
+    A volume without a voxel above 0 is a missing modality.
 
     Args:
         cases: The cases of the input. All modalities that a case has and that are not targets are its input.
@@ -69,17 +76,20 @@ def plan_requests(
     """
     requests, records = [], []
     for case in cases:
-        targets = tuple(m for m in case.modality_set.modalities if m in (modalities or case.missing))
-        available = tuple(m for m in case.available if m not in targets)
+        empty = [m for m in case.available if m not in modalities and is_background(case.files[m])]
+        missing = modalities or (*case.missing, *empty)
+        targets = tuple(m for m in case.modality_set.modalities if m in missing)
+        available = tuple(m for m in case.available if m not in (*targets, *empty))
+        notes = tuple(f"{m}: {case.files[m].name} has no voxel above 0: taken as missing" for m in empty)
         if not targets:
             reason = "nothing is missing; --modality M synthesises M as if it were"
             records.append(CaseRecord(case.name, "skipped", available, reason=reason))
         elif not available:
             reason = f"{case.folder}: no modality is left to synthesise {', '.join(targets)} from"
-            records.append(CaseRecord(case.name, "failed", available, targets, reason=reason))
+            records.append(CaseRecord(case.name, "failed", available, targets, reason=reason, notes=notes))
         else:
             outputs = {m: output / prediction_name(case.name, m) for m in targets}
-            requests.append(CaseRequest(case, available, outputs))
+            requests.append(CaseRequest(case, available, outputs, notes))
     return requests, records
 
 
@@ -106,12 +116,20 @@ def kept_record(request: CaseRequest, earlier: Mapping[str, CaseRecord]) -> Case
         sha256=hashes,
         seconds=known.seconds,
         worker=known.worker,
+        notes=known.notes,
     )
 
 
 def failed_record(request: CaseRequest, reason: str) -> CaseRecord:
     """Record of a case that could not be completed."""
-    return CaseRecord(request.case.name, "failed", request.available, request.targets, reason=reason)
+    return CaseRecord(
+        request.case.name,
+        "failed",
+        request.available,
+        request.targets,
+        reason=reason,
+        notes=request.notes,
+    )
 
 
 def best_records(values: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, CaseRecord]:

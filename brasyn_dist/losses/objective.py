@@ -41,9 +41,11 @@ class GeneratorOutputs:
     range_B: Tensor
     """Data range of the target modality (Normaliser.range_M)."""
     tumour_B1HW: Tensor
-    """Pixels with a label above 0. A slice without labels counts as healthy."""
+    """Pixels of the tumour. A slice without labels counts as healthy."""
     ssim_offset: float = 0.0
     """Added to the brain of both images before SSIM (Normaliser.ssim_offset)."""
+    healthy_B1HW: Tensor | None = None
+    """Pixels without a label; None: all that are not tumour. A resection cavity is in neither."""
     cycle_image_B1HW: Tensor | None = None
     cycle_real_B1HW: Tensor | None = None
     cycle_bottleneck_BCHW: Tensor | None = None
@@ -96,6 +98,7 @@ def generator_terms(
             image_B1HW,
             real_B1HW,
             outputs.tumour_B1HW,
+            ~outputs.tumour_B1HW if outputs.healthy_B1HW is None else outputs.healthy_B1HW,
             outputs.range_B,
             outputs.ssim_offset,
         )
@@ -153,6 +156,7 @@ def ssim_terms(
     image_B1HW: Tensor,
     real_B1HW: Tensor,
     tumour_B1HW: Tensor,
+    healthy_B1HW: Tensor,
     range_B: Tensor,
     offset: float = 0.0,
 ) -> Terms:
@@ -166,7 +170,7 @@ def ssim_terms(
     if regions == "whole":
         return {"ssim_brain": region_mean(dissimilarity_B1HW, brain_B1HW)}
     return {
-        "ssim_healthy": region_mean(dissimilarity_B1HW, brain_B1HW & ~tumour_B1HW),
+        "ssim_healthy": region_mean(dissimilarity_B1HW, brain_B1HW & healthy_B1HW),
         "ssim_tumour": region_mean(dissimilarity_B1HW, brain_B1HW & tumour_B1HW),
     }
 

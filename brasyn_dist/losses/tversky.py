@@ -51,4 +51,6 @@ def labelled_only(loss_B: Tensor, has_labels_B: Tensor) -> Tensor:
 
 def one_hot_labels(labels_BHW: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """(B, C, H * W): 1 for the class of a pixel, else 0."""
-    return F.one_hot(labels_BHW.long().flatten(1), classes).transpose(1, 2).to(dtype)
+    labels_BN = labels_BHW.long().flatten(1)
+    labels_BN = torch.where(labels_BN < classes, labels_BN, 0)
+    return F.one_hot(labels_BN, classes).transpose(1, 2).to(dtype)

@@ -24,6 +24,7 @@ from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.task import Task
 from brasyn_dist.training.trainer import Trainer
 from brasyn_dist.training.training_data import TrainingData, open_data
+from brasyn_dist.training.window_check import describe_brain_outside
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,8 @@ def build_trainer(task: Task, group: Distributed) -> Trainer:
     config = task.config
     data = open_data(config, group)
     task.check(data)
+    if group.is_main and (warning := describe_brain_outside(data.training, config.image_shape)):
+        log.warning("%s", warning)
     identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
     steps = total_steps(config.training, data.samples)
     begin = time.monotonic()

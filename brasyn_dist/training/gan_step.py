@@ -61,6 +61,7 @@ class GanStep:
         self._generator, self._discriminator, self._segmenter = generator, discriminator, segmenter
         self._loader = BatchLoader(config, normaliser)
         self.normaliser = normaliser
+        self._highest_label = modality_set.highest_label
         self.variants = variants(config, modality_set)
         # Compilation needs few distinct shapes. ZeRO 3 needs rows of every modality, since it cannot use the
         # separate encoders. In other cases execution is faster without padded rows.
@@ -146,7 +147,8 @@ class GanStep:
             target_B=plan.target_B,
             bottleneck_BCHW=bottleneck_BCHW,
             range_B=self.normaliser.range_M[plan.target_B],
-            tumour_B1HW=(labels_BHW > 0)[:, None],
+            tumour_B1HW=((labels_BHW > 0) & (labels_BHW <= self._highest_label))[:, None],
+            healthy_B1HW=(labels_BHW == 0)[:, None],
             ssim_offset=self.normaliser.ssim_offset,
             cycle_image_B1HW=cycle_image_B1HW,
             cycle_real_B1HW=modality_slices(part.real_BMHW, plan.row_B, plan.cycle_target_B),

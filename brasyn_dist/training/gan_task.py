@@ -26,7 +26,7 @@ from brasyn_dist.training.gan_step import GanStep
 from brasyn_dist.training.networks import adam, compile_in_place, move_to_device
 from brasyn_dist.training.run_dir import CHECKPOINTS
 from brasyn_dist.training.state import TrainState, average_of
-from brasyn_dist.training.training_data import TrainingData, check_tumour_types
+from brasyn_dist.training.training_data import TrainingData
 from brasyn_dist.training.validation import GeneratorValidator
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,6 @@ class GanTask:
         check_updates(config, data.modality_set)
         if self.segmenter is None:
             return
-        check_tumour_types(data.training)
         name, trained = f"objective.segmenter={config.objective.segmenter}", self.segmenter.preprocessing
         assert trained is not None
         if image_shape(self.segmenter.config.image_size) != config.image_shape:

@@ -31,7 +31,6 @@ from brasyn_dist.training.training_data import (
     BatchLoader,
     DeviceBatch,
     TrainingData,
-    check_tumour_types,
     choose_training,
 )
 from brasyn_dist.training.validation import SliceValidator
@@ -125,6 +124,7 @@ class SegmenterValidator(SliceValidator):
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int = 4) -> Tensor:
     """(C, C) int64: number of pixels of each reference class (row) and predicted class (column)."""
+    labels = torch.where(labels < classes, labels, 0)  # a resection cavity is background
     pairs = labels.long().flatten() * classes + predicted.long().flatten()
     return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
 
@@ -161,8 +161,7 @@ class SegmenterTask:
         return {}
 
     def check(self, data: TrainingData) -> None:
-        """See `Task.check`."""
-        check_tumour_types(data.training)
+        """Any data can be trained on; unknown tumour types have a one-hot of zeros."""
 
     def build_state(self, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
         """Segmenter with its optimiser, and the counters."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brasyn_dist.brats import BRATS, TUMOUR_TYPES, UNKNOWN_TYPE
 from brasyn_dist.common.files import write_json
 from brasyn_dist.config import DataConfig, RunConfig
 from brasyn_dist.data.format.contents import table_rows
@@ -154,21 +153,6 @@ def held_out(index: ShardIndex, config: RunConfig) -> Selection | None:
         except DataError:
             continue
     return None
-
-
-def check_tumour_types(selection: Selection) -> None:
-    """Raise DataError if the tumour type of some slices is unknown: segmenters of BraTS need it."""
-    if selection.index.header.modality_set != BRATS:
-        return
-    unknown = np.unique(selection.column("case")[selection.tumour_type == UNKNOWN_TYPE])
-    if len(unknown):
-        case = selection.index.header.cases[unknown[0]]
-        raise DataError(
-            f"{len(unknown)} cases, such as {case.name} of cohort {case.cohort}, have no known tumour type "
-            f"({' or '.join(TUMOUR_TYPES)}); shard them from a folder with the type in its name (such as "
-            f"train_gli), "
-            "or choose data.cohorts"
-        )
 
 
 @dataclass(frozen=True)

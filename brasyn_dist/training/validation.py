@@ -106,6 +106,7 @@ class GeneratorValidator(SliceValidator):
             truth_B1HW,
             foreground(truth_B1HW),
             labels_BHW,
+            self._modality_set.highest_label,
             loaded.has_labels_B,
             float(self._normaliser.range_M[target]),
             self._normaliser.ssim_offset,
@@ -137,6 +138,7 @@ def slice_scores(
     truth_B1HW: Tensor,
     brain_B1HW: Tensor,
     labels_BHW: Tensor,
+    highest_label: int,
     has_labels_B: Tensor,
     data_range: float,
     ssim_offset: float = 0.0,
@@ -144,9 +146,10 @@ def slice_scores(
     """MAE and PSNR over the brain, mean SSIM over healthy tissue and over tumour, for each slice.
 
     `data_range` is the range of PSNR and SSIM (Normaliser.range_M); `ssim_offset` is added before SSIM. SSIM
-    is None for slices without labels or without region.
+    is None for slices without labels or without region. Labels above `highest_label` are in neither region.
     """
-    tumour_B1HW = (labels_BHW > 0)[:, None] & brain_B1HW
+    tumour_B1HW = ((labels_BHW > 0) & (labels_BHW <= highest_label))[:, None] & brain_B1HW
+    healthy_B1HW = (labels_BHW == 0)[:, None] & brain_B1HW
     error_B1HW = (image_B1HW - truth_B1HW) * brain_B1HW
     pixels_B = brain_B1HW.sum((1, 2, 3)).clamp(min=1)
     mae_B = error_B1HW.abs().sum((1, 2, 3)) / pixels_B
@@ -156,7 +159,7 @@ def slice_scores(
     image, truth = (torch.where(brain_B1HW, x + ssim_offset, 0.0) for x in (image_B1HW, truth_B1HW))
     map_B1HW = ssim_map(image, truth, range_B)
     scores: dict[str, list[float | None]] = {"mae": mae_B.tolist(), "psnr": psnr_B.tolist()}
-    for name, region in (("ssim_healthy", brain_B1HW & ~tumour_B1HW), ("ssim_tumour", tumour_B1HW)):
+    for name, region in (("ssim_healthy", healthy_B1HW), ("ssim_tumour", tumour_B1HW)):
         known_B = has_labels_B & region.flatten(1).any(1)
         values = region_mean(map_B1HW, region).tolist()
         scores[name] = [v if known else None for v, known in zip(values, known_B.tolist())]

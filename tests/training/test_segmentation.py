@@ -9,9 +9,7 @@ import torch
 from brasyn_dist.brats import TUMOUR_TYPES, UNKNOWN_TYPE, tumour_type
 from brasyn_dist.common.panels import _CAPTION, LABEL_COLOURS, label_panel
 from brasyn_dist.data.format.metadata import CaseEntry
-from brasyn_dist.errors import DataError
 from brasyn_dist.training.segmenter_task import confusion_matrix, dice_scores
-from brasyn_dist.training.training_data import check_tumour_types
 from tests.data.shard_sets import write_set
 
 REGIONS = {"NETC": {1}, "ED": {2}, "ET": {3}, "TC": {1, 3}, "WT": {1, 2, 3}}
@@ -48,24 +46,24 @@ def test_dice_of_an_absent_label_is_one():
         ("train", "BraTS20_Training_001", "GLI"),
         ("method", "subject-7", None),
         ("train_men", "BraTS-MEN-00005-000", None),
+        ("met", "brats-men-rt-0001-1", None),
+        ("train", "BraTS-SSA-00005-000", None),
     ],
 )
 def test_tumour_type_by_name(cohort: str, case: str, expected: str | None):
     assert tumour_type(cohort, case) == (UNKNOWN_TYPE if expected is None else TUMOUR_TYPES.index(expected))
 
 
-def test_slices_carry_their_type_and_unknown_ones_are_refused(tmp_path: Path):
+def test_slices_carry_their_type_and_others_have_none(tmp_path: Path):
     known = write_set(tmp_path / "known", train=4, val=1).select("train")
     types = {known.key(i).split("/")[0].split("-")[1]: int(t) for i, t in enumerate(known.tumour_type)}
     assert types == {"GLI": 0, "MET": 1}
-    check_tumour_types(known)
     cases = (
         CaseEntry("subject-1", "ours", "train", "subject-1", True),
         CaseEntry("BraTS-GLI-1-000", "gli", "train", "BraTS-GLI-1", True),
     )
     unknown = write_set(tmp_path / "unknown", cases=cases, shards=2).select("train")
-    with pytest.raises(DataError, match="1 cases, such as subject-1 of cohort ours"):
-        check_tumour_types(unknown)
+    assert set(unknown.tumour_type.tolist()) == {0, UNKNOWN_TYPE}
 
 
 def test_panel_colours_labels_where_they_are():

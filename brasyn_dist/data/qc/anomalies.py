@@ -1,8 +1,8 @@
 """Anomalies of a cohort: findings from the measurements of all cases, each with its reason.
 
-Findings are hints: no case is left out because of them. The limits are the constants below. Outliers are
-found by robust z-scores (median and scaled median absolute deviation of the logarithms) of each modality over
-all cases.
+Findings are hints: no case is left out because of them, unless the user gives them to `brasyn shard
+--exclude`. The limits are the constants below. Outliers are found by robust z-scores (median and scaled
+median absolute deviation of the logarithms) of each modality over all cases.
 """
 
 from collections import defaultdict
@@ -72,8 +72,8 @@ def _case_findings(facts: CaseFacts) -> Iterator[Finding]:
     is_brats = facts.case.modality_set == BRATS
     if is_brats and facts.shape != VOLUME_SHAPE:
         yield Finding(name, "geometry", "", f"shape {facts.shape}, BraTS has {VOLUME_SHAPE}")
-    if is_brats and any(abs(s - 1) > 0.01 for s in facts.spacing_mm):
-        yield Finding(name, "geometry", "", f"voxels of {facts.spacing_mm} mm, BraTS has 1 mm")
+    for note in facts.notes:
+        yield Finding(name, "geometry", "", note)
     if facts.orientation != "LPS":
         yield Finding(name, "geometry", "", f"stored in {facts.orientation} order (read alike)")
     if not facts.case.modality_set.labels:

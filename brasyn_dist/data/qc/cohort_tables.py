@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from brasyn_dist.brats import BRATS, VIEWS
-from brasyn_dist.data.qc.measurements import CaseFacts
+from brasyn_dist.data.qc.measurements import CAVITY_NAME, CaseFacts
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.statistics import CANDIDATES, Histogram, percentile, summarise
 
@@ -62,7 +62,7 @@ def shares_of(facts: Sequence[CaseFacts]) -> list[str]:
     def share(part: int, of: Sequence[CaseFacts]) -> str:
         return f"{100 * part / sum(int(np.prod(f.shape)) for f in of):.2f} %" if of else "-"
 
-    tumour = sum(sum(f.labels.values()) for f in labelled if f.labels is not None)
+    tumour = sum(count for f in labelled for name, count in (f.labels or {}).items() if name != CAVITY_NAME)
     return [str(len(facts)), share(sum(f.brain_voxels for f in facts), facts), share(tumour, labelled)]
 
 

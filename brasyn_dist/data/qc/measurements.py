@@ -10,7 +10,8 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from brasyn_dist.brats import VIEWS, Case
+from brasyn_dist.brats import BRATS, CAVITY, VIEWS, Case
+from brasyn_dist.data.case_notes import case_notes
 from brasyn_dist.data.nifti import CaseVolumes, read_case
 from brasyn_dist.errors import DataError
 from brasyn_dist.preprocessing.slicing import kept_slices
@@ -22,6 +23,7 @@ UNIT_EDGES = np.linspace(0, 1.25, 101)
 _ENDS = ("x low", "x high", "y low", "y high", "z low", "z high")
 _TILE = 2
 """Step between the voxels that are pixels of a thumbnail."""
+CAVITY_NAME = "resection cavity"
 _COARSE = 8
 """Side of the blocks whose means are compared between cases, in voxels."""
 
@@ -89,6 +91,8 @@ class CaseFacts:
     case: Case
     problems: tuple[str, ...] = ()
     """Problems of its files."""
+    notes: tuple[str, ...] = ()
+    """What was assumed about the headers, and what is unusual (data/case_notes.py)."""
     shape: tuple[int, ...] = ()
     spacing_mm: tuple[float, ...] = ()
     orientation: str = ""
@@ -112,6 +116,7 @@ class CaseFacts:
             "case": self.case.name,
             "cohort": self.case.cohort,
             "problems": list(self.problems),
+            "notes": list(self.notes),
             "shape": list(self.shape),
             "spacing_mm": list(self.spacing_mm),
             "orientation": self.orientation,
@@ -138,17 +143,23 @@ def inspect_case(case: Case) -> CaseFacts:
         labels = {
             name: int(np.count_nonzero(volumes.labels == v)) for v, name in case.modality_set.labels.items()
         }
+        if case.modality_set.labels == BRATS.labels and (cavity := volumes.labels == CAVITY).any():
+            labels[CAVITY_NAME] = int(np.count_nonzero(cavity))
         labels_outside = int(np.count_nonzero((volumes.labels > 0) & ~brain))
     scale = np.array([max(1.0, _percentile(v[v > 0], 99.5)) for v in images])
     return CaseFacts(
         case,
         tuple(problems),
+        case_notes(volumes),
         images.shape[1:],
         tuple(round(float(s), 4) for s in np.linalg.norm(volumes.reference.affine[:3, :3], axis=0)),
         "".join(nibabel.aff2axcodes(image.affine)),
         int(np.count_nonzero(brain)),
         {view: len(kept_slices(images > 0, view)) for view in VIEWS},
-        {m: measure(v, brain, _dtype(case, m)) for m, v in zip(volumes.modalities, images)},
+        {
+            m: measure(v, brain, str(dtype))
+            for m, v, dtype in zip(volumes.modalities, images, volumes.stored_types)
+        },
         labels,
         labels_outside,
         thumbnails(images, brain, scale),
@@ -167,10 +178,6 @@ def read_leniently(case: Case) -> tuple[CaseVolumes | None, list[str]]:
         except DataError as error:
             problems += [line for line in str(error).splitlines() if line not in problems]
     return None, problems
-
-
-def _dtype(case: Case, modality: str) -> str:
-    return str(nibabel.load(case.files[modality]).get_data_dtype())  # type: ignore[attr-defined]
 
 
 def measure(volume: np.ndarray, brain: np.ndarray, dtype: str) -> ModalityFacts:

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 
 from brasyn_dist.brats import BRATS, VIEWS, Case
 from brasyn_dist.data.format.codec import DEFAULT_CODEC, check_codec
+from brasyn_dist.data.label_editions import LabelEdition
+from brasyn_dist.data.nifti import check_axes
 from brasyn_dist.data.sharding.patient_split import held_out_by_fraction, held_out_by_list
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
 from brasyn_dist.preprocessing.statistics import PERCENTILE
+
+ADDED = ("label_edition", "clip_percentile", "assume", "strict", "patients", "exclude")
+"""Fields that sets of version 0.1 do not have. They are recorded only if they differ from the default."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,24 @@ class ShardOptions:
     samples_per_shard: int = 1000
     codec: str = DEFAULT_CODEC
     round_values: bool = False
-    clip_percentile: float = PERCENTILE
-    """Computed statistics clip at this percentile of the foreground."""
     headroom: float = 1.0
     """Computed statistics clip at this multiple of the percentile. Above 1, brighter scans than those
     of a small cohort are not clipped."""
 
     modality_set: ModalitySet = BRATS
     """Modalities, file names and labels of the cases."""
+    label_edition: LabelEdition = "auto"
+    """Edition of the labels of all cohorts; `auto`: decided for each cohort."""
+    clip_percentile: float = PERCENTILE
+    """Percentile of the foreground at which computed statistics clip."""
+    assume: str | None = None
+    """Order of the axes of volumes whose headers state none, such as LPS; None: they are refused."""
+    strict: bool = False
+    """Refuse cases with notes (data/case_notes.py)."""
+    patients: tuple[tuple[str, str], ...] = ()
+    """(case, patient), sorted; other cases have the patient of their name."""
+    exclude: tuple[tuple[str, str], ...] = ()
+    """(case, reason) of cases to leave out, sorted."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.views) - set(VIEWS))
@@ -46,6 +61,7 @@ class ShardOptions:
             raise DataError(f"headroom {self.headroom}: must be at least 1")
         if not 50 <= self.clip_percentile <= 100:
             raise DataError(f"clip percentile {self.clip_percentile}: must be between 50 and 100")
+        check_axes(self.assume)
         check_codec(self.codec)
 
     def training(self, cases: Sequence[Case]) -> set[str]:

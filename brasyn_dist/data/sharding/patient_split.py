@@ -9,14 +9,16 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from brasyn_dist.brats import Case
+from brasyn_dist.brats import Case, patient_of
 from brasyn_dist.errors import DataError
 
 
 def held_out_by_list(cases: Iterable[Case], names: Collection[str]) -> set[str]:
     """Names of all cases of the patients that `names` (of cases or patients) contains."""
-    patients = set(names) | {Case(name, Path(name)).patient for name in names}
-    return {c.name for c in cases if c.patient in patients or c.name in patients}
+    cases = list(cases)
+    patients = set(names) | {patient_of(name) for name in names}
+    patients |= {c.patient for c in cases if c.name in patients or patient_of(c.name) in patients}
+    return {c.name for c in cases if c.patient in patients}
 
 
 def check_known(names: Iterable[str], known: Collection[str]) -> None:

@@ -4,6 +4,8 @@ cases --in lots, to the workers--> histogram, medians, problems of each lot --> 
                               \--> encoded slices of good cases in the staging folder
 """
 
+import hashlib
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,12 +16,18 @@ import numpy as np
 from brasyn_dist.brats import Case
 from brasyn_dist.common.process_pool import parallel_map
 from brasyn_dist.data.case_folders import BadCase, read_usable_case
+from brasyn_dist.data.case_notes import case_notes, refuse
 from brasyn_dist.data.format.codec import DTYPES
+from brasyn_dist.data.patients import unite_equal
 from brasyn_dist.data.sharding.options import ShardOptions
 from brasyn_dist.data.sharding.staging import is_staged, stage_volumes
-from brasyn_dist.errors import DataError
+from brasyn_dist.errors import BrasynError
 from brasyn_dist.preprocessing.intensity_scale import foreground_counts, median_of_counts
 from brasyn_dist.preprocessing.statistics import Histogram
+
+log = logging.getLogger(__name__)
+LISTED = 20
+"""Most notes that are logged; all are in the index."""
 
 
 @dataclass
@@ -34,11 +42,17 @@ class Scan:
     """Smallest type that stores every intensity."""
     medians: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of each good case -> median of the foreground of each modality."""
+    fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of each good case -> hash of the intensity histogram of each modality: equal volumes are found."""
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of each case with notes (data/case_notes.py) -> its notes."""
 
     def __iadd__(self, other: "Scan") -> "Scan":
         self.histogram.add(other.histogram.counts)
         self.problems |= other.problems
         self.medians |= other.medians
+        self.fingerprints |= other.fingerprints
+        self.notes |= other.notes
         self.dtype = max(self.dtype, other.dtype, key=DTYPES.index)
         return self
 
@@ -66,6 +80,9 @@ def scan_cases(
     scan = _scan_parallel("read and encode", cases, presumed, options, dtype, work, workers)
     bad = [BadCase(c.folder, c.cohort, scan.problems[c.name]) for c in cases if c.name in scan.problems]
     good = [c for c in cases if c.name not in scan.problems]
+    good, united = unite_equal(good, scan.fingerprints)
+    report(united)
+    report([f"{name}: {note}" for name, notes in sorted(scan.notes.items()) for note in notes])
     training = options.training(good)
     for moved, times in ((training - presumed, 1), (presumed - training, -1)):
         some = [c for c in good if c.name in moved]
@@ -73,6 +90,14 @@ def scan_cases(
             again = _scan_parallel("split again", some, moved, options, dtype, work, workers)
             scan.histogram.add(again.histogram.counts, times)
     return ScanResult(good, training, scan, bad)
+
+
+def report(lines: Sequence[str]) -> None:
+    """Log warnings, at most LISTED."""
+    for line in lines[:LISTED]:
+        log.warning("%s", line)
+    if len(lines) > LISTED:
+        log.warning("and %d more such lines; all are in the index", len(lines) - LISTED)
 
 
 def _scan_parallel(
@@ -109,13 +134,22 @@ def scan_lot(
     scan = Scan(Histogram(options.modality_set))
     for case in cases:
         try:
-            volumes = read_usable_case(case, options.views, options.round_values)
-        except DataError as error:
+            volumes = read_usable_case(case, options.views, options.round_values, options.assume)
+            notes = case_notes(volumes)
+            if options.strict:
+                refuse(notes, case.folder)
+        except BrasynError as error:
             scan.problems[case.name] = str(error)
             continue
+        except Exception as error:  # one unreadable case must not hide the others
+            scan.problems[case.name] = f"{case.folder}: cannot be read ({type(error).__name__}: {error})"
+            continue
+        if notes:
+            scan.notes[case.name] = notes
         counts = [foreground_counts(*both) for both in zip(volumes.images, volumes.foreground)]
         scan.dtype = max(scan.dtype, volumes.images.dtype.name, key=DTYPES.index)
         scan.medians[case.name] = tuple(map(median_of_counts, counts))
+        scan.fingerprints[case.name] = tuple(hashlib.sha256(c.tobytes()).hexdigest()[:16] for c in counts)
         if case.name in training:
             scan.histogram.add(counts)
         fits = np.can_cast(volumes.images.dtype, dtype)

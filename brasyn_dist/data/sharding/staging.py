@@ -116,7 +116,8 @@ def is_staged(name: str, work: Path) -> bool:
 
 def stage_case(case: Case, options: ShardOptions, dtype: str, work: Path) -> None:
     """Read a case and encode its kept slices."""
-    stage_volumes(read_usable_case(case, options.views, options.round_values), options, dtype, work)
+    volumes = read_usable_case(case, options.views, options.round_values, options.assume)
+    stage_volumes(volumes, options, dtype, work)
 
 
 def stage_volumes(volumes: CaseVolumes, options: ShardOptions, dtype: str, work: Path) -> None:
@@ -124,6 +125,7 @@ def stage_volumes(volumes: CaseVolumes, options: ShardOptions, dtype: str, work:
     name, encode = volumes.case.name, SliceEncoder(options.codec)
     rows: list[tuple[str, int, int, int, int]] = []
     images, labels = volumes.images.astype(dtype, copy=False), volumes.labels
+    highest = options.modality_set.highest_label
     kept = {v: kept_slices(volumes.foreground, v, options.minimum_foreground).tolist() for v in options.views}
     with atomic_path(_blob(work, name)) as temporary, temporary.open("wb") as blob:
         for view in options.views:
@@ -136,7 +138,11 @@ def stage_volumes(volumes: CaseVolumes, options: ShardOptions, dtype: str, work:
             for index in kept[view]:
                 labels_HW = None if labels_KHW is None else labels_KHW[index]
                 data = encode(images_KMHW[index], labels_HW)
-                tumour = 0 if labels_HW is None else int(np.count_nonzero(labels_HW))
+                tumour = (
+                    0
+                    if labels_HW is None
+                    else int(np.count_nonzero((labels_HW > 0) & (labels_HW <= highest)))
+                )
                 rows.append((view, index, tumour, blob.tell(), len(data)))
                 blob.write(data)
     write_json(_listing(work, name), rows)

@@ -24,26 +24,36 @@ from typing import Any
 
 from brasyn_dist.brats import BRATS, Case
 from brasyn_dist.common.process_pool import parallel_map
-from brasyn_dist.data.case_folders import BadCase, find_cohorts, input_hash, modified_hash
+from brasyn_dist.data.case_folders import (
+    BadCase,
+    describe_bad_cases,
+    find_cohorts,
+    input_hash,
+    modified_hash,
+)
 from brasyn_dist.data.format.contents import summary
 from brasyn_dist.data.format.index import INDEX_NAME, ShardIndex
 from brasyn_dist.data.format.metadata import CaseEntry, SetHeader
 from brasyn_dist.data.format.tar_shards import ShardEntry, write_shard
+from brasyn_dist.data.label_editions import recorded, with_label_editions
 from brasyn_dist.data.loading.sampler import Purpose, permutation
 from brasyn_dist.data.loading.storage import open_shard_set
+from brasyn_dist.data.patients import possible_time_points, with_patients
 from brasyn_dist.data.sharding import staging
-from brasyn_dist.data.sharding.options import ShardOptions
+from brasyn_dist.data.sharding.options import ADDED, ShardOptions
 from brasyn_dist.data.sharding.patient_split import check_known
 from brasyn_dist.data.sharding.scan_cases import ScanResult, scan_cases
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import SEGMENTATION
-from brasyn_dist.preprocessing.statistics import PERCENTILE, Statistics
+from brasyn_dist.preprocessing.statistics import Statistics
 
 __all__ = ["ShardOptions", "make_shards"]
 log = logging.getLogger(__name__)
 TRAIN, VALIDATION = "train", "val"
 PRESUMED = "int16"
 """Type of nearly all sets."""
+EXCLUDED = "excluded: "
+"""Start of the reason of cases that the user left out."""
 
 
 def make_shards(
@@ -79,12 +89,19 @@ def make_shards(
             f"{options.modality_set.name} has "
             f"{', '.join(options.modality_set.modalities)}; compute them from the cases, or give others"
         )
+    cases, excluded = _exclude(cases, options)
+    listed = [case for case in listed if case.folder.name not in dict(options.exclude)]
+    cases = with_patients(cases, dict(options.patients))
     identity = _identity(options, cases, statistics)
     if (done := _finished(out, identity, skip_bad)) is not None:
         return done
     if options.validation_cases is not None:
-        every = [c.name for c in cases] + [c.patient for c in cases] + [b.folder.name for b in listed]
+        every = [c.name for c in cases] + [c.patient for c in cases]
+        every += [b.folder.name for b in (*listed, *excluded)]
         check_known(options.validation_cases, every)
+    if warning := possible_time_points(cases):
+        log.warning("%s", warning)
+    cases, editions = with_label_editions(cases, options.label_edition, workers)
     with staging.locked_staging(out) as work:
         # Another run may have finished the set before this one had the lock.
         if (done := _finished(out, identity, skip_bad)) is not None:
@@ -94,26 +111,41 @@ def make_shards(
         bad = listed + result.bad
         if bad and not skip_bad:
             staging.remove_output(out)
-            raise DataError(_describe_bad_cases(bad))
-        header = _header(result, options, statistics, bad, identity)
+            raise DataError(describe_bad_cases(bad, "nothing was written"))
+        facts: dict[str, Any] = {"label_editions": recorded(editions), "notes": result.scan.notes}
+        record = {**identity, **{key: value for key, value in facts.items() if value}}
+        header = _header(result, options, statistics, [*excluded, *bad], record)
         if header.dtype != PRESUMED:
             staging.prepare_staging(work, _staging_identity(identity, cases, header.dtype))
         log.info(summary(_write(result.cases, header, options, work, workers)))
     return open_shard_set(out)
 
 
+def _exclude(cases: Sequence[Case], options: ShardOptions) -> tuple[list[Case], list[BadCase]]:
+    """The cases without those that the user leaves out, and these."""
+    reasons = dict(options.exclude)
+    excluded = [
+        BadCase(c.folder, c.cohort, f"{c.folder}: {EXCLUDED}{reasons[c.name]}")
+        for c in cases
+        if c.name in reasons
+    ]
+    if reasons:
+        log.info("%d cases excluded; the list has %d names", len(excluded), len(reasons))
+    return [c for c in cases if c.name not in reasons], excluded
+
+
 def _identity(options: ShardOptions, cases: Sequence[Case], statistics: Statistics | None) -> dict[str, Any]:
     """Options and input of a set, without paths, so that all machines write the same bytes."""
     values = asdict(options)
-    if (
-        options.clip_percentile == PERCENTILE
-    ):  # so that sets which are older than the option keep their identity
-        del values["clip_percentile"]
     del values["modality_set"]
+    values = {k: v for k, v in values.items() if k not in ADDED or v != getattr(ShardOptions(), k)}
     if options.modality_set != BRATS:
         values["modality_set"] = options.modality_set.to_dict()
     return {
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+        **{
+            k: dict(v) if k in ("patients", "exclude") else list(v) if isinstance(v, tuple) else v
+            for k, v in values.items()
+        },
         "statistics": statistics.hash if statistics else "computed",
         "input": input_hash(cases),
     }
@@ -131,7 +163,8 @@ def _finished(out: Path, identity: dict[str, Any], skip_bad: bool) -> ShardIndex
         return None
     index = open_shard_set(out)
     made = index.header.options
-    differing = [key for key in {**identity, "modality_set": None} if made.get(key) != identity.get(key)]
+    keys = [*identity, *(key for key in ("modality_set", *ADDED) if key not in identity)]
+    differing = [key for key in keys if made.get(key) != identity.get(key)]
     if differing:
         details = "; ".join(
             f"{key}: there {made.get(key)!r}, here {identity.get(key)!r}" for key in differing
@@ -145,22 +178,16 @@ def _finished(out: Path, identity: dict[str, Any], skip_bad: bool) -> ShardIndex
             raise DataError(
                 f"{path}: missing or not as long as {INDEX_NAME} says; remove {out} and run again"
             )
-    if index.header.skipped and not skip_bad:
+    bad = [entry for entry in index.header.skipped if EXCLUDED not in entry["reason"]]
+    if bad and not skip_bad:
         raise DataError(
-            f"{out} was made with --skip-bad, without {len(index.header.skipped)} bad cases. Give "
+            f"{out} was made with --skip-bad, without {len(bad)} bad cases. Give "
             "--skip-bad to accept "
             "it, or repair the cases and choose another --out"
         )
     staging.remove_staging(out)
     log.info("%s is complete already, nothing to do\n%s", out, summary(index))
     return index
-
-
-def _describe_bad_cases(bad: Sequence[BadCase]) -> str:
-    reasons = [line for case in bad for line in case.reason.splitlines()]
-    count = f"{len(bad)} bad case{'s' if len(bad) > 1 else ''}"
-    lines = "\n  ".join(reasons)
-    return f"{count}, nothing was written:\n  {lines}\nRepair them, or leave them out with --skip-bad"
 
 
 def _header(
@@ -171,11 +198,17 @@ def _header(
     identity: dict[str, Any],
 ) -> SetHeader:
     if not result.training:
-        raise DataError("no training case is left; give more cases, or hold fewer out")
+        reasons = "".join(f"\n  left out: {line}" for case in bad for line in case.reason.splitlines())
+        raise DataError(f"no training case is left; give more cases, or hold fewer out{reasons}")
     scan = result.scan
+    if len(result.training) == len(result.cases) and (
+        options.validation_cases or options.validation_fraction
+    ):
+        log.warning("no case is held out: every cohort has one patient; training will not be validated")
     statistics = statistics or scan.histogram.statistics(
         result.training, options.headroom, options.clip_percentile
     )
+    Statistics.from_dict(statistics.to_dict(), "the training cases", options.modality_set)
     return SetHeader(
         codec=options.codec,
         dtype=scan.dtype,

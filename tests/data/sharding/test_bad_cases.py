@@ -65,7 +65,6 @@ BAD: dict[str, tuple[Damage, str]] = {
         lambda f: file(f, "t1c").write_bytes(gzip.compress(b"hello" * 99)), "bad/bad-t1c.nii.gz: not a NIfTI",
     ),
     "unknown labels": (with_value("seg", 7), "bad/bad-seg.nii.gz: unknown labels"),
-    "labels of two editions": (with_value("seg", 4), "bad/bad-seg.nii.gz: unknown labels"),
     "empty brain": (lambda f: save(file(f, "t2f"), np.zeros(SHAPE)), "bad/bad-t2f.nii.gz: empty brain"),
     "only negative voxels": (
         lambda f: save(file(f, "t2f"), np.full(SHAPE, -3)), "bad/bad-t2f.nii.gz: empty brain",
