@@ -21,6 +21,7 @@ from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.losses.objective import (
     GeneratorOutputs,
+    Terms,
     discriminator_terms,
     generator_terms,
     weighted_discriminator_sum,
@@ -108,12 +109,17 @@ class GanStep:
                         part.real_BMHW, part.view_B, *plan, context_KNMHW=part.context_BNMHW
                     )
                     outputs = self._outputs(part, plan, passes, discriminator)
-                    terms = generator_terms(config.objective, outputs, config.tversky)
-                    self._generator.backward(weighted_sum(config.objective, terms).sum() * self._scale)
+                    terms, loss_B = self.objective(outputs)
+                    self._generator.backward(loss_B.sum() * self._scale)
                 add_sums(sums, terms)
                 judged.append((outputs.real_B1HW, outputs.image_B1HW.detach(), plan.target_B))
         sums["generator_norm"] = self._generator.clip_and_step(config.optimizer.clip_norm, rate)
         return judged
+
+    def objective(self, outputs: GeneratorOutputs) -> tuple[Terms, Tensor]:
+        """Unweighted terms (B,) by name, and the generator's loss (B,). A subclass may add terms."""
+        terms = generator_terms(self._config.objective, outputs, self._config.tversky)
+        return terms, weighted_sum(self._config.objective, terms)
 
     def _train_discriminator(
         self, discriminator: Trainable, judged: Sequence[Judged], rate: float, sums: dict[str, Tensor]

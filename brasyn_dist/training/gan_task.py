@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -39,6 +39,7 @@ class GanTask:
     """See `Task`."""
 
     config: Config
+    step_class: ClassVar[type[GanStep]] = GanStep
 
     @cached_property
     def segmenter(self) -> Segmenter | None:
@@ -64,7 +65,7 @@ class GanTask:
 
     def with_runtime(self, runtime: RuntimeConfig) -> "GanTask":
         """This task with other runtime options."""
-        return GanTask(replace(self.config, runtime=runtime))
+        return replace(self, config=replace(self.config, runtime=runtime))
 
     def identity(self) -> dict[str, Any]:
         """What a resume must not change."""
@@ -122,7 +123,7 @@ class GanTask:
             move_to_device(self.config, group.device, guidance)
             compile_in_place(self.config, group.device, guidance)
         modality_set = cast(Generator, state.generator.module).modality_set
-        return GanStep(
+        return self.step_class(
             self.config, group, state.generator, state.discriminator, normaliser, guidance, modality_set
         )
 

@@ -252,7 +252,7 @@ def test_cases_without_reference_segmentation_have_no_overlap(
     assert all(r["dice/WT"] == "" for r in rows(tmp_path).values())
 
 
-DOCUMENT = Path(__file__).parents[2] / "docs/explanation/evaluation.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/how-to/evaluate.md"
 FAKE_BRATS = """
 import nibabel, numpy as np
 class AdultGliomaPreTreatmentSegmenter:
