@@ -7,7 +7,7 @@ export, cohort folders --inference--> synthetic volumes --evaluation, report--> 
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Generator": "brasyn_dist.models.registry",

@@ -3,7 +3,7 @@
     brasyn evaluate --predictions DIR --references DIR --out DIR
 
 Writes summary.json, cases.csv and report.html (one file, no network). With segmentations of the completed
-cases also Dice, normalised surface distance and HD95; see docs/explanation/evaluation.md.
+cases also Dice, normalised surface distance and HD95; see docs/how-to/evaluate.md.
 
 Processes with the same command share the predictions: `--workers 8`, `torchrun`, `accelerate launch`, `srun`,
 the tasks of a job array. One of them writes the tables. Exit status 1 if a prediction could not be scored or

@@ -150,7 +150,7 @@ class Study:
         config = self.runs[name]
         after = ["shard"]
         used = [config.checkpoint.init_from]
-        if isinstance(config, Config) and config.objective.tversky:
+        if isinstance(config, Config) and config.objective.uses_segmenter:
             used.append(config.objective.segmenter)
         after += [self._train(other) for path in used if (other := self._run_in(path)) is not None]
         known = [word for word in self.options.overrides or () if has_option(config, word)]

@@ -62,6 +62,9 @@ class GeneratorConfig:
     """`published`: the gate uses the attention of channel 0 only, as in the published weights; `brasyn
     convert` sets it. `none`: all gates are 1; the same parameters are a residual 1x1 network on each
     encoder's bottleneck instead (ablation at an equal number of parameters)."""
+    segmentation_head: bool = False
+    """Add a segmentation head to the bottleneck, for objective.auxiliary_segmentation; inference does not use
+    it."""
 
     def __post_init__(self) -> None:
         scale = 2 ** (len(self.channel_multipliers) - 1)
@@ -106,6 +109,9 @@ class UNetConfig:
     """Length of the condition vector."""
     context: Index = 0
     """Neighbouring slices on each side that are inputs, too (2.5-D)."""
+    segmentation_head: bool = False
+    """Add a segmentation head to the bottleneck, for objective.auxiliary_segmentation; inference does not use
+    it."""
 
     def __post_init__(self) -> None:
         check_image_size("generator.image_size", self.image_size, SIZE_STEP)

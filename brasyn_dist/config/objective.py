@@ -54,8 +54,13 @@ class ObjectiveConfig:
     tversky: Weight = 0.0
     """Weight of a frozen segmenter's focal Tversky loss on the completed slices (method: 5); 0: no
     segmenter."""
+    segmenter_features: Weight = 0.0
+    """Weight of the distance between a frozen segmenter's encoder features for the completed real and
+    synthetic slices, inside the brain."""
     segmenter: PathText | None = None
     """Run folder or export folder of that segmenter; its hash is part of the run's identity."""
+    auxiliary_segmentation: Weight = 0.0
+    """Weight of the focal Tversky loss of the generator's own head; needs generator.segmentation_head."""
 
     @property
     def uses_discriminator(self) -> bool:
@@ -67,8 +72,14 @@ class ObjectiveConfig:
         """Whether a term needs the cycle pass."""
         return self.cycle > 0 or self.feature > 0
 
+    @property
+    def uses_segmenter(self) -> bool:
+        """Whether a term needs the frozen segmenter."""
+        return self.tversky > 0 or self.segmenter_features > 0
+
     def __post_init__(self) -> None:
-        if self.tversky and self.segmenter is None:
+        if self.uses_segmenter and self.segmenter is None:
+            name = "tversky" if self.tversky else "segmenter_features"
             raise ConfigError(
-                "objective.tversky needs a segmenter: set objective.segmenter to its run folder, or tversky=0"
+                f"objective.{name} needs a segmenter: set objective.segmenter to its run folder, or {name}=0"
             )

@@ -110,7 +110,12 @@ class Config(RunConfig):
             )
 
     def _check_generator(self) -> None:
-        """Options that do not go with the kind of generator."""
+        """Options that do not go with the generator."""
+        if (self.objective.auxiliary_segmentation > 0) != self.generator.segmentation_head:
+            raise ConfigError(
+                "objective.auxiliary_segmentation and generator.segmentation_head need each other: set both, "
+                "or neither"
+            )
         crop, generator = self.augmentation.crop, self.generator
         if isinstance(generator, GeneratorConfig):
             if crop is not None:

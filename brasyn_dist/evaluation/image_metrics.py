@@ -103,8 +103,7 @@ class ReferenceVolume:
     """A real volume, prepared for comparison with several synthetic ones.
 
     Args:
-        real_xyz: Real volume in the units of the file; voxels above 0 are brain. At least one voxel must be
-        brain.
+        real_xyz: Real volume in the units of the file; voxels above 0 (at least one) are brain.
         labels_xyz: Labels (0: none), or None if the case has no segmentation.
         highest_label: Labels above it are no tumour (resection cavity).
 

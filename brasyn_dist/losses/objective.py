@@ -9,7 +9,7 @@ at least float32 for any autocast, and is finite for slices without tumour, for 
 slices.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,12 @@ class GeneratorOutputs:
     """Modality logits of the discriminator for `image`."""
     segmented_BCHW: Tensor | None = None
     """Logits of the frozen segmenter for all modalities' slices with the synthetic one in its place."""
+    segmenter_features: Sequence[Tensor] = ()
+    """Encoder features (B, C_i, h_i, w_i) of the frozen segmenter for the completed slices."""
+    real_segmenter_features: Sequence[Tensor] = ()
+    """The same for the real slices."""
+    head_BCHW: Tensor | None = None
+    """Logits of the generator's segmentation head."""
     labels_BHW: Tensor | None = None
     has_labels_B: Tensor | None = None
 
@@ -103,10 +109,13 @@ def generator_terms(
             outputs.ssim_offset,
         )
     if config.tversky:
-        loss_B = focal_tversky(
-            tversky or TverskyConfig(), outputs.required("segmented_BCHW"), outputs.required("labels_BHW")
+        terms["tversky"] = segmentation_loss(outputs, "segmented_BCHW", tversky)
+    if config.segmenter_features:
+        terms["segmenter_features"] = feature_matching(
+            outputs.segmenter_features, outputs.real_segmenter_features, foreground(real_B1HW)
         )
-        terms["tversky"] = labelled_only(loss_B, outputs.required("has_labels_B"))
+    if config.auxiliary_segmentation:
+        terms["auxiliary_segmentation"] = segmentation_loss(outputs, "head_BCHW", tversky)
     return terms
 
 
@@ -173,6 +182,35 @@ def ssim_terms(
         "ssim_healthy": region_mean(dissimilarity_B1HW, brain_B1HW & healthy_B1HW),
         "ssim_tumour": region_mean(dissimilarity_B1HW, brain_B1HW & tumour_B1HW),
     }
+
+
+def segmentation_loss(outputs: GeneratorOutputs, logits: str, tversky: TverskyConfig | None) -> Tensor:
+    """(B,) focal Tversky loss of the outputs' field `logits`; 0 for slices without labels."""
+    loss_B = focal_tversky(
+        tversky or TverskyConfig(), outputs.required(logits), outputs.required("labels_BHW")
+    )
+    return labelled_only(loss_B, outputs.required("has_labels_B"))
+
+
+def feature_matching(first: Sequence[Tensor], second: Sequence[Tensor], brain_B1HW: Tensor) -> Tensor:
+    """(B,) mean absolute difference of features inside the brain, averaged over the stages of an encoder.
+
+    A pixel of a smaller stage is brain if one of its pixels at full size is. 0 for a slice without brain.
+
+    Raises:
+        ValueError: There are no features.
+    """
+    if not first:
+        raise ValueError("segmenter features are needed: the weight of their term is not 0")
+    brain = brain_B1HW.float()
+    errors = [
+        region_mean(
+            (at_least_float32(a) - at_least_float32(b)).abs().mean(1, keepdim=True),
+            F.adaptive_max_pool2d(brain, a.shape[2:]) > 0,
+        )
+        for a, b in zip(first, second, strict=True)
+    ]
+    return torch.stack(errors).mean(0)
 
 
 def feature_distance(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:

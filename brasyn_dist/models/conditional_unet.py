@@ -27,7 +27,7 @@ from brasyn_dist.brats import BRATS, VIEWS
 from brasyn_dist.config import UNetConfig
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.layers import Block
-from brasyn_dist.models.registry import Generator
+from brasyn_dist.models.registry import Generator, SegmentationHead
 from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE, foreground, mask_missing
 
 PATCH = 2
@@ -98,6 +98,12 @@ class ConditionalUNet(Generator):
         self.full_unit = ConvolutionUnit(full, full, length)
         self.output = nn.Conv2d(full, 1, 3, padding=1)
         zero(self.output)
+        self.segmentation_head = None
+        if config.segmentation_head:
+            scale = PATCH * 2 ** (len(widths) - 1)
+            self.segmentation_head = SegmentationHead(
+                widths[-1], max(4, widths[-1] // 16), scale, modality_set
+            )
 
     def forward(
         self,

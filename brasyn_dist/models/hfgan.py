@@ -36,7 +36,7 @@ from brasyn_dist.models.layers import (
     norm_silu_convolution,
     unstack,
 )
-from brasyn_dist.models.registry import Generator
+from brasyn_dist.models.registry import Generator, SegmentationHead
 from brasyn_dist.preprocessing.normalisation import mask_missing
 
 EncoderExecution = Literal["grouped", "separate"]
@@ -122,6 +122,10 @@ class HFGANGenerator(Generator):
         self.fusion = Fusion(config)
         self.infuser = ModalityInfuser(config)
         self.decoder = Decoder(widths, config.norm_groups, block, full_size)
+        self.segmentation_head = None
+        if config.segmentation_head:
+            scale = 2 ** (len(widths) - 1)
+            self.segmentation_head = SegmentationHead(config.width, config.norm_groups, scale, modality_set)
 
     def forward(
         self,

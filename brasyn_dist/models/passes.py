@@ -25,8 +25,9 @@ from brasyn_dist.models.hfgan import HFGANGenerator
 from brasyn_dist.models.registry import Generator
 from brasyn_dist.preprocessing.normalisation import mask_missing
 
-Passes = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""Slices (B, 1, H, W) and fused bottleneck (B, C, h, w) of the first pass, then of the cycle pass."""
+Passes = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""Slices (B, 1, H, W) and fused bottleneck (B, C, h, w) of the first pass, then of the cycle pass; logits
+(B, classes, H, W) of the generator's segmentation head for the first pass."""
 
 
 class PassTensors(NamedTuple):
@@ -99,8 +100,11 @@ class SynthesisPasses(nn.Module):
         first = self._generate(
             inputs_BMHW, sources, tensors.available_BM, tensors.target_B, view_B, context_BNMHW
         )
+        head = self.generator.segmentation_head
+        height, width = real_KMHW.shape[2:]
+        segmented_BCHW = None if head is None else head(first[1])[:, :, :height, :width]
         if not self.cycle:
-            return *first, None, None
+            return *first, None, None, segmented_BCHW
 
         image_B1HW = first[0]
         if self.fast:
@@ -112,9 +116,10 @@ class SynthesisPasses(nn.Module):
             ]
         completed_BMHW = completed_slices(real_BMHW, image_B1HW, tensors.target_B)
         inputs_BMHW = mask_missing(completed_BMHW, tensors.cycle_available_BM)
-        return *first, *self._generate(
+        second = self._generate(
             inputs_BMHW, sources, tensors.cycle_available_BM, tensors.cycle_target_B, view_B
         )
+        return *first, *second, segmented_BCHW
 
     def _generate(
         self,

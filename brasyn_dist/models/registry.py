@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from brasyn_dist.brats import BRATS
 from brasyn_dist.config import AnyGeneratorConfig
@@ -28,6 +28,22 @@ KINDS = {
 """Class of each kind; imported when it is used."""
 
 
+class SegmentationHead(nn.Sequential):
+    """Logits of all classes at full size from a bottleneck (B, C, h, w) at 1 / `scale` of it.
+
+    GroupNorm, SiLU, 1x1 convolution, depth to space.
+    """
+
+    def __init__(self, channels: int, groups: int, scale: int, modality_set: ModalitySet) -> None:
+        classes = 1 + max(modality_set.labels, default=0)
+        super().__init__(
+            nn.GroupNorm(groups, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, classes * scale**2, 1),
+            nn.PixelShuffle(scale),
+        )
+
+
 class Generator(PretrainedNetwork):
     """A network that synthesises one missing modality of a slice from the available ones."""
 
@@ -35,6 +51,8 @@ class Generator(PretrainedNetwork):
     config: Any
     context = 0
     """Neighbouring slices on each side that the network sees."""
+    segmentation_head: SegmentationHead | None
+    """Trained with the auxiliary segmentation term; no part of `forward`."""
 
     def forward(
         self,

@@ -11,6 +11,7 @@ training and evaluation agree.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,10 @@ class Segmenter(PretrainedNetwork):
         Returns:
             Logits (B, 1 + labels, H, W) of background and the canonical labels.
         """
+        return self.decode(self.encode(x_BMHW, view_B, type_B))
+
+    def encode(self, x_BMHW: Tensor, view_B: Tensor, type_B: Tensor) -> list[Tensor]:
+        """Features (B, C_i, h_i, w_i) of each stage of the encoder. Arguments: see `forward`."""
         condition_BN = torch.cat([one_hot(view_B, len(VIEWS)), one_hot(type_B, len(TUMOUR_TYPES))], 1)
         planes = condition_BN.to(x_BMHW.dtype)[:, :, None, None].expand(-1, -1, *x_BMHW.shape[2:])
         hidden = torch.cat([x_BMHW, planes], 1)
@@ -86,11 +91,44 @@ class Segmenter(PretrainedNetwork):
         for stage in self.encoder:
             hidden = stage(hidden)
             skips.append(hidden)
-        for narrowing, stage, skip in zip(self.narrowings, self.decoder, skips[-2::-1]):
+        return skips
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits from the features of the encoder."""
+        hidden = features[-1]
+        for narrowing, stage, skip in zip(self.narrowings, self.decoder, features[-2::-1]):
             # The 1x1 convolution before doubling gives the same result for a quarter of the operations.
             doubled = F.interpolate(narrowing(hidden), scale_factor=2, mode="nearest")
             hidden = stage(torch.cat([doubled, skip], 1))
         return self.output(hidden)
+
+
+class Guidance(nn.Module):
+    """What a frozen segmenter makes of completed slices, for the guidance terms of the objective.
+
+    One module, so that it is compiled as one graph.
+    """
+
+    def __init__(self, segmenter: Segmenter, logits: bool, features: bool) -> None:
+        super().__init__()
+        self.segmenter, self.logits, self.features = segmenter, logits, features
+
+    def forward(
+        self, synthetic_BMHW: Tensor, real_BMHW: Tensor, view_B: Tensor, type_B: Tensor
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        """Segment slices of all modalities, of which one is synthetic, and compare with the real ones.
+
+        Returns:
+            Logits (B, classes, H, W), and the encoder's features of the synthetic and of the real slices.
+            What the objective does not need is None or empty. Only the synthetic slices have gradients.
+        """
+        features = self.segmenter.encode(synthetic_BMHW, view_B, type_B)
+        logits_BCHW = self.segmenter.decode(features) if self.logits else None
+        if not self.features:
+            return logits_BCHW, [], []
+        with torch.no_grad():
+            real = self.segmenter.encode(real_BMHW, view_B, type_B)
+        return logits_BCHW, features, real
 
 
 def one_hot(number_B: Tensor, count: int) -> Tensor:

@@ -118,9 +118,9 @@ def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) 
     config = dataclasses.replace(config, training=training)
     with FakeTensorMode(allow_non_fake_inputs=True), Counter() as counter:
         generator, discriminator = fake_networks(config, distributed, modality_set)
-        segmenter = GanTask(config).segmenter
+        guidance = GanTask(config).guidance
         step = GanStep(
-            config, distributed, generator, discriminator, Normaliser(PUBLISHED), segmenter, modality_set
+            config, distributed, generator, discriminator, Normaliser(PUBLISHED), guidance, modality_set
         )
         count = len(modality_set)
         masks = [

@@ -21,6 +21,7 @@ from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.losses.objective import (
     GeneratorOutputs,
+    Terms,
     discriminator_terms,
     generator_terms,
     weighted_discriminator_sum,
@@ -28,7 +29,7 @@ from brasyn_dist.losses.objective import (
 )
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.passes import Passes, PassTensors, completed_slices
-from brasyn_dist.models.segmenter import Segmenter
+from brasyn_dist.models.segmenter import Guidance
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.networks import compile_mode
 from brasyn_dist.training.pass_plan import plan_passes
@@ -50,15 +51,15 @@ class GanStep:
         generator: Trainable,
         discriminator: Trainable | None,
         normaliser: Normaliser,
-        segmenter: Segmenter | None = None,
+        guidance: Guidance | None = None,
         modality_set: ModalitySet = BRATS,
     ) -> None:
-        """`segmenter` is frozen and in evaluation mode. The Tversky term of the objective needs it.
+        """`guidance` has the frozen segmenter, in evaluation mode, if a term of the objective needs it.
 
         `discriminator` is None if no term of the objective needs it.
         """
         self._config, self._group = config, group
-        self._generator, self._discriminator, self._segmenter = generator, discriminator, segmenter
+        self._generator, self._discriminator, self._guidance = generator, discriminator, guidance
         self._loader = BatchLoader(config, normaliser)
         self.normaliser = normaliser
         self._highest_label = modality_set.highest_label
@@ -108,12 +109,17 @@ class GanStep:
                         part.real_BMHW, part.view_B, *plan, context_KNMHW=part.context_BNMHW
                     )
                     outputs = self._outputs(part, plan, passes, discriminator)
-                    terms = generator_terms(config.objective, outputs, config.tversky)
-                    self._generator.backward(weighted_sum(config.objective, terms).sum() * self._scale)
+                    terms, loss_B = self.objective(outputs)
+                    self._generator.backward(loss_B.sum() * self._scale)
                 add_sums(sums, terms)
                 judged.append((outputs.real_B1HW, outputs.image_B1HW.detach(), plan.target_B))
         sums["generator_norm"] = self._generator.clip_and_step(config.optimizer.clip_norm, rate)
         return judged
+
+    def objective(self, outputs: GeneratorOutputs) -> tuple[Terms, Tensor]:
+        """Unweighted terms (B,) by name, and the generator's loss (B,). A subclass may add terms."""
+        terms = generator_terms(self._config.objective, outputs, self._config.tversky)
+        return terms, weighted_sum(self._config.objective, terms)
 
     def _train_discriminator(
         self, discriminator: Trainable, judged: Sequence[Judged], rate: float, sums: dict[str, Tensor]
@@ -138,9 +144,10 @@ class GanStep:
     def _outputs(
         self, part: DeviceBatch, plan: PassTensors, passes: Passes, discriminator: nn.Module | None
     ) -> GeneratorOutputs:
-        image_B1HW, bottleneck_BCHW, cycle_image_B1HW, cycle_bottleneck_BCHW = passes
+        image_B1HW, bottleneck_BCHW, cycle_image_B1HW, cycle_bottleneck_BCHW, head_BCHW = passes
         patch_B1hw, class_BM = (None, None) if discriminator is None else discriminator(image_B1HW)
         labels_BHW = part.labels_BHW[plan.row_B]
+        segmented_BCHW, features, real_features = self._guide(part, plan, image_B1HW)
         return GeneratorOutputs(
             image_B1HW=image_B1HW,
             real_B1HW=modality_slices(part.real_BMHW, plan.row_B, plan.target_B),
@@ -155,19 +162,25 @@ class GanStep:
             cycle_bottleneck_BCHW=cycle_bottleneck_BCHW,
             patch_B1hw=patch_B1hw,
             class_BM=class_BM,
-            segmented_BCHW=self._segment(part, plan, image_B1HW),
+            segmented_BCHW=segmented_BCHW,
+            segmenter_features=features,
+            real_segmenter_features=real_features,
+            head_BCHW=head_BCHW,
             labels_BHW=labels_BHW,
             has_labels_B=part.has_labels_B[plan.row_B],
         )
 
-    def _segment(self, part: DeviceBatch, plan: PassTensors, image_B1HW: Tensor) -> Tensor | None:
-        """Logits of the segmenter for the completed slices. Gradients pass through it to the image."""
-        if self._segmenter is None:
-            return None
+    def _guide(
+        self, part: DeviceBatch, plan: PassTensors, image_B1HW: Tensor
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        """Logits and features of the segmenter for the completed slices. See `Guidance.forward`."""
+        if self._guidance is None:
+            return None, [], []
         rows_B = plan.row_B
-        slices_BMHW = completed_slices(part.real_BMHW[rows_B], image_B1HW, plan.target_B)
+        real_BMHW = part.real_BMHW[rows_B]
+        slices_BMHW = completed_slices(real_BMHW, image_B1HW, plan.target_B)
         with self._group.autocast():
-            return self._segmenter(slices_BMHW, part.view_B[rows_B], part.type_B[rows_B])
+            return self._guidance(slices_BMHW, real_BMHW, part.view_B[rows_B], part.type_B[rows_B])
 
     def trace(self, batch: SliceBatch, number: int) -> list[list[object]]:
         """Target, available modalities and target of the cycle pass of each sample and mask."""

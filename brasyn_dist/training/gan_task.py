@@ -1,10 +1,10 @@
-"""Training of a generator and its discriminator; with the Tversky term also with a frozen segmenter."""
+"""Training of a generator and its discriminator; with guidance terms also with a frozen segmenter."""
 
 import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -19,7 +19,7 @@ from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.pretrained import load_state, load_tensors, load_weights, weights_file
 from brasyn_dist.models.registry import Generator, build_generator
-from brasyn_dist.models.segmenter import Segmenter
+from brasyn_dist.models.segmenter import Guidance, Segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.checkpoint import newest_intact
 from brasyn_dist.training.gan_step import GanStep
@@ -39,14 +39,23 @@ class GanTask:
     """See `Task`."""
 
     config: Config
+    step_class: ClassVar[type[GanStep]] = GanStep
 
     @cached_property
     def segmenter(self) -> Segmenter | None:
         """The frozen segmenter of the objective, on the CPU."""
         path = self.config.objective.segmenter
-        if not self.config.objective.tversky or path is None:
+        if not self.config.objective.uses_segmenter or path is None:
             return None
         return Segmenter.from_pretrained(path).requires_grad_(False)
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """What the objective needs of that segmenter."""
+        if self.segmenter is None:
+            return None
+        objective = self.config.objective
+        return Guidance(self.segmenter, objective.tversky > 0, objective.segmenter_features > 0)
 
     @cached_property
     def segmenter_sha256(self) -> str | None:
@@ -105,13 +114,13 @@ class GanTask:
 
     def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> GanStep:
         """See `Task.build_step`."""
-        segmenter = self.segmenter
-        if segmenter is not None:
-            move_to_device(self.config, group.device, segmenter)
-            compile_in_place(self.config, group.device, segmenter)
+        guidance = self.guidance
+        if guidance is not None:
+            move_to_device(self.config, group.device, guidance)
+            compile_in_place(self.config, group.device, guidance)
         modality_set = cast(Generator, state.generator.module).modality_set
-        return GanStep(
-            self.config, group, state.generator, state.discriminator, normaliser, segmenter, modality_set
+        return self.step_class(
+            self.config, group, state.generator, state.discriminator, normaliser, guidance, modality_set
         )
 
     def build_validator(

@@ -9,7 +9,7 @@ import numpy as np
 
 from brasyn_dist.brats import IMAGE_SIZE, VIEWS
 from brasyn_dist.data.format.index import Selection
-from brasyn_dist.data.loading.reader import SampleReader
+from brasyn_dist.data.loading.loader import read_samples
 from brasyn_dist.preprocessing.slicing import pad_or_crop
 
 EXAMINED = 64
@@ -22,18 +22,15 @@ def describe_brain_outside(selection: Selection, shape_HW: tuple[int, int]) -> s
     """A warning if brain lies outside a window of `shape_HW` in the middle of the slices; else empty."""
     if min(shape_HW) >= IMAGE_SIZE:  # no slice of a shard set is larger
         return ""
-    reader, modalities = SampleReader(selection), len(selection.index.header.modality_set)
     samples = _largest_slices(selection)
     worst, total, key = 0.0, 0.0, ""
-    for sample in samples:
-        planes = np.zeros((modalities, IMAGE_SIZE, IMAGE_SIZE), np.int32)
-        reader.read_into(sample, planes, np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.int32))
-        brain = (planes > 0).sum(axis=0) * 2 >= modalities
+    batch = read_samples(selection, samples, (IMAGE_SIZE, IMAGE_SIZE))
+    for sample, planes_MHW in zip(samples, batch.planes.numpy()):
+        brain = (planes_MHW > 0).sum(axis=0) * 2 >= len(planes_MHW)
         share = 1 - int(pad_or_crop(brain, shape_HW).sum()) / max(1, int(brain.sum()))
         total += share
         if share > worst:
             worst, key = share, selection.key(sample)
-    reader.close()
     if not worst:
         return ""
     height, width = shape_HW

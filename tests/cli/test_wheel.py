@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import brasyn_dist
 from tests.conftest import REPOSITORY
+from tests.docs.reduced import GENERATOR, RUN
 
 pytestmark = pytest.mark.slow
 SOURCES = (
@@ -26,7 +28,7 @@ SOURCES = (
 
 
 def run(*command: object, cwd: Path) -> str:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -81,3 +83,30 @@ def test_commands_and_packaged_files_outside_the_repository(scripts: Path, tmp_p
     assert "segmenter" in run(brasyn, "train", "--config", "segmenter", "--dry-run", cwd=tmp_path)
     made = run(scripts / "python", "-c", "import brasyn_dist; print(brasyn_dist.__file__)", cwd=tmp_path)
     assert Path(made.strip()).is_relative_to(scripts.parent)
+
+
+def test_all_stages_outside_the_repository(scripts: Path, tmp_path: Path):
+    brasyn = scripts / "brasyn"
+    assert run(brasyn, "--version", cwd=tmp_path).strip() == f"brasyn_dist {brasyn_dist.__version__}"
+    run(brasyn, "phantom", "cases", "--gli", "3", "--met", "0", "--shape", "48", "48", "40", cwd=tmp_path)
+    run(brasyn, "shard", "cases/train_gli", "--out", "shards", "--minimum-foreground", "200", cwd=tmp_path)
+    run(brasyn, "train", "--config", "r3", "data.shards=shards", *GENERATOR, *RUN, cwd=tmp_path)
+    run(brasyn, "drop-modality", "cases/train_gli", "incomplete", cwd=tmp_path)
+    run(
+        brasyn,
+        "infer",
+        "--weights",
+        "runs/r3",
+        "--input",
+        "incomplete",
+        "--output",
+        "completed",
+        cwd=tmp_path,
+    )
+    done = run(
+        brasyn, "evaluate", "--predictions", "completed", "--references", "cases/train_gli", "--out", "evaluation",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "best copy" in done and (tmp_path / "evaluation/report.html").is_file()
+    made = run(scripts / "python", "-c", "import brasyn_dist; print(brasyn_dist.__file__)", cwd=tmp_path)
+    assert Path(made.strip()).with_name("py.typed").is_file()

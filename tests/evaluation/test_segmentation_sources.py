@@ -33,7 +33,7 @@ def references(tmp_path: Path) -> Path:
             names=NAMES_2021 if old else {k: f"-{k}" for k in ("t1c", "t1n", "t2f", "t2w", "seg")},
             suffix=".nii" if old else ".nii.gz",
             ras=old,
-            enhancing=4 if old else 3,
+            enhancing=3,
         )
     return tmp_path / "references"
 
@@ -254,7 +254,7 @@ def test_cases_without_reference_segmentation_have_no_overlap(
     assert all(r["dice/WT"] == "" for r in rows(tmp_path).values())
 
 
-DOCUMENT = Path(__file__).parents[2] / "docs/explanation/evaluation.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/how-to/evaluate.md"
 FAKE_BRATS = """
 import nibabel, numpy as np
 class AdultGliomaPreTreatmentSegmenter:
@@ -283,7 +283,8 @@ nibabel.save(nibabel.Nifti1Image(labels, image.affine), out / (files[0].name[:-1
 def documented(tmp_path: Path, language: str, name: str) -> str:
     """Write the document's script `name` (the block of code in that language); returns the command line given for it."""
     text = DOCUMENT.read_text()
-    (script,) = [b.split("```")[0] for b in text.split(f"```{language}\n")[1:]]
+    blocks = [b.split("```")[0] for b in text.split(f"```{language}\n")[1:]]
+    (script,) = [b for b in blocks if not b.startswith("brasyn ")]
     (tmp_path / name).write_text(script)
     (line,) = [x.strip() for x in text.splitlines() if x.startswith("    --segment-command") and name in x]
     return line.replace(name, str(tmp_path / name)).replace("python ", f"{sys.executable} ")

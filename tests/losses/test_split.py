@@ -15,12 +15,14 @@ from brasyn_dist.losses.objective import (
 from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.passes import SynthesisPasses, completed_slices
 from brasyn_dist.models.registry import build_generator
-from brasyn_dist.models.segmenter import build_segmenter
+from brasyn_dist.models.segmenter import Guidance, build_segmenter
 from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE
 from brasyn_dist.training.pass_plan import plan_passes
 
 SIZE, GLOBAL_BATCH = 32, 8
-GENERATOR = GeneratorConfig(image_size=SIZE, base_channels=8, transformer_layers=1, heads=4)
+GENERATOR = GeneratorConfig(
+    image_size=SIZE, base_channels=8, transformer_layers=1, heads=4, segmentation_head=True
+)
 DISCRIMINATOR = DiscriminatorConfig(image_size=SIZE, base_channels=8)
 RANGE_M = torch.tensor([6.6, 7.7, 11.5, 10.2], dtype=torch.float64)
 
@@ -52,12 +54,14 @@ def gradients(
     for start in range(0, GLOBAL_BATCH, size):
         rows = slice(start, start + size)
         plan = plan_passes([m[rows] for m in masks])
-        image, bottleneck, cycle_image, cycle_bottleneck = passes(real[rows], None, *plan)
+        image, bottleneck, cycle_image, cycle_bottleneck, head = passes(real[rows], None, *plan)
         truth = real[rows][plan.row_B, plan.target_B][:, None]
         discriminator.requires_grad_(False)
         patch, classes = discriminator(image)
         completed = completed_slices(real[rows][plan.row_B], image, plan.target_B)
         kind = torch.zeros_like(plan.target_B)
+        guidance = Guidance(segmenter, config.tversky > 0, config.segmenter_features > 0)
+        segmented, features, real_features = guidance(completed, real[rows][plan.row_B], kind, kind)
         outputs = GeneratorOutputs(
             image_B1HW=image,
             real_B1HW=truth,
@@ -70,7 +74,10 @@ def gradients(
             class_BM=classes,
             tumour_B1HW=tumour[rows][plan.row_B],
             range_B=RANGE_M[plan.target_B],
-            segmented_BCHW=segmenter(completed, kind, kind) if config.tversky else None,
+            segmented_BCHW=segmented,
+            segmenter_features=features,
+            real_segmenter_features=real_features,
+            head_BCHW=head,
             labels_BHW=2 * tumour[rows][plan.row_B][:, 0].long(),
             has_labels_B=(torch.arange(GLOBAL_BATCH) != 2)[rows][plan.row_B],
         )
@@ -81,14 +88,24 @@ def gradients(
         (weighted_discriminator_sum(config, discriminator_terms(*judged)).sum() / GLOBAL_BATCH).backward()
     assert all(p.grad is None for p in segmenter.parameters())
     networks = {"generator": generator, "discriminator": discriminator}
-    return {f"{n}.{k}": p.grad for n, network in networks.items() for k, p in network.named_parameters()}
+    return {
+        f"{n}.{k}": p.grad
+        for n, network in networks.items()
+        for k, p in network.named_parameters()
+        if p.grad is not None
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("updates_per_batch", "regions"), [(4, "dual"), (4, "whole"), (1, "dual")])
 def test_gradient_of_a_global_batch_is_the_same_however_it_is_split(updates_per_batch, regions):
     config = ObjectiveConfig(
-        ssim_regions=regions, mask_background=regions == "whole", tversky=5.0, segmenter="built here"
+        ssim_regions=regions,
+        mask_background=regions == "whole",
+        tversky=5.0,
+        segmenter="built here",
+        segmenter_features=1.0,
+        auxiliary_segmentation=0.5,
     )
     whole = gradients(GLOBAL_BATCH, updates_per_batch, config, fast=True)
     assert all(gradient.abs().max() > 0 for gradient in whole.values())
@@ -107,11 +124,12 @@ def test_plain_passes_have_the_same_gradient():
     )
 
 
-def test_the_generator_learns_from_the_segmenter_alone():
+@pytest.mark.parametrize("term", ["tversky", "segmenter_features"])
+def test_the_generator_learns_from_the_segmenter_alone(term):
     """Every other weight is 0: what gradient there is has come through the frozen network."""
     off = dict.fromkeys(("reconstruction", "adversarial", "classification", "feature", "cycle", "ssim"), 0.0)
-    config = ObjectiveConfig(**off, tversky=5.0, segmenter="built here")
+    config = ObjectiveConfig(**off, segmenter="built here", **{term: 5.0})
     gradient = gradients(GLOBAL_BATCH, 4, config, fast=True)
-    learning = [g for name, g in gradient.items() if name.startswith("generator") and g is not None]
+    learning = [g for name, g in gradient.items() if name.startswith("generator")]
     assert learning and all(g.isfinite().all() for g in learning)
     assert sum(float(g.abs().max()) > 0 for g in learning) > 0.9 * len(learning)

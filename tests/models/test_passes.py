@@ -14,7 +14,7 @@ from brasyn_dist.training.pass_plan import plan_passes
 from tests.models.conftest import small_config
 
 SIDE = 32
-CONFIG = small_config(image_size=SIDE, view_embedding=True)
+CONFIG = small_config(image_size=SIDE, view_embedding=True, segmentation_head=True)
 
 
 def masks_of(cases: list[tuple[int, tuple[int, ...], int]]) -> BatchMasks:
@@ -40,7 +40,7 @@ def every_pattern() -> list[tuple[int, tuple[int, ...], int]]:
 
 
 def run(masks: list[BatchMasks], *, fast: bool, execution: str = "separate", **options) -> tuple[list, dict]:
-    """Outputs, and gradients of a random linear function of all four, on duplicated and different slices."""
+    """Outputs, and gradients of a random linear function of all, on duplicated and different slices."""
     samples = len(masks[0].target)
     generator = build_generator(CONFIG, 0, encoder_execution=execution).double()
     noise = torch.Generator().manual_seed(1)
@@ -109,7 +109,10 @@ def test_outputs_are_those_of_two_forwards():
         x[1, [1, 3]], x[1, 0] = real[1, [1, 3]], image[1, 0]
         available = torch.tensor([[True, False, True, False], [True, True, False, True]])
         cycle_image, cycle_bottleneck = generator(x, available, torch.tensor([3, 2]), view)
-    for output, expected in zip(outputs, (image, bottleneck, cycle_image, cycle_bottleneck), strict=True):
+        head = generator.segmentation_head(bottleneck)
+    assert head.shape == (2, 4, SIDE, SIDE)
+    every = (image, bottleneck, cycle_image, cycle_bottleneck, head)
+    for output, expected in zip(outputs, every, strict=True):
         assert (output - expected).abs().max() < 1e-12
 
 
@@ -173,7 +176,7 @@ def test_without_cycle_the_second_pass_is_left_out(fast):
         both = SynthesisPasses(generator, fast)(real, view, *plan)
         one = SynthesisPasses(generator, fast, cycle=False)(real, view, *plan)
     assert torch.equal(one[0], both[0]) and torch.equal(one[1], both[1])
-    assert one[2:] == (None, None)
+    assert one[2:4] == (None, None)
 
 
 @pytest.mark.slow

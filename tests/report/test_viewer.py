@@ -20,6 +20,8 @@ from tests.report.chromium import PROGRAM, Chromium
 from tests.small import small_cases
 
 TARGET = "t2f"
+SECONDS = 500.0
+"""Limit for drawing without a GPU, on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +146,13 @@ def test_what_is_missing_is_named(evaluation: Path, tmp_path: Path, capsys: pyte
         make_server(open_viewer(evaluation), server.server_port)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(address: tuple[str, int]) -> Iterator[Chromium]:
     if PROGRAM is None:
         pytest.skip("no Chromium on this machine")
     with Chromium() as browser:
-        browser.open(f"http://{address[0]}:{address[1]}/")
-        browser.wait_for("document.body?.dataset.ready === '0'", 180)
+        browser.open(f"http://{address[0]}:{address[1]}/", 800, 600)
+        browser.wait_for("document.body?.dataset.ready === '0'", SECONDS)
         yield browser
 
 
@@ -206,7 +208,7 @@ def test_the_page_draws_scrolls_and_is_operated_by_keys(page: Chromium):
     assert len(np.unique(page.evaluate(f"{PIXELS}(3)"))) > 20
 
     page.key("ArrowRight")
-    page.wait_for("document.body.dataset.ready === '1'", 180)
+    page.wait_for("document.body.dataset.ready === '1'", SECONDS)
     assert page.evaluate("document.querySelector('aside tr[aria-selected=true]').dataset.number") == "1"
     assert page.errors == []
 
@@ -214,6 +216,6 @@ def test_the_page_draws_scrolls_and_is_operated_by_keys(page: Chromium):
 @pytest.mark.slow
 def test_a_narrow_page_does_not_scroll_sideways(page: Chromium, address: tuple[str, int]):
     page.open(f"http://{address[0]}:{address[1]}/", 500, 900)
-    page.wait_for("document.body?.dataset.ready === '0'", 180)
+    page.wait_for("document.body?.dataset.ready === '0'", SECONDS)
     assert page.evaluate("document.documentElement.scrollWidth") <= 500
     assert page.evaluate("viewer.panels.every(p => p.canvas.clientWidth > 150)")

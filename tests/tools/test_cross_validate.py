@@ -10,8 +10,8 @@ from brasyn_dist.cli.cross_validate import main, split_into_folds
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.evaluation.tables import BEST_COPY, METHODS, read_table
+from tests.docs.reduced import GENERATOR, RUN
 from tests.small import small_cases
-from tests.test_readme import NARROW
 
 NAMES = [f"BraTS-GLI-{patient:05d}-{time:03d}" for patient in range(7) for time in range(1 + patient % 2)]
 CASES = [Case(name, Path(name)) for name in NAMES]
@@ -40,8 +40,7 @@ def test_impossible_numbers_of_folds_are_refused(folds: int):
 @pytest.mark.slow
 def test_from_cases_to_the_pooled_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     cases, out = small_cases(tmp_path / "c", cases=5) / "train_gli", tmp_path / "out"
-    overrides = [o for o in NARROW.split() if "cohorts" not in o] + ["data.views=[axial]"]
-    command = [str(cases), "--out", str(out), "--folds", "2", "--minimum-foreground", "200", *overrides]
+    command = [str(cases), "--out", str(out), "--folds", "2", "--minimum-foreground", "200", *GENERATOR, *RUN]
     assert main([*command, "--fold", "2"]) == 1 and "--fold 2: from 0 to 1" in capfd.readouterr().err
     assert main([*command, "--fold", "1"]) == 0
     assert (out / "fold-1/evaluation/cases.csv").exists()

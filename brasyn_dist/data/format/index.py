@@ -194,9 +194,12 @@ class ShardIndex:
     def _check_known(what: str, asked: Sequence[str], known: Iterable[str]) -> None:
         unknown = sorted(set(asked) - set(known))
         if unknown:
+            available = ", ".join(sorted(set(known)))
+            remedy = f'; set "data.{what}=[{available}]"' if what != "split" else ""
+            if what == "cohorts":
+                remedy += ', or "data.cohorts=[]" for all'
             raise DataError(
-                f"{what} {', '.join(unknown)}: not in the shard set, which holds "
-                f"{', '.join(sorted(set(known)))}"
+                f"{what} {', '.join(unknown)}: not in the shard set, which holds {available}{remedy}"
             )
 
 

@@ -127,8 +127,11 @@ def test_quarantined_keys_are_left_out_and_must_exist(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"split": "test"}, "split test: .*train, val"),
-        ({"split": "train", "views": ["coronal"]}, "views coronal: .*axial"),
-        ({"split": "train", "cohorts": ["men"]}, "cohorts men: .*gli, met"),
+        ({"split": "train", "views": ["coronal"]}, r'views coronal: .*axial; set "data.views=\[axial\]"'),
+        (
+            {"split": "train", "cohorts": ["men"]},
+            r'cohorts men: .*; set "data.cohorts=\[gli, met\]", or "data.cohorts=\[\]" for all',
+        ),
         ({"split": "train", "min_tumour_fraction": 0.9}, "no sample is left"),
     ],
 )
