@@ -280,11 +280,6 @@ def tumour_type(cohort: str, case: str) -> int:
     )
 
 
-def region_mask(labels: np.ndarray, region: str, modality_set: ModalitySet = BRATS) -> np.ndarray:
-    """Boolean mask of a region of `modality_set` in canonical labels."""
-    return np.isin(labels, modality_set.regions[region])
-
-
 def prediction_name(case: str, modality: str) -> str:
     """File name of a synthesised volume: `<case>-<modality>.nii.gz`."""
     return f"{case}-{modality}.nii.gz"

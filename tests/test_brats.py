@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from brasyn_dist.brats import ED, ET, LABEL_ORDERS, NETC, REGIONS, canonical_labels, region_mask
+from brasyn_dist.brats import ED, ET, LABEL_ORDERS, NETC, REGIONS, canonical_labels
 from brasyn_dist.data.nifti import read_labels
 from brasyn_dist.errors import DataError
 
@@ -46,14 +46,14 @@ def test_regions_in_each_order(tmp_path: Path, name: str, dtype: type):
     }  # fmt: skip
     assert set(voxels) == set(REGIONS)
     for region, expected in voxels.items():
-        assert list(map(tuple, np.argwhere(region_mask(labels, region)).tolist())) == expected
+        assert list(map(tuple, np.argwhere(np.isin(labels, REGIONS[region])).tolist())) == expected
 
 
 def test_the_wrong_order_gives_other_regions():
-    """Nothing in the file shows it: why the order of predictions has to be said."""
+    """The file does not show the order of its labels, so the caller must give it."""
     labels = canonical_labels(stored(STORED["nnU-Net"][1]), order="brats")
-    assert region_mask(labels, "WT").sum() == 9 and region_mask(labels, "ET").sum() == 3
-    assert region_mask(labels, "TC").sum() == 7  # oedema taken for core
+    assert np.isin(labels, REGIONS["WT"]).sum() == 9 and np.isin(labels, REGIONS["ET"]).sum() == 3
+    assert np.isin(labels, REGIONS["TC"]).sum() == 7  # oedema taken for core
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def opened(paths: Sequence[Path], staging: Path) -> list[str]:
 def confined(
     image: Path, *arguments: str | Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command as a stranger, without network, all file systems read-only but for the output."""
+    """Run a command as another user, without network, with read-only file systems except for the output."""
     output = shlex.quote(str(image / "output"))
     lines = [
         "mount --make-rprivate /",
@@ -204,7 +204,7 @@ print(os.getuid(), [f for f in sys.argv[1:] if writable(f)], networks)
 
 @pytest.fixture(scope="module")
 def confinement(image: Path) -> None:
-    """Skip where one may not take network, rights and writable folders away; fail where they are not gone."""
+    """Skip without the right to remove network and permissions; fail if they are not removed."""
     if os.getuid() != 0 or shutil.which("unshare") is None or shutil.which("setpriv") is None:
         pytest.skip("needs root, unshare and setpriv")
     if subprocess.run(["unshare", "--mount", "--net", "mount", "--make-rprivate", "/"]).returncode:

@@ -1,4 +1,4 @@
-"""Leaving a process: its status, and that nothing which must finish is lost."""
+"""Exit of a process: its status, and that pending work is finished."""
 
 import os
 import subprocess

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument
 
-from brasyn_dist.cli.command import OVERRIDES, Command
+from brasyn_dist.cli.command import Command, Overrides
 from brasyn_dist.cli.subprocesses import brasyn, call, title
 from brasyn_dist.common.files import atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
@@ -36,24 +36,22 @@ Plan = dict[str, list[str]]
 class AblateOptions:
     """Options of `brasyn ablate`."""
 
-    cases: Annotated[Path, Argument(metavar="CASES", help="Folder of complete cases.")]
-    overrides: Annotated[list[str] | None, Argument(metavar=OVERRIDES, help="Options of all trainings.")] = (
-        None
-    )
-    out: Annotated[Path, Option("--out", metavar="DIR", help="Folder for everything, with one for each run.")]
-    plan: Annotated[
-        str, Option("--plan", metavar="FILE", help="YAML file of runs, or a packaged one's name.")
-    ] = "ablations"
-    only: Annotated[
-        list[str] | None, Option("--only", metavar="NAME", help="This run of the plan; may be repeated.")
-    ] = None
-    config: Annotated[
-        str, Option("--config", metavar="FILE", help="YAML file of the base, or a packaged one's name.")
-    ] = "laptop"
-    folds: Annotated[int, Option("--folds", help="Number of folds.")] = 4
-    fold: Annotated[
-        list[int] | None, Option("--fold", metavar="N", help="Only this fold (from 0); may be repeated.")
-    ] = None
+    cases: Annotated[Path, Argument(metavar="CASES")]
+    """Folder of complete cases."""
+    overrides: Overrides = None
+    """Options of all trainings."""
+    out: Path
+    """Folder for everything, with one for each run."""
+    plan: str = "ablations"
+    """YAML file of runs, or a packaged one's name."""
+    only: list[str] | None = None
+    """This run of the plan; may be repeated."""
+    config: str = "laptop"
+    """YAML file of the base, or a packaged one's name."""
+    folds: int = 4
+    """Number of folds."""
+    fold: list[int] | None = None
+    """Only this fold (from 0); may be repeated."""
 
 
 def run(options: AblateOptions) -> None:
@@ -68,11 +66,8 @@ def run(options: AblateOptions) -> None:
     folds = options.fold or range(options.folds)
     config, overrides = find_resource("configs", options.config), options.overrides or []
     for name in options.only or plan:
-        made_of = {
-            "config": read_yaml(config),
-            "folds": options.folds,
-            "options": [*overrides, *plan[name]],
-        }
+        words = [*overrides, *plan[name]]
+        made_of = {"config": read_yaml(config), "folds": options.folds, "options": words}
         record_options(options.out / folder(name) / "options.json", made_of)
         for fold in folds:
             if not evaluation(options.out, name, fold).exists():
@@ -81,7 +76,7 @@ def run(options: AblateOptions) -> None:
                     brasyn(
                         "cross-validate", options.cases, "--out", options.out / folder(name),
                         "--config", config,
-                        "--folds", str(options.folds), "--fold", str(fold), *overrides, *plan[name],
+                        "--folds", str(options.folds), "--fold", str(fold), *words,
                     )
                 )  # fmt: skip
     scores = {name: scores_of(options.out, name, folds) for name in plan}

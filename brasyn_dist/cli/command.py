@@ -4,20 +4,30 @@ words --Typer--> options dataclass --run--> exit status
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        cases: Annotated[Path, Argument(help="Folder of complete cases.")]
-        seed: Annotated[int, Option("--seed", help="Seed of the split.")] = 0
+        cases: Annotated[Path, Argument(metavar="CASES")]
+        '''Folder of complete cases.'''             # the text of `--help`
+        seed: int = 0
+        '''Seed of the split.'''
 
     main = Command("example", Options, run)     # main(["cases", "--seed", "1"]) returns the exit status
+
+Typer's `Option(...)` in `Annotated` is only needed for limits and metavars.
 """
 
+import ast
+import copy
 import inspect
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
+from textwrap import dedent
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperCommand
 
 from brasyn_dist.common.logs import set_up_logging
@@ -26,9 +36,12 @@ from brasyn_dist.errors import BrasynError
 T = TypeVar("T")
 Precision = Literal["no", "bf16", "fp16"]
 OVERRIDES = "section.key=value"
+Overrides = Annotated[list[str] | None, Argument(metavar=OVERRIDES)]
+Positive = Annotated[int, Option(min=1)]
+Index = Annotated[int, Option(min=0)]
 LabelEditionOption = Annotated[
     Literal["auto", "brats2021", "brats2023", "brats2024", "ped"],
-    typer.Option(
+    Option(
         "--label-edition",
         help="Meaning of the labels. auto: decided for each cohort from all its files. "
         "brats2021: 4 enhancing; brats2023: 3 enhancing; brats2024: 3 enhancing, 4 resection cavity; "
@@ -36,7 +49,7 @@ LabelEditionOption = Annotated[
     ),
 ]
 SkipBadOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out bad cases instead of stopping; each is reported.")
+    bool, Option("--skip-bad", help="Leave out bad cases instead of stopping; each is reported.")
 ]
 
 
@@ -46,6 +59,34 @@ class View(StrEnum):
     axial = "axial"
     sagittal = "sagittal"
     coronal = "coronal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Options of the commands that run generators on cases."""
+
+    weights: Annotated[list[str], Option(metavar="W...")]
+    """Run or export folder; several as FOLDER:VIEW; or a YAML file of members."""
+    views: list[View] | None = None
+    """Views to run over.  [default: all that a model was trained on]"""
+    any_view: bool = False
+    """Allow views that a model was not trained on."""
+    batch_size: Annotated[int | None, Option(min=1)] = None
+    """Slices at a time.  [default: 16 on GPUs, 4 on CPUs]"""
+    precision: Precision = "no"
+    """Autocast."""
+    device: str | None = None
+    """Such as cpu or cuda:1.  [default: a GPU if there is one]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharingOptions:
+    """Options of the commands whose processes share cases."""
+
+    workers: Positive = 1
+    """Processes that share the cases, each with its own GPU if there are several."""
+    lease: Annotated[float | None, Option(metavar="SECONDS")] = None
+    """Heartbeat timeout after which another process takes over a case.  [default: 60]"""
 
 
 class Command(Generic[T]):
@@ -63,7 +104,7 @@ class Command(Generic[T]):
 
         Args:
             name: Subcommand of `brasyn`.
-            options: Frozen dataclass with annotations `Annotated[type, Option(...) or Argument(...)]`.
+            options: Frozen dataclass, see above.
             run: Does the work; returns the exit status (None: 0).
             lists: Options that take several values: `--views axial sagittal`.
             more_help: Text that follows the options in `--help`.
@@ -95,8 +136,9 @@ class Command(Generic[T]):
         def callback(**values: Any) -> None:
             parsed.append(self.options(**values))
 
-        callback.__signature__ = inspect.signature(self.options)  # type: ignore[attr-defined]
-        callback.__annotations__ = typing.get_type_hints(self.options, include_extras=True)
+        parameters = typer_parameters(self.options)
+        callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        callback.__annotations__ = {p.name: p.annotation for p in parameters}
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
         app.command(cls=_with_help(self._description(), self.more_help))(callback)
         try:
@@ -110,6 +152,24 @@ class Command(Generic[T]):
 
     def _description(self) -> str:
         return (sys.modules[self.options.__module__].__doc__ or "").strip()
+
+
+def typer_parameters(options: type) -> list[inspect.Parameter]:
+    """Parameters for Typer: the docstring below a field is its help, and `a_b: bool` is the flag `--a-b`."""
+    texts: dict[str, str] = {}
+    for cls in reversed(options.__mro__[:-1]):
+        definition: Any = ast.parse(dedent(inspect.getsource(cls))).body[0]
+        for field, text in pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                texts[ast.unparse(field.target)] = ast.literal_eval(text.value)
+    parameters, defaults = [], inspect.signature(options).parameters
+    for name, hint in typing.get_type_hints(options, include_extras=True).items():
+        kind, *declared = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        flag = [f"--{name.replace('_', '-')}"] if kind is bool else []
+        info = copy.copy(declared[0]) if declared else Option(*flag)
+        info.help = info.help or texts.get(name)
+        parameters.append(defaults[name].replace(annotation=Annotated[kind, info]))
+    return parameters
 
 
 def _with_help(description: str, more_help: Callable[[], str] | None) -> type[TyperCommand]:

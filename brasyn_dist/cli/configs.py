@@ -24,19 +24,18 @@ FOLDERS: tuple[Folder, ...] = ("configs", "launch", "slurm")
 class ConfigsOptions:
     """Options of `brasyn configs`."""
 
-    names: Annotated[
-        list[str] | None,
-        Argument(metavar="NAME", help="Folders or files, such as `slurm` or `r3.yaml`; all without."),
-    ] = None
-    copy: Annotated[
-        Path | None, Option("--copy", metavar="DIR", help="Copy them to folders of the same name in DIR.")
-    ] = None
-    path: Annotated[bool, Option("--path", help="Print nothing but the full paths.")] = False
+    names: Annotated[list[str] | None, Argument(metavar="NAME")] = None
+    """Folders or files, such as `slurm` or `r3.yaml`; all without."""
+    copy: Annotated[Path | None, Option(metavar="DIR")] = None
+    """Copy them to folders of the same name in DIR."""
+    path: bool = False
+    """Print nothing but the full paths."""
 
 
 def run(options: ConfigsOptions) -> None:
     """Copy, or print one line for each file: path and first comment line."""
-    chosen = [file for folder in FOLDERS for file in files_of(folder)]
+    found = [file for folder in FOLDERS for file in sorted(resource_folder(folder).rglob("*"))]
+    chosen = [file for file in found if file.is_file() and file.suffix not in (".py", ".pyc")]
     names = options.names or []
     for name in names:
         if not any(matches(file, name) for file in chosen):
@@ -55,13 +54,6 @@ def run(options: ConfigsOptions) -> None:
             print(file)
         else:
             print(f"{place_of(file).as_posix():<48}{summary(file)}")
-
-
-def files_of(folder: Folder) -> list[Path]:
-    """Files of a packaged folder and its subfolders."""
-    return sorted(
-        p for p in resource_folder(folder).rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")
-    )
 
 
 def place_of(file: Path) -> Path:

@@ -7,63 +7,44 @@ OUT is then a folder that `brasyn infer --weights OUT` and `Generator.from_pretr
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument
 
-from brasyn_dist.cli.command import Command, View
-
-if TYPE_CHECKING:
-    from brasyn_dist.models.hfgan import HFGANGenerator
+from brasyn_dist.cli.command import Command, Positive, View
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """Options of `brasyn convert`."""
 
-    published: Annotated[
-        Path, Argument(metavar="PUBLISHED", help="Published generator weights (.safetensors).")
-    ]
-    out: Annotated[Path, Argument(metavar="OUT", help="Folder for config.json and model.safetensors.")]
-    heads: Annotated[
-        int, Option("--heads", min=1, help="Attention heads, which the shapes of weights do not show.")
-    ] = 16
-    statistics: Annotated[
-        str,
-        Option("--statistics", metavar="FILE", help="statistics.json of the training, or `published`."),
-    ] = "published"
-    views: Annotated[list[View] | None, Option("--views", help="Views that the weights were trained on.")] = (
-        None
-    )
+    published: Annotated[Path, Argument(metavar="PUBLISHED")]
+    """Published generator weights (.safetensors)."""
+    out: Annotated[Path, Argument(metavar="OUT")]
+    """Folder for config.json and model.safetensors."""
+    heads: Positive = 16
+    """Attention heads, which the shapes of weights do not show."""
+    statistics: str = "published"
+    """statistics.json of the training, or `published`."""
+    views: list[View] | None = None
+    """Views that the weights were trained on."""
 
 
 def run(options: ConvertOptions) -> None:
-    """Convert, and print the network's size."""
-    generator = convert(
-        options.published,
-        options.out,
-        options.heads,
-        options.statistics,
-        [str(view) for view in options.views or ()],
-    )
-    parameters = sum(p.numel() for p in generator.parameters())
-    print(f"{options.out}: generator with {parameters:,} parameters, {generator.config}")
-
-
-def convert(published: Path, out: Path, heads: int, statistics: str, views: list[str]) -> "HFGANGenerator":
-    """Read, convert, check by loading, write. Raises CheckpointError or DataError."""
+    """Read, convert, check by loading, write; print the network's size."""
     from brasyn_dist.models.hfgan import HFGANGenerator
     from brasyn_dist.models.pretrained import load_tensors
     from brasyn_dist.models.published_weights import convert_generator
     from brasyn_dist.preprocessing.preprocessing import Preprocessing
-    from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
+    from brasyn_dist.preprocessing.statistics import Statistics
 
-    config, state = convert_generator(load_tensors(published), heads)
+    config, state = convert_generator(load_tensors(options.published), options.heads)
     generator = HFGANGenerator(config)
     generator.load_state_dict(state)
-    chosen = PUBLISHED if statistics == "published" else Statistics.load(statistics)
-    generator.save_pretrained(out, Preprocessing(chosen, tuple(views)))
-    return generator
+    statistics = Statistics.load(options.statistics)
+    generator.save_pretrained(options.out, Preprocessing(statistics, tuple(options.views or ())))
+    parameters = sum(p.numel() for p in generator.parameters())
+    print(f"{options.out}: generator with {parameters:,} parameters, {generator.config}")
 
 
 main = Command("convert", ConvertOptions, run, lists=("--views",))

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Argument
 
-from brasyn_dist.cli.command import OVERRIDES, Command, SkipBadOption
+from brasyn_dist.cli.command import Command, Index, Overrides, SkipBadOption
 from brasyn_dist.cli.subprocesses import brasyn, call, title
-from brasyn_dist.common.files import atomic_path, atomic_write_text, write_json
+from brasyn_dist.common.files import atomic_link, atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
 from brasyn_dist.errors import ConfigError
 
@@ -29,27 +29,25 @@ if TYPE_CHECKING:
 class CrossValidateOptions:
     """Options of `brasyn cross-validate`."""
 
-    cases: Annotated[Path, Argument(metavar="CASES", help="Folder of complete cases.")]
-    overrides: Annotated[list[str] | None, Argument(metavar=OVERRIDES, help="Options of the training.")] = (
-        None
-    )
-    out: Annotated[
-        Path, Option("--out", metavar="DIR", help="Folder for everything, with one for each fold.")
-    ]
-    folds: Annotated[int, Option("--folds", help="Number of folds.")] = 5
-    config: Annotated[
-        str, Option("--config", metavar="FILE", help="YAML file of the training, or a packaged one's name.")
-    ] = "laptop"
-    headroom: Annotated[float, Option("--headroom", metavar="F", help="As of `brasyn shard`.")] = 1.0
-    minimum_foreground: Annotated[
-        int, Option("--minimum-foreground", min=0, metavar="N", help="As of `brasyn shard`.")
-    ] = 2000
-    seed: Annotated[int, Option("--seed", min=0, help="Seed of the folds.")] = 0
+    cases: Annotated[Path, Argument(metavar="CASES")]
+    """Folder of complete cases."""
+    overrides: Overrides = None
+    """Options of the training."""
+    out: Path
+    """Folder for everything, with one for each fold."""
+    folds: int = 5
+    """Number of folds."""
+    config: str = "laptop"
+    """YAML file of the training, or a packaged one's name."""
+    headroom: float = 1.0
+    """As of `brasyn shard`."""
+    minimum_foreground: Index = 2000
+    """As of `brasyn shard`."""
+    seed: Index = 0
+    """Seed of the folds."""
     skip_bad: SkipBadOption = False
-    fold: Annotated[
-        int | None,
-        Option("--fold", metavar="N", help="Do only this fold (from 0), without the pooled table."),
-    ] = None
+    fold: int | None = None
+    """Do only this fold (from 0), without the pooled table."""
 
 
 def run(options: CrossValidateOptions) -> None:
@@ -58,14 +56,7 @@ def run(options: CrossValidateOptions) -> None:
 
     from brasyn_dist.data.case_folders import unreadable_cases, usable_cases, without_bad
     from brasyn_dist.data.label_editions import with_label_editions
-    from brasyn_dist.evaluation.tables import (
-        read_table,
-        summarise,
-        summary_json,
-        table_csv,
-        text_table,
-        with_best_copy,
-    )
+    from brasyn_dist.evaluation import tables
 
     cases = usable_cases([options.cases], skip_bad=options.skip_bad, complete=True)
     cases, _ = with_label_editions(cases)
@@ -79,13 +70,13 @@ def run(options: CrossValidateOptions) -> None:
             evaluate_fold(options, cases, held_out, options.out / f"fold-{number}", name)
     if options.fold is not None:
         return
-    tables = [read_table(options.out / f"fold-{n}" / "evaluation") for n in range(len(folds))]
-    table = with_best_copy(pd.concat(tables))
-    summary = summarise(table)
-    atomic_write_text(options.out / "cases.csv", table_csv(table))
-    write_json(options.out / "summary.json", {"means": summary_json(summary)})
+    parts = [tables.read_table(options.out / f"fold-{n}" / "evaluation") for n in range(len(folds))]
+    table = tables.with_best_copy(pd.concat(parts))
+    summary = tables.summarise(table)
+    atomic_write_text(options.out / "cases.csv", tables.table_csv(table))
+    write_json(options.out / "summary.json", {"means": tables.summary_json(summary)})
     title(f"All folds: {len(cases)} cases, each by a network trained without its patient")
-    print(text_table(summary))
+    print(tables.text_table(summary))
 
 
 def split_into_folds(cases: "Sequence[Case]", folds: int, seed: int) -> "list[list[Case]]":
@@ -150,8 +141,7 @@ def link(cases: "Sequence[Case]", folder: Path) -> Path:
     """A folder of links to the cases."""
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        with atomic_path(folder / case.name) as temporary:
-            temporary.symlink_to(case.folder.resolve(), target_is_directory=True)
+        atomic_link(folder / case.name, case.folder)
     return folder
 
 

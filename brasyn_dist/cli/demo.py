@@ -14,12 +14,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from typer import Argument, Option
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.cli.command import OVERRIDES, Command
+from brasyn_dist.cli.command import Command, Index, Overrides
 from brasyn_dist.cli.subprocesses import brasyn, call, check, environment, show, title
 from brasyn_dist.common.files import atomic_path
 from brasyn_dist.common.processes import kill_tree
@@ -31,22 +28,22 @@ from brasyn_dist.errors import BrasynError
 class DemoOptions:
     """Options of `brasyn demo`."""
 
-    overrides: Annotated[list[str] | None, Argument(metavar=OVERRIDES, help="Options of the training.")] = (
-        None
-    )
-    data: Annotated[
-        Path | None, Option("--data", metavar="DIR", help="Folder of BraTS cases, or of cohort folders.")
-    ] = None
-    out: Annotated[Path, Option("--out", metavar="DIR", help="Folder for everything.")] = Path("demo")
-    gli: Annotated[int, Option("--gli", min=0, help="Synthetic glioma cases.")] = 6
-    met: Annotated[int, Option("--met", min=0, help="Synthetic metastasis cases.")] = 2
-    config: Annotated[
-        str, Option("--config", metavar="FILE", help="YAML file of the training, or a packaged one's name.")
-    ] = "demo"
-    kill_at: Annotated[
-        int, Option("--kill-at", min=0, help="Kill the training when this step is saved; 0: never.")
-    ] = 200
-    seed: Annotated[int, Option("--seed", min=0, help="Seed of the cohort and of the split.")] = 0
+    overrides: Overrides = None
+    """Options of the training."""
+    data: Path | None = None
+    """Folder of BraTS cases, or of cohort folders."""
+    out: Path = Path("demo")
+    """Folder for everything."""
+    gli: Index = 6
+    """Synthetic glioma cases."""
+    met: Index = 2
+    """Synthetic metastasis cases."""
+    config: str = "demo"
+    """YAML file of the training, or a packaged one's name."""
+    kill_at: Index = 200
+    """Kill the training when this step is saved; 0: never."""
+    seed: Index = 0
+    """Seed of the cohort and of the split."""
 
 
 def run(options: DemoOptions) -> None:

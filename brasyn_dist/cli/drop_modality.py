@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Argument
 
-from brasyn_dist.cli.command import Command, SkipBadOption
+from brasyn_dist.cli.command import Command, Index, SkipBadOption
 from brasyn_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -30,17 +30,18 @@ RECORD = "dropped.json"
 class DropOptions:
     """Options of `brasyn drop-modality`."""
 
-    cases: Annotated[Path, Argument(metavar="CASES", help="Folder of complete cases.")]
-    out: Annotated[Path, Argument(metavar="OUT", help="Folder for the incomplete cases.")]
-    seed: Annotated[int, Option("--seed", min=0, help="Seed of the choice.")] = CHALLENGE_SEED
-    modality: Annotated[
-        str | None,
-        Option("--modality", help="Leave out this modality of every case instead of a random one."),
-    ] = None
-    keep_segmentation: Annotated[
-        bool, Option("--keep-segmentation", help="Keep segmentations, which the challenge removes.")
-    ] = False
-    link: Annotated[bool, Option("--link", help="Symbolic links instead of copies.")] = False
+    cases: Annotated[Path, Argument(metavar="CASES")]
+    """Folder of complete cases."""
+    out: Annotated[Path, Argument(metavar="OUT")]
+    """Folder for the incomplete cases."""
+    seed: Index = CHALLENGE_SEED
+    """Seed of the choice."""
+    modality: str | None = None
+    """Leave out this modality of every case instead of a random one."""
+    keep_segmentation: bool = False
+    """Keep segmentations, which the challenge removes."""
+    link: bool = False
+    """Symbolic links instead of copies."""
     skip_bad: SkipBadOption = False
 
 
@@ -89,17 +90,17 @@ def check_record(out: Path, dropped: dict[str, str]) -> None:
 
 def write_case(case: "Case", dropped: str, out: Path, keep_segmentation: bool, link: bool) -> None:
     """Copy or link the files of a case, without the modality `dropped`."""
-    from brasyn_dist.common.files import atomic_path
+    from brasyn_dist.common.files import atomic_link, atomic_path
 
     folder = out / case.name
     folder.mkdir(parents=True, exist_ok=True)
     for modality, source in case.files.items():
         if modality == dropped or (modality == "seg" and not keep_segmentation):
             continue
-        with atomic_path(folder / source.name) as temporary:
-            if link:
-                temporary.symlink_to(source.resolve())
-            else:
+        if link:
+            atomic_link(folder / source.name, source)
+        else:
+            with atomic_path(folder / source.name) as temporary:
                 shutil.copyfile(source, temporary)
 
 

@@ -23,18 +23,20 @@ Format = Literal["hub", "monai-bundle", "torch-export"]
 class ExportOptions:
     """Options of `brasyn export`."""
 
-    run: Annotated[str, Argument(metavar="RUN", help="Run or export folder, or ORG/NAME on the hub.")]
-    out: Annotated[Path, Argument(metavar="OUT", help="Folder to write.")]
-    format: Annotated[Format, Option("--format", help="Kind of export.")] = "hub"
-    name: Annotated[str | None, Option("--name", help="Title of the model card.  [default: of OUT]")] = None
-    evaluation: Annotated[
-        Path | None,
-        Option("--evaluation", metavar="DIR", help="Folder of `brasyn evaluate` for the model card."),
-    ] = None
-    push: Annotated[
-        str | None, Option("--push", metavar="ORG/NAME", help="Upload OUT to this model on the hub.")
-    ] = None
-    public: Annotated[bool, Option("--public", help="A new model on the hub is public.")] = False
+    run: Annotated[str, Argument(metavar="RUN")]
+    """Run or export folder, or ORG/NAME on the hub."""
+    out: Annotated[Path, Argument(metavar="OUT")]
+    """Folder to write."""
+    format: Format = "hub"
+    """Kind of export."""
+    name: str | None = None
+    """Title of the model card.  [default: of OUT]"""
+    evaluation: Path | None = None
+    """Folder of `brasyn evaluate` for the model card."""
+    push: Annotated[str | None, Option(metavar="ORG/NAME")] = None
+    """Upload OUT to this model on the hub."""
+    public: bool = False
+    """A new model on the hub is public."""
 
 
 def run(options: ExportOptions) -> None:

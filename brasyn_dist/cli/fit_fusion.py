@@ -9,15 +9,15 @@ models were not trained on. Use the file by `brasyn infer ... --fusion FILE.json
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from typer import BadParameter, Option
+from typer import BadParameter
 
-from brasyn_dist.cli.command import Command, Precision, SkipBadOption, View
+from brasyn_dist.cli.command import Command, Index, ModelOptions, Positive, SkipBadOption
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.modality_set import ModalitySet
 
@@ -28,29 +28,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitFusionOptions:
+class FitFusionOptions(ModelOptions):
     """Options of `brasyn fit-fusion`."""
 
-    weights: Annotated[list[str], Option("--weights", metavar="W...", help="As of `brasyn infer`.")]
-    cases: Annotated[Path, Option("--cases", metavar="DIR", help="Folder of complete cases.")]
-    out: Annotated[Path, Option("--out", metavar="FILE", help="File to write, ending in .json.")]
-    views: Annotated[
-        list[View] | None,
-        Option("--views", help="Views to run over.  [default: all that a model was trained on]"),
-    ] = None
-    any_view: Annotated[bool, Option("--any-view", help="Allow views that a model was not trained on.")] = (
-        False
-    )
-    voxels: Annotated[int, Option("--voxels", min=1, help="Random voxels of each case and modality.")] = 20000
-    seed: Annotated[int, Option("--seed", min=0, help="Seed of the choice of voxels.")] = 0
-    batch_size: Annotated[
-        int | None,
-        Option("--batch-size", min=1, help="Slices at a time.  [default: 16 on GPUs, 4 on CPUs]"),
-    ] = None
-    precision: Annotated[Precision, Option("--precision", help="Autocast.")] = "no"
-    device: Annotated[
-        str | None, Option("--device", help="Such as cpu or cuda:1.  [default: a GPU if there is one]")
-    ] = None
+    cases: Path
+    """Folder of complete cases."""
+    out: Path
+    """File to write, ending in .json."""
+    voxels: Positive = 20000
+    """Random voxels of each case and modality."""
+    seed: Index = 0
+    """Seed of the choice of voxels."""
     skip_bad: SkipBadOption = False
 
     def __post_init__(self) -> None:
@@ -65,9 +53,7 @@ def run(options: FitFusionOptions) -> None:
     from brasyn_dist.inference.fusion_fitting import Sample, cross_validate, fit_weights, sample_case
 
     device = choose_device(options.device, options.precision)
-    members = load_members(
-        options.weights, device, options.views and [str(view) for view in options.views], options.any_view
-    )
+    members = load_members(options.weights, device, options.views, options.any_view)
     if len(members) < 2:
         raise ConfigError(
             f"one member ({members[0].view}) has nothing to be fused with; give several views or weights"
@@ -83,7 +69,8 @@ def run(options: FitFusionOptions) -> None:
         log.info("%s: synthesised %s by %d members", volumes.case.name, ", ".join(modalities), len(members))
     if not samples:
         raise DataError(f"{options.cases}: no complete case; all modalities of a case are needed")
-    names = member_names([m.view for m in members], [m.weights_sha256 for m in members])
+    views = [m.view for m in members]  # with the first digits of the hash if two members have the same view
+    names = [m.view if views.count(m.view) == 1 else f"{m.view} {m.weights_sha256[:6]}" for m in members]
     errors = cross_validate(samples, names, fit)
     facts = {
         "members": describe_members(members),
@@ -117,19 +104,14 @@ def complete_cases(folder: Path, modality_set: ModalitySet, skip_bad: bool) -> I
         yield read_case(case, segmentation=False)
 
 
-def member_names(views: Sequence[str], hashes: Sequence[str]) -> list[str]:
-    """The view; with the first digits of the hash if two members have the same view."""
-    return [v if views.count(v) == 1 else f"{v} {h[:6]}" for v, h in zip(views, hashes)]
-
-
 def error_table(errors: Mapping[str, Mapping[str, float]]) -> str:
     """Mean absolute errors as a table, and the modalities for which the fusion is no better than the mean."""
+    from brasyn_dist.common.text_table import render_text_table
+
     names = list(next(iter(errors.values())))
-    lines = [
-        "mean absolute error on cases that the fit has not seen",
-        f"{'':<6}" + "".join(f"{n:>18}" for n in names),
-    ]
-    lines += [f"{t:<6}" + "".join(f"{row[n]:>18.3f}" for n in names) for t, row in errors.items()]
+    rows = [[target, *(f"{row[name]:.3f}" for name in names)] for target, row in errors.items()]
+    table = render_text_table(["target", *names], rows).rstrip()
+    lines = ["mean absolute error on cases that the fit has not seen", table]
     worse = [target for target, row in errors.items() if row["fused"] >= row["mean"]]
     if worse:
         lines.append(f"no better than the mean for {', '.join(worse)}")

@@ -20,80 +20,34 @@ from typing import Annotated
 
 from typer import Option
 
-from brasyn_dist.cli.command import Command, Precision, View
+from brasyn_dist.cli.command import Command, ModelOptions, SharingOptions
 from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
 from brasyn_dist.workqueue.worker_processes import worker_processes
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferOptions:
+class InferOptions(SharingOptions, ModelOptions):
     """Options of `brasyn infer`."""
 
-    weights: Annotated[
-        list[str],
-        Option(
-            "--weights",
-            metavar="W...",
-            help="Run or export folder; several as FOLDER:VIEW; or a YAML file of members.",
-        ),
-    ]
-    input: Annotated[Path, Option("--input", help="Folder of case folders.")]
-    output: Annotated[Path, Option("--output", help="Folder for the volumes and manifest.json.")]
-    views: Annotated[
-        list[View] | None,
-        Option("--views", help="Views to run over.  [default: all that a model was trained on]"),
-    ] = None
-    any_view: Annotated[bool, Option("--any-view", help="Allow views that a model was not trained on.")] = (
-        False
-    )
-    fusion: Annotated[
-        Path | None, Option("--fusion", help="File of `brasyn fit-fusion`.  [default: the mean]")
-    ] = None
-    tta: Annotated[
-        bool, Option("--tta", help="Average with the result of mirrored slices, for twice the time.")
-    ] = False
-    modality: Annotated[
-        list[str] | None,
-        Option("--modality", metavar="M...", help="Synthesise exactly these, as if no case had them."),
-    ] = None
-    batch_size: Annotated[
-        int | None,
-        Option("--batch-size", min=1, help="Slices at a time.  [default: 16 on GPUs, 4 on CPUs]"),
-    ] = None
-    precision: Annotated[Precision, Option("--precision", help="Autocast.")] = "no"
-    device: Annotated[
-        str | None, Option("--device", help="Such as cpu or cuda:1.  [default: a GPU if there is one]")
-    ] = None
-    workers: Annotated[
-        int, Option("--workers", min=1, help="Processes that share the cases, each with its own GPU.")
-    ] = 1
-    lease: Annotated[
-        float | None,
-        Option(
-            "--lease",
-            metavar="SECONDS",
-            help="Heartbeat timeout after which another process takes over a case.  [default: 60]",
-        ),
-    ] = None
-    overwrite: Annotated[bool, Option("--overwrite", help="Synthesise finished volumes again.")] = False
-    round: Annotated[bool, Option("--round", help="Round intensities that are not integers.")] = False
-    assume: Annotated[
-        str | None,
-        Option(
-            "--assume",
-            metavar="AXES",
-            help="Order of the axes, such as LPS, of volumes whose headers state none.  [default: LAS]",
-        ),
-    ] = None
-    strict: Annotated[
-        bool,
-        Option(
-            "--strict",
-            help="Refuse cases that are not skull-stripped, not at 1 mm, or whose headers leave something "
-            "open.",
-        ),
-    ] = False
+    input: Path
+    """Folder of case folders."""
+    output: Path
+    """Folder for the volumes and manifest.json."""
+    fusion: Path | None = None
+    """File of `brasyn fit-fusion`.  [default: the mean]"""
+    tta: bool = False
+    """Average with the result of mirrored slices, for twice the time."""
+    modality: Annotated[list[str] | None, Option(metavar="M...")] = None
+    """Synthesise exactly these, as if no case had them."""
+    overwrite: bool = False
+    """Synthesise finished volumes again."""
+    round: bool = False
+    """Round intensities that are not integers."""
+    assume: Annotated[str | None, Option(metavar="AXES")] = None
+    """Order of the axes, such as LPS, of volumes whose headers state none.  [default: LAS]"""
+    strict: bool = False
+    """Refuse cases that are not skull-stripped, not at 1 mm, or whose headers leave something open."""
 
 
 def run(options: InferOptions) -> int:
@@ -113,7 +67,7 @@ def infer(options: InferOptions, context: LaunchContext) -> int:
         options.input,
         options.output,
         weights=options.weights,
-        views=options.views and [str(view) for view in options.views],
+        views=options.views,
         any_view=options.any_view,
         fusion=options.fusion,
         tta=options.tta,

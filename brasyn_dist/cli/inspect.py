@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Argument
 
-from brasyn_dist.cli.command import Command, LabelEditionOption
+from brasyn_dist.cli.command import Command, LabelEditionOption, Positive
 from brasyn_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 class InspectOptions:
     """Options of `brasyn inspect`."""
 
-    cohorts: Annotated[list[Path], Argument(metavar="COHORT_DIR", help="Folders of case folders.")]
-    out: Annotated[Path, Option("--out", metavar="DIR", help="Folder for the results.")]
-    workers: Annotated[int, Option("--workers", min=1, help="Processes.")] = 1
+    cohorts: Annotated[list[Path], Argument(metavar="COHORT_DIR")]
+    """Folders of case folders."""
+    out: Path
+    """Folder for the results."""
+    workers: Positive = 1
+    """Processes."""
     label_edition: LabelEditionOption = "auto"
-    modality_set: Annotated[
-        Path | None,
-        Option("--modality-set", metavar="FILE", help="As of `brasyn shard`.  [default: BraTS]"),
-    ] = None
+    modality_set: Path | None = None
+    """As of `brasyn shard`.  [default: BraTS]"""
 
 
 def run(options: InspectOptions) -> None:
@@ -53,7 +54,7 @@ def run(options: InspectOptions) -> None:
     modality_set = BRATS if options.modality_set is None else read_modality_set(options.modality_set)
     cases, unrecognised = find_cohorts(options.cohorts, modality_set)
     cases, findings = with_editions(cases, options)
-    found = parallel_map("inspect", inspect_case, cases, max(1, min(options.workers, len(cases))))
+    found = parallel_map("inspect", inspect_case, cases, options.workers)
     facts = sorted(found, key=lambda f: (f.case.cohort, f.case.name))
     findings += find_anomalies(facts)
     findings += [Finding(p.folder.name, "unreadable", "", p.reason) for p in unrecognised]

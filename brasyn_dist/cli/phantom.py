@@ -12,7 +12,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from brasyn_dist.cli.command import Command
+from brasyn_dist.cli.command import Command, Index
 from brasyn_dist.errors import BrasynError
 
 
@@ -20,25 +20,23 @@ from brasyn_dist.errors import BrasynError
 class PhantomOptions:
     """Options of `brasyn phantom`."""
 
-    out: Annotated[
-        Path, Argument(metavar="OUT", help="Folder for the cohort folders train_gli and train_met.")
-    ]
-    gli: Annotated[int, Option("--gli", min=0, help="Glioma cases.")] = 6
-    met: Annotated[int, Option("--met", min=0, help="Metastasis cases.")] = 2
-    shape: Annotated[tuple[int, int, int], Option("--shape", metavar="X Y Z", help="Voxels of a volume.")] = (
-        240,
-        240,
-        155,
-    )
-    seed: Annotated[int, Option("--seed", min=0, help="Seed of the cases.")] = 0
-    workers: Annotated[
-        int | None, Option("--workers", min=1, help="Processes.  [default: the processors, at most 8]")
-    ] = None
+    out: Annotated[Path, Argument(metavar="OUT")]
+    """Folder for the cohort folders train_gli and train_met."""
+    gli: Index = 6
+    """Glioma cases."""
+    met: Index = 2
+    """Metastasis cases."""
+    shape: Annotated[tuple[int, int, int], Option(metavar="X Y Z")] = (240, 240, 155)
+    """Voxels of a volume."""
+    seed: Index = 0
+    """Seed of the cases."""
+    workers: Annotated[int | None, Option(min=1)] = None
+    """Processes.  [default: the processors, at most 8]"""
 
 
 def run(options: PhantomOptions) -> None:
     """Write the cohorts."""
-    from brasyn_dist.common.process_pool import available_processors
+    from brasyn_dist.common.processes import available_processors
     from brasyn_dist.phantom.cases import plan_cohorts, write_cohorts
 
     cases = plan_cohorts(options.out, options.gli, options.met, options.seed)

@@ -18,7 +18,8 @@ from brasyn_dist.errors import BrasynError
 class ReportOptions:
     """Options of `brasyn report`."""
 
-    runs: Annotated[list[Path], Argument(metavar="RUN", help="Run folders.")]
+    runs: Annotated[list[Path], Argument(metavar="RUN")]
+    """Run folders."""
 
 
 def run(options: ReportOptions) -> int:

@@ -9,147 +9,65 @@ brasyn_dist/data/sharding/write_shards.py.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from typer import Argument, BadParameter, Option
 
-from brasyn_dist.cli.command import Command, LabelEditionOption, SkipBadOption, View, at_most_one
+from brasyn_dist.cli.command import Command, LabelEditionOption, Positive, SkipBadOption, View, at_most_one
 from brasyn_dist.errors import BrasynError
-
-if TYPE_CHECKING:
-    from brasyn_dist.preprocessing.statistics import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCommandOptions:
     """Options of `brasyn shard`."""
 
-    cohorts: Annotated[list[Path] | None, Argument(metavar="COHORT_DIR", help="Folders of case folders.")] = (
-        None
-    )
-    out: Annotated[Path | None, Option("--out", help="Folder of the shard set.")] = None
-    views: Annotated[list[View] | None, Option("--views", help="Views to slice.  [default: all]")] = None
-    workers: Annotated[
-        int | None,
-        Option("--workers", min=1, help="Processes, 0.5 GB each.  [default: the processors, at most 8]"),
-    ] = None
-    statistics: Annotated[
-        str | None,
-        Option(
-            "--statistics",
-            metavar="FILE",
-            help="A statistics.json, or `published`.  [default: computed from the training cases]",
-        ),
-    ] = None
-    split: Annotated[
-        Path | None,
-        Option(
-            "--split",
-            metavar="FILE",
-            help="Names of the held-out cases, as JSON list or one on each line.",
-        ),
-    ] = None
-    validation_fraction: Annotated[
-        float | None,
-        Option(
-            "--validation-fraction",
-            metavar="F",
-            min=0,
-            max=1,
-            help="Fraction of each cohort's patients to hold out.  [default: 0.1]",
-        ),
-    ] = None
-    seed: Annotated[int, Option("--seed", help="Seed of the split and of the order of slices.")] = 0
+    cohorts: Annotated[list[Path] | None, Argument(metavar="COHORT_DIR")] = None
+    """Folders of case folders."""
+    out: Path | None = None
+    """Folder of the shard set."""
+    views: list[View] | None = None
+    """Views to slice.  [default: all]"""
+    workers: Annotated[int | None, Option(min=1)] = None
+    """Processes, 0.5 GB each.  [default: the processors, at most 8]"""
+    statistics: str | None = None
+    """A statistics.json, or `published`.  [default: computed from the training cases]"""
+    split: Path | None = None
+    """Names of the held-out cases, as JSON list or one on each line."""
+    validation_fraction: Annotated[float | None, Option(min=0, max=1)] = None
+    """Fraction of each cohort's patients to hold out.  [default: 0.1]"""
+    seed: int = 0
+    """Seed of the split and of the order of slices."""
     skip_bad: SkipBadOption = False
-    round: Annotated[bool, Option("--round", help="Round intensities that are not integers.")] = False
-    codec: Annotated[
-        Literal["npy.zst", "npy"] | None,
-        Option("--codec", help="Storage of a slice.  [default: npy.zst]"),
-    ] = None
-    samples_per_shard: Annotated[
-        int, Option("--samples-per-shard", min=1, metavar="N", help="Slices of a tar file.")
-    ] = 1000
-    minimum_foreground: Annotated[
-        int | None,
-        Option(
-            "--minimum-foreground",
-            min=0,
-            metavar="N",
-            help="Foreground pixels that every modality of a slice must have.  [default: 2000]",
-        ),
-    ] = None
-    clip_percentile: Annotated[
-        float,
-        Option(
-            "--clip-percentile",
-            metavar="P",
-            min=50,
-            max=100,
-            help="Percentile of the foreground at which computed statistics clip (the thesis compares 95, "
-            "98, 99 and 99.5).",
-        ),
-    ] = 99.5
-    headroom: Annotated[
-        float,
-        Option(
-            "--headroom",
-            metavar="F",
-            help="Computed statistics clip at F x the percentile; above 1 for small cohorts, whose "
-            "scans may be darker than unseen ones.",
-        ),
-    ] = 1.0
-    modality_set: Annotated[
-        Path | None,
-        Option(
-            "--modality-set",
-            metavar="FILE",
-            help="YAML file with name, modalities and optionally titles, suffixes, labels and regions of "
-            "other studies.  [default: BraTS]",
-        ),
-    ] = None
+    round: bool = False
+    """Round intensities that are not integers."""
+    codec: Literal["npy.zst", "npy"] | None = None
+    """Storage of a slice.  [default: npy.zst]"""
+    samples_per_shard: Positive = 1000
+    """Slices of a tar file."""
+    minimum_foreground: Annotated[int | None, Option(min=0)] = None
+    """Foreground pixels that every modality of a slice must have.  [default: 2000]"""
+    clip_percentile: Annotated[float, Option(metavar="P", min=50, max=100)] = 99.5
+    """Percentile of the foreground at which computed statistics clip (the thesis compares 95, 98, 99
+    and 99.5)."""
+    headroom: float = 1.0
+    """Computed statistics clip at F x the percentile; above 1 for small cohorts, whose scans may be
+    darker than unseen ones."""
+    modality_set: Path | None = None
+    """YAML file with name, modalities and optionally titles, suffixes, labels and regions of other
+    studies.  [default: BraTS]"""
     label_edition: LabelEditionOption = "auto"
-    patients: Annotated[
-        Path | None,
-        Option(
-            "--patients",
-            metavar="FILE",
-            help="Patient of each case: lines `case,patient`, or a JSON object.  [default: from the names]",
-        ),
-    ] = None
-    exclude: Annotated[
-        Path | None,
-        Option(
-            "--exclude",
-            metavar="FILE",
-            help="Cases to leave out: findings.json of `brasyn inspect`, or names.",
-        ),
-    ] = None
-    exclude_kind: Annotated[
-        list[str] | None,
-        Option(
-            "--exclude-kind", metavar="KIND", help="Only findings of these kinds.  [default: all in the file]"
-        ),
-    ] = None
-    assume: Annotated[
-        str | None,
-        Option(
-            "--assume",
-            metavar="AXES",
-            help="Order of the axes, such as LPS, of volumes whose headers state none.  [default: refused]",
-        ),
-    ] = None
-    strict: Annotated[
-        bool,
-        Option(
-            "--strict",
-            help="Refuse cases that are not skull-stripped, not at 1 mm, or whose headers leave something "
-            "open.",
-        ),
-    ] = False
-    rebuild_index: Annotated[
-        Path | None,
-        Option("--rebuild-index", metavar="DIR", help="Only rebuild index.json from the tar files in DIR."),
-    ] = None
+    patients: Path | None = None
+    """Patient of each case: lines `case,patient`, or a JSON object.  [default: from the names]"""
+    exclude: Path | None = None
+    """Cases to leave out: findings.json of `brasyn inspect`, or names."""
+    exclude_kind: Annotated[list[str] | None, Option(metavar="KIND")] = None
+    """Only findings of these kinds.  [default: all in the file]"""
+    assume: Annotated[str | None, Option(metavar="AXES")] = None
+    """Order of the axes, such as LPS, of volumes whose headers state none.  [default: refused]"""
+    strict: bool = False
+    """Refuse cases that are not skull-stripped, not at 1 mm, or whose headers leave something open."""
+    rebuild_index: Path | None = None
+    """Only rebuild index.json from the tar files in DIR."""
 
     def __post_init__(self) -> None:
         at_most_one(split=self.split, validation_fraction=self.validation_fraction is not None)
@@ -171,7 +89,7 @@ def run(options: ShardCommandOptions) -> None:
 def shard(options: ShardCommandOptions) -> None:
     """Write the shard set."""
     from brasyn_dist.brats import BRATS, VIEWS
-    from brasyn_dist.common.process_pool import available_processors
+    from brasyn_dist.common.processes import available_processors
     from brasyn_dist.data.format.codec import DEFAULT_CODEC
     from brasyn_dist.data.nifti import check_axes
     from brasyn_dist.data.patients import read_patients_file
@@ -180,6 +98,7 @@ def shard(options: ShardCommandOptions) -> None:
     from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
     from brasyn_dist.modality_set import read_modality_set
     from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
+    from brasyn_dist.preprocessing.statistics import Statistics
 
     assert options.cohorts and options.out
     fraction, foreground = options.validation_fraction, options.minimum_foreground
@@ -204,7 +123,7 @@ def shard(options: ShardCommandOptions) -> None:
             patients=tuple(sorted(read_patients_file(options.patients).items())) if options.patients else (),
             exclude=read_exclusions(options.exclude, options.exclude_kind or ()) if options.exclude else (),
         ),
-        statistics=given_statistics(options.statistics),
+        statistics=None if options.statistics is None else Statistics.load(options.statistics),
         workers=options.workers or available_processors(8),
         skip_bad=options.skip_bad,
     )
@@ -218,15 +137,6 @@ def rebuild(folder: Path) -> None:
     index = rebuild_index(folder)
     index.save(folder)
     print(summary(index))
-
-
-def given_statistics(option: str | None) -> "Statistics | None":
-    """Statistics that `--statistics` names; None: to be computed."""
-    from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
-
-    if option is None:
-        return None
-    return PUBLISHED if option == "published" else Statistics.load(option)
 
 
 main = Command("shard", ShardCommandOptions, run, lists=("--views", "--exclude-kind"))

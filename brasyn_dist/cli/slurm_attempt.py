@@ -1,8 +1,9 @@
 """Record an attempt of a batch job at a run; slurm/train.sbatch calls it.
 
-brasyn slurm-attempt begin --config C [section.key=value ...]          prints the run folder brasyn
-slurm-attempt end RUN_DIR --exit-status N [--warned]            prints what to do: finished, requeue, stop,
-give-up
+    brasyn slurm-attempt begin --config C [section.key=value ...]    prints the run folder
+    brasyn slurm-attempt end RUN_DIR --exit-status N [--warned]      prints finished, requeue, stop, give-up
+
+Called by batch scripts only.
 """
 
 import sys
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, BadParameter
 
 from brasyn_dist.cli.command import Command
 from brasyn_dist.common.resources import find_resource
@@ -21,14 +22,16 @@ from brasyn_dist.errors import BrasynError
 class AttemptOptions:
     """Options of `brasyn slurm-attempt`."""
 
-    event: Annotated[Literal["begin", "end"], Argument(help="What happened.")]
-    words: Annotated[
-        list[str] | None,
-        Argument(metavar="WORD", help="`begin`: section.key=value; `end`: the run folder."),
-    ] = None
-    config: Annotated[str | None, Option("--config", help="YAML file of the run.")] = None
-    exit_status: Annotated[int | None, Option("--exit-status", help="Exit status of the launcher.")] = None
-    warned: Annotated[bool, Option("--warned", help="The batch script was signalled to end.")] = False
+    event: Annotated[Literal["begin", "end"], Argument()]
+    """What happened."""
+    words: Annotated[list[str] | None, Argument(metavar="WORD")] = None
+    """`begin`: section.key=value; `end`: the run folder."""
+    config: str | None = None
+    """YAML file of the run."""
+    exit_status: int | None = None
+    """Exit status of the launcher."""
+    warned: bool = False
+    """The batch script was signalled to end."""
 
     def __post_init__(self) -> None:
         if self.event == "end" and (self.exit_status is None or len(self.words or ()) != 1):

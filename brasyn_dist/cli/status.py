@@ -3,11 +3,9 @@
 brasyn status [RUNS_DIR] [--watch]
 """
 
-import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from brasyn_dist.cli.command import Command
+from brasyn_dist.common.files import json_lines, read_json
 from brasyn_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,13 +29,12 @@ STYLES = {"running": "green", "finished": "blue", "stopped": "yellow", "failed":
 class StatusOptions:
     """Options of `brasyn status`."""
 
-    runs_dir: Annotated[
-        Path, Argument(metavar="RUNS_DIR", help="Folder of run folders, or one run folder.")
-    ] = Path("runs")
-    watch: Annotated[bool, Option("--watch", help="Refresh until interrupted.")] = False
-    every: Annotated[
-        float, Option("--every", metavar="SECONDS", min=0.1, help="Seconds between two refreshes.")
-    ] = 5.0
+    runs_dir: Annotated[Path, Argument(metavar="RUNS_DIR")] = Path("runs")
+    """Folder of run folders, or one run folder."""
+    watch: bool = False
+    """Refresh until interrupted."""
+    every: Annotated[float, Option(metavar="SECONDS", min=0.1)] = 5.0
+    """Seconds between two refreshes."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +96,7 @@ def read_run(run_dir: Path) -> RunStatus:
         config = yaml.safe_load((run_dir / "config.yaml").read_text()) or {}
     except (OSError, yaml.YAMLError):
         config = {}
-    try:
-        status = json.loads((run_dir / "status.json").read_text())
-    except (OSError, ValueError):
-        status = {}
+    status = read_json(run_dir / "status.json")
     step, total = int(status.get("step", 0)), int(status.get("total_steps", 0))
     loss = None
     for line in last_lines(run_dir / "metrics.jsonl"):
@@ -138,22 +133,14 @@ def total_loss(line: dict[str, Any]) -> float | None:
     return sum(terms) if terms and all(isinstance(t, int | float) for t in terms) else None
 
 
-def last_lines(path: Path) -> Iterator[dict[str, Any]]:
+def last_lines(path: Path) -> list[dict[str, Any]]:
     """JSON lines at the end of a file, the last one first; incomplete lines are left out."""
     try:
         with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            return list(json_lines(file.read().decode(errors="replace")))[::-1]
     except OSError:
-        return
-    for line in reversed(text.splitlines()):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict):
-            yield values
+        return []
 
 
 def table(runs: list[RunStatus]) -> "Table":

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from brasyn_dist.cli.command import OVERRIDES, Command
+from brasyn_dist.cli.command import Command, Overrides
 from brasyn_dist.cli.cross_validate import link
 from brasyn_dist.cli.demo import cohort_folders, launch_command
 from brasyn_dist.cli.drop_modality import RECORD
@@ -46,51 +46,34 @@ SEGMENTER = "segmenter"
 class StudyOptions:
     """Options of `brasyn study`."""
 
-    configs: Annotated[
-        Path, Argument(metavar="CONFIGS", help="Folder of YAML files, or a packaged one's name.")
-    ]
-    overrides: Annotated[list[str] | None, Argument(metavar=OVERRIDES, help="Options of all trainings.")] = (
-        None
-    )
-    data: Annotated[Path, Option("--data", metavar="DIR", help="Folder of cohort folders.")]
-    out: Annotated[Path, Option("--out", metavar="DIR", help="Folder for everything.")]
-    cases: Annotated[
-        Path | None,
-        Option(
-            "--cases",
-            metavar="DIR",
-            help="Complete cases to evaluate on.  [default: the patients that are held out of --data]",
-        ),
-    ] = None
-    only: Annotated[
-        list[str] | None,
-        Option("--only", metavar="NAME", help="Evaluate this file; may be repeated.  [default: r1 to r10]"),
-    ] = None
-    shard_options: Annotated[
-        str, Option("--shard-options", metavar="OPTIONS", help="More options of `brasyn shard`.")
-    ] = ""
-    infer_options: Annotated[
-        str, Option("--infer-options", metavar="OPTIONS", help="More options of `brasyn infer`.")
-    ] = ""
-    evaluate_options: Annotated[
-        str,
-        Option(
-            "--evaluate-options",
-            metavar="OPTIONS",
-            help="More options of `brasyn evaluate`; a source of segmentations replaces the segmenter.",
-        ),
-    ] = ""
-    slurm: Annotated[bool, Option("--slurm", help="Submit jobs instead.")] = False
-    sbatch: Annotated[
-        str, Option("--sbatch", metavar="OPTIONS", help="Options of sbatch for every job, as one word.")
-    ] = ""
-    sbatch_train: Annotated[
-        str, Option("--sbatch-train", metavar="OPTIONS", help="Options of sbatch for trainings only.")
-    ] = ""
-    sbatch_infer: Annotated[
-        str, Option("--sbatch-infer", metavar="OPTIONS", help="Options of sbatch for infer only.")
-    ] = ""
-    dry_run: Annotated[bool, Option("--dry-run", help="Print the commands; run nothing.")] = False
+    configs: Annotated[Path, Argument(metavar="CONFIGS")]
+    """Folder of YAML files, or a packaged one's name."""
+    overrides: Overrides = None
+    """Options of all trainings."""
+    data: Path
+    """Folder of cohort folders."""
+    out: Path
+    """Folder for everything."""
+    cases: Path | None = None
+    """Complete cases to evaluate on.  [default: the patients that are held out of --data]"""
+    only: list[str] | None = None
+    """Evaluate this file; may be repeated.  [default: r1 to r10]"""
+    shard_options: Annotated[str, Option(metavar="OPTIONS")] = ""
+    """More options of `brasyn shard`."""
+    infer_options: Annotated[str, Option(metavar="OPTIONS")] = ""
+    """More options of `brasyn infer`."""
+    evaluate_options: Annotated[str, Option(metavar="OPTIONS")] = ""
+    """More options of `brasyn evaluate`; a source of segmentations replaces the segmenter."""
+    slurm: bool = False
+    """Submit jobs instead."""
+    sbatch: Annotated[str, Option(metavar="OPTIONS")] = ""
+    """Options of sbatch for every job, as one word."""
+    sbatch_train: Annotated[str, Option(metavar="OPTIONS")] = ""
+    """Options of sbatch for trainings only."""
+    sbatch_infer: Annotated[str, Option(metavar="OPTIONS")] = ""
+    """Options of sbatch for infer only."""
+    dry_run: bool = False
+    """Print the commands; run nothing."""
 
 
 @dataclass(frozen=True)

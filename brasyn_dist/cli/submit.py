@@ -19,58 +19,51 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from brasyn_dist.cli.command import OVERRIDES, Command
+from brasyn_dist.cli.command import Command, Overrides
 from brasyn_dist.common.resources import find_resource, resource_folder
 from brasyn_dist.errors import BrasynError
+
+Words = Annotated[str, Option(metavar="OPTIONS")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitOptions:
     """Options of `brasyn submit`."""
 
-    config: Annotated[str, Argument(metavar="CONFIG", help="YAML file of the run, or a packaged one's name.")]
-    overrides: Annotated[list[str] | None, Argument(metavar=OVERRIDES, help="Options of the run.")] = None
-    cohorts: Annotated[
-        list[str] | None, Option("--cohorts", metavar="DIR...", help="Cohort folders to shard.")
-    ] = None
-    shards: Annotated[
-        str | None, Option("--shards", metavar="DIR", help="Shard set.  [default: data.shards of the run]")
-    ] = None
-    cases: Annotated[str | None, Option("--cases", metavar="DIR", help="Cases to complete.")] = None
-    completed: Annotated[
-        str, Option("--completed", metavar="DIR", help="Folder for synthesised volumes.")
-    ] = "completed"
-    references: Annotated[
-        str | None, Option("--references", metavar="DIR", help="Complete cases to compare with.")
-    ] = None
-    evaluation: Annotated[str, Option("--evaluation", metavar="DIR", help="Folder for the scores.")] = (
-        "evaluation"
-    )
-    sbatch: Annotated[
-        str, Option("--sbatch", metavar="OPTIONS", help="Options of sbatch for every stage, as one word.")
-    ] = ""
-    sbatch_shard: Annotated[
-        str, Option("--sbatch-shard", metavar="OPTIONS", help="Options of sbatch for shard only.")
-    ] = ""
-    sbatch_train: Annotated[
-        str, Option("--sbatch-train", metavar="OPTIONS", help="Options of sbatch for train only.")
-    ] = ""
-    sbatch_infer: Annotated[
-        str, Option("--sbatch-infer", metavar="OPTIONS", help="Options of sbatch for infer only.")
-    ] = ""
-    sbatch_evaluate: Annotated[
-        str, Option("--sbatch-evaluate", metavar="OPTIONS", help="Options of sbatch for evaluate only.")
-    ] = ""
-    shard_options: Annotated[
-        str, Option("--shard-options", metavar="OPTIONS", help="More options of `brasyn shard`.")
-    ] = ""
-    infer_options: Annotated[
-        str, Option("--infer-options", metavar="OPTIONS", help="More options of `brasyn infer`.")
-    ] = ""
-    evaluate_options: Annotated[
-        str, Option("--evaluate-options", metavar="OPTIONS", help="More options of `brasyn evaluate`.")
-    ] = ""
-    dry_run: Annotated[bool, Option("--dry-run", help="Print the commands; submit nothing.")] = False
+    config: Annotated[str, Argument(metavar="CONFIG")]
+    """YAML file of the run, or a packaged one's name."""
+    overrides: Overrides = None
+    """Options of the run."""
+    cohorts: Annotated[list[str] | None, Option(metavar="DIR...")] = None
+    """Cohort folders to shard."""
+    shards: str | None = None
+    """Shard set.  [default: data.shards of the run]"""
+    cases: str | None = None
+    """Folder of cases to complete."""
+    completed: str = "completed"
+    """Folder for synthesised volumes."""
+    references: str | None = None
+    """Folder of complete cases to compare with."""
+    evaluation: str = "evaluation"
+    """Folder for the scores."""
+    sbatch: Words = ""
+    """Options of sbatch for every stage, as one word."""
+    sbatch_shard: Words = ""
+    """Options of sbatch for shard only."""
+    sbatch_train: Words = ""
+    """Options of sbatch for train only."""
+    sbatch_infer: Words = ""
+    """Options of sbatch for infer only."""
+    sbatch_evaluate: Words = ""
+    """Options of sbatch for evaluate only."""
+    shard_options: Words = ""
+    """More options of `brasyn shard`."""
+    infer_options: Words = ""
+    """More options of `brasyn infer`."""
+    evaluate_options: Words = ""
+    """More options of `brasyn evaluate`."""
+    dry_run: bool = False
+    """Print the commands; submit nothing."""
 
 
 @dataclass(frozen=True)

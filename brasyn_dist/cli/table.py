@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument
 
 from brasyn_dist.cli.command import Command
 from brasyn_dist.errors import DataError
@@ -22,15 +22,12 @@ from brasyn_dist.errors import DataError
 class TableOptions:
     """Options of `brasyn table`."""
 
-    evaluations: Annotated[
-        list[str], Argument(metavar="[NAME=]EVALUATION", help="Folders that `brasyn evaluate` wrote.")
-    ]
-    out: Annotated[
-        Path | None, Option("--out", metavar="DIR", help="Folder for table.md, table.csv and table.tex.")
-    ] = None
-    method: Annotated[
-        str, Option("--method", help="Method whose scores are compared, such as `mean of available`.")
-    ] = "synthetic"
+    evaluations: Annotated[list[str], Argument(metavar="[NAME=]EVALUATION")]
+    """Folders that `brasyn evaluate` wrote."""
+    out: Path | None = None
+    """Folder for table.md, table.csv and table.tex."""
+    method: str = "synthetic"
+    """Method whose scores are compared, such as `mean of available`."""
 
 
 def run(options: TableOptions) -> None:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Option
 
-from brasyn_dist.cli.command import OVERRIDES, Command
+from brasyn_dist.cli.command import Command, Overrides
 from brasyn_dist.common.processes import starting_up
 from brasyn_dist.common.resources import find_resource
 
@@ -33,20 +33,14 @@ log = logging.getLogger(__name__)
 class TrainOptions:
     """Options of `brasyn train`."""
 
-    overrides: Annotated[
-        list[str] | None, Argument(metavar=OVERRIDES, help="Options of the run, as listed below.")
-    ] = None
-    config: Annotated[
-        str | None,
-        Option("--config", metavar="FILE", help="YAML file, or name of a packaged one (`brasyn configs`)."),
-    ] = None
-    dry_run: Annotated[
-        bool, Option("--dry-run", help="Print what would run and what it costs; train nothing.")
-    ] = False
-    local_rank: Annotated[
-        int | None,
-        Option("--local-rank", "--local_rank", hidden=True, help="Set by some launchers; not used."),
-    ] = None
+    overrides: Overrides = None
+    """Options of the run, as listed below."""
+    config: str | None = None
+    """YAML file, or name of a packaged one (`brasyn configs`)."""
+    dry_run: bool = False
+    """Print what would run and what it costs; train nothing."""
+    local_rank: Annotated[int | None, Option("--local-rank", "--local_rank", hidden=True)] = None
+    """Set by some launchers; not used."""
 
 
 def train(options: TrainOptions) -> int:

@@ -20,22 +20,16 @@ from brasyn_dist.cli.command import Command
 class ViewOptions:
     """Options of `brasyn view`."""
 
-    folder: Annotated[
-        Path,
-        Argument(metavar="EVALUATION_OR_PREDICTIONS", help="Folder of `brasyn evaluate` or `brasyn infer`."),
-    ]
-    cases: Annotated[
-        Path | None,
-        Option("--cases", metavar="DIR", help="Folder of the case folders.  [default: as recorded]"),
-    ] = None
-    predictions: Annotated[
-        Path | None,
-        Option("--predictions", metavar="DIR", help="Predictions of the evaluation.  [default: as recorded]"),
-    ] = None
-    port: Annotated[int, Option("--port", min=0, max=65535, help="Port on localhost; 0: any free one.")] = (
-        8765
-    )
-    open: Annotated[bool, Option("--open", help="Open the page in the browser.")] = False
+    folder: Annotated[Path, Argument(metavar="EVALUATION_OR_PREDICTIONS")]
+    """Folder of `brasyn evaluate` or `brasyn infer`."""
+    cases: Path | None = None
+    """Folder of the case folders.  [default: as recorded]"""
+    predictions: Path | None = None
+    """Predictions of the evaluation.  [default: as recorded]"""
+    port: Annotated[int, Option(min=0, max=65535)] = 8765
+    """Port on localhost; 0: any free one."""
+    open: bool = False
+    """Open the page in the browser."""
 
 
 def run(options: ViewOptions) -> None:

@@ -54,6 +54,29 @@ def write_json(path: Path | str, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path | str) -> dict[str, Any]:
+    """The mapping in a JSON file; empty if the file is missing or damaged."""
+    try:
+        values = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def json_lines(text: str) -> Iterator[dict[str, Any]]:
+    """Mappings of a text with one JSON object for each line; lines that killed processes left are skipped."""
+    for line in text.splitlines():
+        with suppress(ValueError):
+            if isinstance(values := json.loads(line), dict):
+                yield values
+
+
+def atomic_link(path: Path, target: Path) -> None:
+    """Make `path` a symbolic link to a file or folder; an existing link is replaced."""
+    with atomic_path(path) as temporary:
+        temporary.symlink_to(target.resolve(), target_is_directory=target.is_dir())
+
+
 def canonical_json(value: Any) -> bytes:
     """JSON as bytes that are equal for equal values, for hashes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from brasyn_dist.common.processes import machine, started
+from brasyn_dist.common.processes import available_processors, machine, started
 
 JOB_VARIABLE = "BRASYN_JOB"
 """Environment variable with the name of the job, for schedulers that are not known here."""
@@ -32,7 +32,7 @@ class LaunchContext:
         """This process' share of the node's processors; None (the library's default) if it has them all."""
         if self.local_world_size == 1:
             return None
-        return self.processors or max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+        return self.processors or max(1, available_processors() // self.local_world_size)
 
 
 def launch_context(environment: Mapping[str, str] = os.environ) -> LaunchContext:

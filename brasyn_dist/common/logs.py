@@ -53,13 +53,8 @@ def set_up_logging() -> None:
     for name in ("stdout", "stderr"):
         handler = StandardStream(name)
         handler.setFormatter(detailed if level == "debug" else ConsoleFormatter())
-        handler.addFilter(_below_warning if name == "stdout" else _from_warning)
+        if name == "stdout":
+            handler.addFilter(lambda record: record.levelno < logging.WARNING)
+        else:
+            handler.setLevel(logging.WARNING)
         log.addHandler(handler)
-
-
-def _below_warning(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.WARNING
-
-
-def _from_warning(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING

@@ -15,16 +15,20 @@ from brasyn_dist.brats import MODALITIES
 from brasyn_dist.common.files import atomic_path
 
 OUTLINE_COLOUR = (255, 196, 0)
-LABEL_COLOURS = {1: (230, 80, 60), 2: (70, 180, 90), 3: (60, 120, 230), 4: (220, 180, 60), 5: (160, 90, 200)}
+LABEL_COLOURS = ((230, 80, 60), (70, 180, 90), (60, 120, 230), (220, 180, 60), (160, 90, 200))
+"""Of labels 1, 2, ...; repeated for larger ones."""
 _CAPTION = 16
 """Height of the caption of a tile in pixels."""
 _GAP = 2
 """Pixels between tiles."""
 
 
-def upright(slice_HW: np.ndarray, view: str = "axial") -> np.ndarray:
-    """A slice in radiological display: anterior (or superior) at the top, the patient's right on the left."""
-    image = slice_HW.T
+def upright(image: np.ndarray, view: str = "axial") -> np.ndarray:
+    """A slice (H, W) or (H, W, 3) in radiological display.
+
+    Anterior (or superior) is at the top, the patient's right on the left.
+    """
+    image = image.swapaxes(0, 1)
     return image if view == "axial" else image[::-1]
 
 
@@ -56,7 +60,9 @@ def slice_panel(
     """
     edge = None if labels_HW is None else outline(labels_HW > 0)
     tiles = [
-        captioned(grey(image, window), name) if given else captioned(blank(image), f"{name}: missing")
+        captioned(grey(image, window), name)
+        if given
+        else captioned(np.full((*image.shape, 3), 24, np.uint8), f"{name}: missing")
         for image, name, given in zip(
             (upright(x, view) for x in inputs_MHW), modalities, available_M, strict=True
         )
@@ -65,9 +71,9 @@ def slice_panel(
         tile = grey(image, window)
         if edge is not None:
             tile[edge] = OUTLINE_COLOUR
-        tiles.append(captioned(_upright_rgb(tile, view), name))
+        tiles.append(captioned(upright(tile, view), name))
     error = difference_image(synthetic_HW - target_HW, window[1] - window[0])
-    tiles.append(captioned(_upright_rgb(error, view), "synthetic - target"))
+    tiles.append(captioned(upright(error, view), "synthetic - target"))
     return np.concatenate(tiles, axis=1)
 
 
@@ -81,32 +87,22 @@ def label_panel(
 ) -> np.ndarray:
     """(height, width, 3) uint8: all modalities, then the first with reference and predicted labels."""
     tiles = [
-        captioned(_upright_rgb(grey(image, window), view), name)
+        captioned(upright(grey(image, window), view), name)
         for image, name in zip(slices_MHW, modalities, strict=True)
     ]
     for labels, caption in ((labels_HW, "reference"), (predicted_HW, "predicted")):
         tile = grey(slices_MHW[0], window)
-        for label, colour in LABEL_COLOURS.items():
-            inside = labels == label
+        for label in np.unique(labels[labels > 0]):
+            inside, colour = labels == label, LABEL_COLOURS[(int(label) - 1) % len(LABEL_COLOURS)]
             tile[inside] = (tile[inside].astype(int) + np.array(colour)) // 2
-        tiles.append(captioned(_upright_rgb(tile, view), caption))
+        tiles.append(captioned(upright(tile, view), caption))
     return np.concatenate(tiles, axis=1)
-
-
-def _upright_rgb(tile_HW3: np.ndarray, view: str) -> np.ndarray:
-    image = tile_HW3.transpose(1, 0, 2)
-    return image if view == "axial" else image[::-1]
 
 
 def grey(image_HW: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     """(H, W, 3) uint8, `window` from black to white."""
     scaled = np.clip((image_HW.astype(np.float64) - window[0]) / (window[1] - window[0]), 0, 1)
     return np.repeat(np.rint(255 * scaled).astype(np.uint8)[..., None], 3, axis=-1)
-
-
-def blank(image_HW: np.ndarray) -> np.ndarray:
-    """Dark grey RGB picture (H, W, 3) of the size of a slice (H, W)."""
-    return np.full((*image_HW.shape, 3), 24, np.uint8)
 
 
 def difference_image(error_HW: np.ndarray, full_scale: float) -> np.ndarray:

@@ -51,12 +51,12 @@ def parallel_map(
 
 
 def _results(work: Callable[[Any], T], items: Sequence[Any], workers: int) -> Iterator[tuple[Any, T]]:
-    if workers <= 1:
+    if min(workers, len(items)) <= 1:
         for item in items:
             yield item, work(item)
         return
     executor = ProcessPoolExecutor(
-        workers, initializer=_end_with_parent, initargs=(os.getpid(),), env=_ONE_THREAD
+        min(workers, len(items)), initializer=_end_with_parent, initargs=(os.getpid(),), env=_ONE_THREAD
     )
     try:
         futures = {executor.submit(work, item): item for item in items}
@@ -71,11 +71,6 @@ def _results(work: Callable[[Any], T], items: Sequence[Any], workers: int) -> It
                 "fewer --workers"
             ) from None
         raise
-
-
-def available_processors(most: int) -> int:
-    """Processors that this process may use, at most `most`."""
-    return min(most, len(os.sched_getaffinity(0)))
 
 
 def _end_with_parent(parent: int) -> None:

@@ -124,6 +124,11 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
     os._exit(code)
 
 
+def available_processors(most: int = 2**20) -> int:
+    """Processors that this process may use, at most `most`. A batch job often has a part of its node."""
+    return min(most, len(os.sched_getaffinity(0)))
+
+
 def machine() -> str:
     """Identifier that differs between machines, boots and containers; empty if it is unknown."""
     try:

@@ -3,11 +3,12 @@
 ProcessGroup                    rank, world, device, phase timing, agreements between ranks (on the host)
   Distributed(runtime)          one per process; for `accelerate launch`, `torchrun` and plain `python -m`
   SingleProcess(runtime)        without Accelerate (single_process.py)
-  .prepare(network, optimiser)  a Trainable (trainable.py): DistributedDataParallel (ddp.py), or ZeRO if the
-                                launch configuration selects DeepSpeed (zero.py)
+  .prepare(network, optimiser)  a Trainable (trainable.py): DistributedDataParallel, or ZeRO if the launch
+                                configuration selects DeepSpeed (zero.py)
 """
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from brasyn_dist.common.processes import available_processors
 from brasyn_dist.config import RuntimeConfig
 from brasyn_dist.distributed.timing import PhaseClock, timed_all_reduce
-from brasyn_dist.distributed.trainable import Trainable
-from brasyn_dist.errors import ConfigError
+from brasyn_dist.distributed.trainable import DdpTrainable, Trainable
+from brasyn_dist.errors import BrasynError, ConfigError
 
 if TYPE_CHECKING:
     from brasyn_dist.distributed.zero import Zero
@@ -96,14 +98,20 @@ class ProcessGroup:
             dist.broadcast_object_list(values, src=0, group=self._control)
         return values[0]
 
-    def main_first(self, result: Any = None, error: BaseException | None = None) -> Any:
-        """Rank 0's result on every rank.
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Result of `work` on rank 0, on every rank.
 
-        Its error is raised on every rank, since the others would wait for a failed rank.
+        Its BrasynError or OSError is raised on every rank, since the others would wait for a failed rank.
         """
-        result, message = self.broadcast((result, error))
-        if message is not None:
-            raise message
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = work()
+            except (BrasynError, OSError) as problem:
+                error = problem
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise error
         return result
 
     def barrier(self) -> None:
@@ -213,7 +221,7 @@ class Distributed(ProcessGroup):
             torch.backends.cudnn.benchmark = self.runtime.cudnn_benchmark
         if self.device.type != "cuda" or self.runtime.threads:
             local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(self.runtime.threads or max(1, available_cpus() // local_world))
+            torch.set_num_threads(self.runtime.threads or max(1, available_processors() // local_world))
 
     def check(self, global_batch_size: int, micro_batch_size: int | None, averaged: bool) -> None:
         """Raise ConfigError if the networks cannot be distributed over the ranks with these options."""
@@ -224,8 +232,6 @@ class Distributed(ProcessGroup):
         """See `ProcessGroup.prepare`: DeepSpeed if it is configured, otherwise DDP."""
         if self._zero is not None:
             return self._zero.prepare(module, optimizer, state, self.device)
-        from brasyn_dist.distributed.ddp import DdpTrainable
-
         wrapped = self.accelerator.prepare_model(module)
         # A network can have one communication hook. With bf16 exchange it is that of accelerate.
         timed = self.runtime.time_communication and self.runtime.gradient_exchange == "fp32"
@@ -250,11 +256,6 @@ class Distributed(ProcessGroup):
     def close(self) -> None:
         """Leave the process group."""
         self.accelerator.end_training()
-
-
-def available_cpus() -> int:
-    """Processors that this process may use. A batch job often has a part of its node."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def zero_of_launch(runtime: RuntimeConfig) -> "Zero | None":

@@ -2,7 +2,7 @@
 
 Trainable (interface)
   Replicated          every rank holds all weights and optimiser state
-    DdpTrainable      DistributedDataParallel through Accelerate   (ddp.py)
+    DdpTrainable      DistributedDataParallel through Accelerate
     LocalTrainable    one process, without Accelerate              (single_process.py)
   ZeroTrainable       a DeepSpeed engine: state is sharded         (zero.py)
 """
@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from brasyn_dist.distributed.timing import PhaseClock
 
 
 class Trainable(Protocol):
@@ -133,4 +135,39 @@ class Replicated:
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm or float("inf"))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        return norm
+
+
+class DdpTrainable(Replicated):
+    """DistributedDataParallel through Accelerate; with one process the bare network. See `Trainable`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        wrapped: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Any,
+        clock: PhaseClock,
+    ) -> None:
+        super().__init__(module, wrapped, optimizer)
+        self._accelerator, self._clock = accelerator, clock
+        self._prepared_optimizer = accelerator.prepare_optimizer(optimizer)
+
+    def accumulate(self, last: bool) -> AbstractContextManager:
+        """Context of one backward pass; DDP exchanges gradients in the `last` only."""
+        if last or self._accelerator.num_processes == 1:
+            return nullcontext()
+        return self._accelerator.no_sync(self.wrapped)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass of a scaled loss."""
+        self._accelerator.backward(loss)
+        self._clock.exchanged()
+
+    def clip_and_step(self, max_norm: float, rate: float) -> Tensor:
+        """Clip the gradients, update the weights and clear the gradients; the norm before clipping."""
+        self._accelerator.unscale_gradients(self._prepared_optimizer)
+        norm = self._clip(max_norm, rate)
+        self._prepared_optimizer.step()
+        self._prepared_optimizer.zero_grad()
         return norm

@@ -84,8 +84,7 @@ class Zero:
         if self.stage == 3 and runtime.compile not in (None, "off"):
             raise ConfigError(
                 f"runtime.compile={runtime.compile} with ZeRO 3: its gathering of weights inside the "
-                f"networks cannot be "
-                "compiled; use runtime.compile=off, or launch/deepspeed_zero2.yaml"
+                "networks cannot be compiled; use runtime.compile=off, or launch/deepspeed_zero2.yaml"
             )
         if self.stage == 3 and runtime.encoder_execution == "separate":
             raise ConfigError(
@@ -96,8 +95,7 @@ class Zero:
             if ((zero.get(section) or {}).get("device") or "none") != "none":
                 raise ConfigError(
                     f"{section} in the launch configuration: checkpoints are read from the device, where "
-                    f"these networks "
-                    "need little memory; set its device to none"
+                    "these networks need little memory; set its device to none"
                 )
         decided = {
             "optimizer": "optimizer.*", "scheduler": "optimizer.warmup_steps",
@@ -130,12 +128,9 @@ class Zero:
         if fewest != most:
             raise ConfigError(
                 f"training.global_batch_size={global_batch_size} and micro_batch_size={micro_batch_size} "
-                f"give {world} "
-                f"processes {fewest} or {most} micro-batches, but ZeRO {self.stage} exchanges gradients "
-                f"after each: choose "
-                f"a multiple of {world} for the global batch (and equal runtime.rank_shares), another "
-                f"micro-batch, or "
-                "launch/deepspeed_zero1.yaml"
+                f"give {world} processes {fewest} or {most} micro-batches, but ZeRO {self.stage} exchanges "
+                f"gradients after each: choose a multiple of {world} for the global batch (and equal "
+                "runtime.rank_shares), another micro-batch, or launch/deepspeed_zero1.yaml"
             )
 
     def engine_options(self) -> dict[str, Any]:
@@ -245,10 +240,7 @@ class ZeroTrainable:
             return {}
         step = self.optimizer.state[self._partitions()[0]]["step"]
         return {
-            name: {
-                "step": step.clone(),
-                **{m: safe_get_full_optimizer_state(p, m).cpu() for m in MOMENTS},
-            }
+            name: {"step": step.clone(), **{m: safe_get_full_optimizer_state(p, m).cpu() for m in MOMENTS}}
             for name, p in self.module.named_parameters()
         }
 

@@ -202,16 +202,6 @@ class ReferenceVolume:
         return values
 
 
-def score_volume(
-    synthetic_xyz: np.ndarray, real_xyz: np.ndarray, labels_xyz: np.ndarray | None
-) -> MetricValues:
-    """All image metrics of one volume.
-
-    To score several volumes against one real volume, use `ReferenceVolume`.
-    """
-    return ReferenceVolume(real_xyz, labels_xyz).scores(synthetic_xyz)
-
-
 def matched(synthetic: np.ndarray, real: np.ndarray) -> np.ndarray:
     """The synthetic voxels (N,), scaled to the median of the real ones; unchanged if their median is 0."""
     median = float(np.median(synthetic))

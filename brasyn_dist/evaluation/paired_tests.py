@@ -24,9 +24,10 @@ import numpy as np
 import pandas as pd
 
 from brasyn_dist.brats import REGIONS, Case
+from brasyn_dist.common.text_table import render_text_table
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.image_metrics import direction
-from brasyn_dist.evaluation.tables import metrics_of, read_table, render_text_table
+from brasyn_dist.evaluation.tables import metrics_of, read_table
 
 CHALLENGE_SCORES = ("challenge_ssim/healthy", "challenge_ssim/tumour", *(f"dice/{r}" for r in REGIONS))
 """Metrics of the challenge's ranking."""
@@ -121,10 +122,7 @@ def pair_scores(a: pd.DataFrame, b: pd.DataFrame, common: bool = False) -> Paire
 
 
 def compare_scores(
-    pairs: PairedScores,
-    rank_by: Sequence[str] = CHALLENGE_SCORES,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    pairs: PairedScores, rank_by: Sequence[str] = CHALLENGE_SCORES, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
     """Compare all metrics that both evaluations have.
 

@@ -1,29 +1,33 @@
-"""Scoring of one prediction against its case: the unit of work of an evaluation, in any process.
+"""Scoring of predictions against their cases, by several processes through the work queue.
+
+predictions --WorkQueue--> score_prediction --> records --one process--> CaseScores
 
 <predictions>/<case>-<modality>.nii.gz  +  <references>/<case>/...
-    --> image metrics of the prediction and of the baselines            --> CaseScores
-    --segmentation of the completed case--> segmentation metrics        --> CaseScores
+--> image metrics of the prediction and of the baselines            --> CaseScores
+--segmentation of the completed case--> segmentation metrics        --> CaseScores
 """
 
-import json
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from brasyn_dist.brats import BRATS, Case
+from brasyn_dist.brats import BRATS, PREDICTIONS_MANIFEST, Case
+from brasyn_dist.common.files import read_json
+from brasyn_dist.common.launch_environment import LaunchContext
+from brasyn_dist.common.progress import Progress
 from brasyn_dist.data.nifti import CaseVolumes, check_geometry, read_case, read_volume
 from brasyn_dist.errors import BrasynError, DataError
-from brasyn_dist.evaluation.baselines import baseline_volumes
+from brasyn_dist.evaluation.baselines import REGRESSION, Regression, baseline_volumes
 from brasyn_dist.evaluation.image_metrics import MetricValues, ReferenceVolume
-from brasyn_dist.evaluation.regression import REGRESSION, Regression
 from brasyn_dist.evaluation.segmentation_metrics import TOLERANCE, metric_names, score_labels
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.statistics import Statistics
+from brasyn_dist.workqueue.queue import MAXIMUM_DEATHS, WorkQueue
 
 SYNTHETIC = "synthetic"
 """The method under evaluation; the other methods are baselines."""
@@ -102,11 +106,8 @@ class CaseScores:
 
 def modality_set_of(predictions: Path) -> ModalitySet:
     """Modality set in the manifest.json of a folder of predictions; BRATS if there is none."""
-    try:
-        values = json.loads((predictions / "manifest.json").read_text())["modality_set"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return BRATS
-    return ModalitySet.from_dict(values)
+    values = read_json(predictions / PREDICTIONS_MANIFEST).get("modality_set")
+    return ModalitySet.from_dict(values) if values else BRATS
 
 
 def find_predictions(folder: Path, modality_set: ModalitySet = BRATS) -> list[Prediction]:
@@ -125,6 +126,60 @@ def find_predictions(folder: Path, modality_set: ModalitySet = BRATS) -> list[Pr
         example = f"CASE-{modality_set.modalities[0]}.nii.gz"
         raise DataError(f"{folder}: no prediction found; expected files such as {example}")
     return found
+
+
+def score_predictions(
+    predictions: Sequence[Prediction],
+    cases: Mapping[str, Case],
+    scoring: ScoringSettings,
+    write_results: Callable[[list[CaseScores]], None],
+    *,
+    out: Path,
+    settings: Mapping[str, Any],
+    context: LaunchContext,
+    lease: float | None,
+) -> None:
+    """Score the predictions together with all processes that do the same.
+
+    Scores of an interrupted evaluation are reused if the options and all files that they were computed from
+    are unchanged.
+
+    Args:
+        predictions: The files to score.
+        cases: References by case name.
+        scoring: What is computed.
+        write_results: Called in one of the processes, with the results in the order of the predictions.
+        out: Folder of the results.
+        settings: (JSON) the options, which must be equal in all processes.
+        context: Position of this process on its node.
+        lease: Heartbeat timeout in seconds.
+    """
+    by_name = {prediction.path.name: prediction for prediction in predictions}
+    queue = WorkQueue(out, list(by_name), basis=settings, job=context.job, lease=lease)
+    with queue, Progress("evaluate", len(by_name), hidden=context.local_rank > 0) as progress:
+        earlier = queue.interrupted_records()
+        for name in queue:
+            prediction = by_name[name]
+            case = cases.get(prediction.case)
+            paths = [prediction.path, *(path for _, path in sorted(case.files.items() if case else ()))]
+            files = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.exists()]
+            same = [r["result"] for r in earlier.get(name, ()) if r["files"] == files]
+            valid = [values for values in same if values["problem"] is None]
+            if valid:
+                values = valid[-1]
+            else:
+                if queue.given_up(name):
+                    what = f"{MAXIMUM_DEATHS} processes were killed or stopped while they scored it"
+                    problem = f"{prediction.path}: {what} (out of memory?)"
+                    result = CaseScores(prediction, problem=problem)
+                else:
+                    result = score_prediction(prediction, case, scoring)
+                values = {k: v for k, v in asdict(result).items() if k != "prediction"}
+            progress.reach(queue.record(name, {"files": files, "result": values}))
+        if queue.claim_merge():
+            results = {name: values[0]["result"] for name, values in queue.records.items()}
+            write_results([CaseScores(prediction, **results[name]) for name, prediction in by_name.items()])
+            queue.finish()
 
 
 def score_prediction(prediction: Prediction, case: Case | None, settings: ScoringSettings) -> CaseScores:

@@ -188,10 +188,7 @@ class CommandSegmenter:
 
 
 def parse_command(
-    template: str,
-    order: LabelOrder = "brats",
-    timeout_s: float = TIMEOUT,
-    modality_set: ModalitySet = BRATS,
+    template: str, order: LabelOrder = "brats", timeout_s: float = TIMEOUT, modality_set: ModalitySet = BRATS
 ) -> CommandSegmenter:
     """Split and check a command with placeholders.
 

@@ -17,11 +17,10 @@ import numpy as np
 import pandas as pd
 
 from brasyn_dist.brats import BRATS, TUMOUR_TYPES, UNKNOWN_TYPE, tumour_type
+from brasyn_dist.common.text_table import render_text_table
 from brasyn_dist.errors import DataError
-from brasyn_dist.evaluation.baselines import COPY, MEAN
-from brasyn_dist.evaluation.regression import REGRESSION
+from brasyn_dist.evaluation.baselines import COPY, MEAN, REGRESSION
 from brasyn_dist.evaluation.scoring import SYNTHETIC, CaseScores
-from brasyn_dist.evaluation.segmentation_metrics import DESCRIPTIONS as SEGMENTATION_METRICS
 from brasyn_dist.modality_set import ModalitySet
 
 BEST_COPY = "best copy"
@@ -158,20 +157,6 @@ def summary_json(summary: pd.DataFrame) -> dict[str, Any]:
     return values
 
 
-def summary_of(values: dict[str, Any]) -> pd.DataFrame:
-    """The inverse of `summary_json`."""
-    entries = {
-        (target, method, metric): entry
-        for target, methods in values.items()
-        for method, metrics in methods.items()
-        for metric, entry in metrics.items()
-    }
-    index = pd.MultiIndex.from_tuples(list(entries), names=["target", "method", "metric"])
-    return pd.DataFrame(list(entries.values()), index=index, columns=list(Mean._fields)).astype(
-        {"mean": float, "low": float, "high": float}
-    )
-
-
 def table_csv(table: pd.DataFrame) -> str:
     """Text of cases.csv: a line for each case, modality and method; unknown values are empty."""
     return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
@@ -215,11 +200,6 @@ def number(mean: Mean | None) -> str:
     return text if np.isnan(mean.high) else f"{text} ± {mean.high - mean.mean:.{digits}f}"
 
 
-def is_segmentation_metric(name: str) -> bool:
-    """Whether a metric such as `dice/WT` is one of segmentation_metrics.py."""
-    return name.partition("/")[0] in SEGMENTATION_METRICS
-
-
 def segmentation_headlines(summary: pd.DataFrame, modality_set: ModalitySet = BRATS) -> list[str]:
     """Metrics of the second printed table, as far as they are known: Dice, NSD and HD95 of each region."""
     known = set(summary.index.get_level_values("metric"))
@@ -245,18 +225,3 @@ def _render(summary: pd.DataFrame, metrics: Sequence[str]) -> str:
         if means[0] is not None:
             lines.append([target, method, str(int(means[0].cases)), *map(number, means)])
     return render_text_table(["target", "method", "cases", *metrics], lines, text_columns=2)
-
-
-def render_text_table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """Aligned columns without borders: the first are texts, the others numbers. One line for each row."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number_, name in enumerate(head):
-        table.add_column(name, justify="left" if number_ < text_columns else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    file = io.StringIO()
-    Console(file=file, width=1000, markup=False, highlight=False, emoji=False, color_system=None).print(table)
-    return "".join(line.rstrip() + "\n" for line in file.getvalue().splitlines())

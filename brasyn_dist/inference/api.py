@@ -49,10 +49,6 @@ def infer_single(
     *,
     output: PathLike,
     weights: Weights,
-    t1c: PathLike | None = None,
-    t1n: PathLike | None = None,
-    t2f: PathLike | None = None,
-    t2w: PathLike | None = None,
     views: Sequence[str] | None = None,
     any_view: bool = False,
     fusion: PathLike | None = None,
@@ -63,10 +59,12 @@ def infer_single(
     round_values: bool = False,
     assume: str | None = None,
     strict: bool = False,
+    **inputs: PathLike | None,
 ) -> dict[str, Path]:
     """Synthesise every modality of one case that is not given from those that are given.
 
-    Existing files are replaced.
+    `inputs` are the files of the case by the names of the model's modalities, such as `t1c=` and `t2w=` for
+    BraTS; None: not given. Existing files are replaced.
 
     `output` is the file to write (.nii.gz or .nii), if one modality is missing. Otherwise, or without such an
     ending, it is the folder for `<case>-<modality>.nii.gz`, named after the first input. The other arguments
@@ -82,9 +80,8 @@ def infer_single(
     """
     where = choose_device(device, precision)
     config = load_inference(weights, views, any_view, fusion, tta)
-    given = {"t1c": t1c, "t1n": t1n, "t2f": t2f, "t2w": t2w}
-    files = {name: Path(path) for name, path in given.items() if path is not None}
     ensemble = load_ensemble(config, where, batch_size, precision)
+    files = {name: Path(str(path)) for name, path in inputs.items() if path is not None}
     request = single_request(files, Path(output), ensemble.modality_set)
     for path in request.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)

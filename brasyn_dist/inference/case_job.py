@@ -9,6 +9,7 @@ An error in any stage is stored in the case's record. The other cases are not af
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -20,7 +21,6 @@ from brasyn_dist.common.files import sha256_of
 from brasyn_dist.data.case_notes import case_notes, refuse
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
 from brasyn_dist.errors import BrasynError, DataError
-from brasyn_dist.inference.background import BackgroundWriter, Prefetcher
 from brasyn_dist.inference.cases import CaseRecord, CaseRequest, failed_record, kept_record
 from brasyn_dist.inference.synthesis import StageTimer
 
@@ -144,13 +144,23 @@ def run_jobs(
         assert job.record is not None
         store(job.record)
 
-    with (
-        Prefetcher(job.read(earlier, options) for job in jobs) as read_jobs,
-        BackgroundWriter() as writer,
-    ):
-        for job in read_jobs:
+    read_jobs = (job.read(earlier, options) for job in jobs)
+    reader, writer = ThreadPoolExecutor(1, "reader"), ThreadPoolExecutor(1, "writer")
+    written: Future[None] | None = None
+    try:
+        upcoming = reader.submit(next, read_jobs, None)
+        while (job := upcoming.result()) is not None:
+            upcoming = reader.submit(next, read_jobs, None)  # one case ahead: memory is bounded
             job.synthesise(synthesise)
-            writer.submit(write_and_store, job)
+            if written is not None:
+                written.result()
+            written = writer.submit(write_and_store, job)
+        if written is not None:
+            written.result()
+    finally:
+        # After an exception, `jobs` may wait for other processes: the reader is not waited for.
+        reader.shutdown(wait=False, cancel_futures=True)
+        writer.shutdown()
 
 
 def stored_type(inputs: Iterable[np.dtype], array: np.ndarray) -> np.dtype:

@@ -19,12 +19,7 @@ import torch
 from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.errors import DataError
 from brasyn_dist.inference.fusion import WeightedFusion
-from brasyn_dist.inference.synthesis import (
-    Member,
-    Precision,
-    brain_mask,
-    member_volumes,
-)
+from brasyn_dist.inference.synthesis import Member, Precision, brain_mask, member_volumes
 
 FOLDS = 4
 """Largest number of folds of the cross-validation."""

@@ -1,8 +1,8 @@
-"""`python -m brasyn_dist.phantom` is `brasyn phantom`."""
+"""`python -m brasyn_dist.phantom` is `brasyn phantom`. It is started by name: cli is a higher layer."""
 
+import runpy
 import sys
 
-from brasyn_dist.cli.phantom import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.argv.insert(1, "phantom")
+    runpy.run_module("brasyn_dist", run_name="__main__")

@@ -107,7 +107,7 @@ def write_cohorts(
 ) -> None:
     """Write the cases that do not exist. Any number of workers writes the same files."""
     write = partial(write_planned, shape=tuple(shape))
-    for _ in parallel_map("phantom cases", write, cases, min(workers, len(cases))):
+    for _ in parallel_map("phantom cases", write, cases, workers):
         pass
 
 

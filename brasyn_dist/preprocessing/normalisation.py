@@ -114,11 +114,7 @@ class Normaliser:
         return torch.stack(slices, dim=1) if slices else planes_BNMHW.to(self.dtype)
 
     def denormalise(
-        self,
-        image: Tensor,
-        modality: int,
-        planes_BMHW: Tensor | None = None,
-        available: Sequence[int] = (),
+        self, image: Tensor, modality: int, planes_BMHW: Tensor | None = None, available: Sequence[int] = ()
     ) -> Tensor:
         """Inverse of normalisation for one modality. BACKGROUND_VALUE is treated as any other value.
 

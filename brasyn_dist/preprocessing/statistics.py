@@ -96,7 +96,14 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path | str, modality_set: ModalitySet = BRATS) -> "Statistics":
-        """Read a statistics.json. Raises DataError, see `from_dict`."""
+        """Read a statistics.json; `published` stands for PUBLISHED. Raises DataError, see `from_dict`."""
+        if str(path) == "published":
+            if set(modality_set.modalities) - set(PUBLISHED.modalities):
+                raise DataError(
+                    f"the published statistics have no {', '.join(modality_set.modalities)}; give the "
+                    "statistics.json of a shard set"
+                )
+            return PUBLISHED
         try:
             return cls.from_dict(json.loads(Path(path).read_text()), path, modality_set)
         except OSError as error:

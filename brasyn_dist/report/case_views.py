@@ -77,7 +77,7 @@ def case_views(
     known = [r for r in results if r.scores.get(SYNTHETIC, {}).get(ORDER_BY) is not None]
     if not known:
         return None, []
-    ordered = sorted(known, key=_psnr)
+    ordered = sorted(known, key=lambda r: r.scores[SYNTHETIC][ORDER_BY] or 0.0)
     chosen = [("worst", r) for r in ordered[:SHOWN]] + [("best", r) for r in ordered[SHOWN:][::-1][:SHOWN]]
     if len(ordered) <= SHOWN:
         chosen = [("only" if len(ordered) == 1 else "", r) for r in ordered]
@@ -88,10 +88,6 @@ def case_views(
         return case_view(result, case, rank, available.get(case.name), modality_set, views)
 
     return view("", ordered[len(ordered) // 2], VIEWS[:1]), [view(rank, r) for rank, r in chosen]
-
-
-def _psnr(result: CaseScores) -> float:
-    return result.scores[SYNTHETIC][ORDER_BY] or 0.0
 
 
 def available_modalities(predictions: Path) -> dict[str, tuple[str, ...]]:

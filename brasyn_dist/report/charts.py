@@ -70,11 +70,7 @@ def colour(variable: str, raster: bool = False) -> str:
 
 
 def chart(
-    title: str,
-    description: str,
-    draw: Callable[[Any], None],
-    width: int = WIDTH,
-    height: int = HEIGHT,
+    title: str, description: str, draw: Callable[[Any], None], width: int = WIDTH, height: int = HEIGHT
 ) -> Chart:
     """A chart.
 

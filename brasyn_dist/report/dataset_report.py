@@ -24,10 +24,7 @@ _WIDTH, _HEIGHT = 440, 220
 
 
 def write_dataset_report(
-    path: Path,
-    facts: Sequence[CaseFacts],
-    findings: Sequence[Finding],
-    modality_set: ModalitySet = BRATS,
+    path: Path, facts: Sequence[CaseFacts], findings: Sequence[Finding], modality_set: ModalitySet = BRATS
 ) -> None:
     """Write the report of a data set.
 
@@ -42,7 +39,8 @@ def write_dataset_report(
     modalities = modality_set.modalities
     cohorts = Counter(f.case.cohort for f in facts)
     concerned = {finding.case for finding in findings}
-    cases = [case_tiles(f, findings, modality_set) for f in most_findings(readable, findings)]
+    kinds = {f.case.name: {(x.kind, x.modality) for x in findings if x.case == f.case.name} for f in readable}
+    shown = sorted(readable, key=lambda f: len(kinds[f.case.name]), reverse=True)[:SHOWN]
     head, rows = numbers(readable, modality_set)
     write_html(
         path,
@@ -65,19 +63,10 @@ def write_dataset_report(
             for m in modalities
         ],
         distributions=[distribution(readable, name, modalities, colours) for name in OUTLIER_FACTS],
-        cases=cases,
+        cases=[case_tiles(f, findings, modality_set) for f in shown],
         numbers_head=head,
         numbers_rows=rows,
     )
-
-
-def most_findings(facts: Sequence[CaseFacts], findings: Sequence[Finding]) -> list[CaseFacts]:
-    """At most SHOWN cases, those with most different findings first."""
-
-    def kinds(f: CaseFacts) -> int:
-        return len({(x.kind, x.modality) for x in findings if x.case == f.case.name})
-
-    return sorted(facts, key=kinds, reverse=True)[:SHOWN]
 
 
 def cohort_colours(facts: Sequence[CaseFacts]) -> dict[str, str]:

@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 
 from brasyn_dist.brats import BRATS, Case
+from brasyn_dist.common.files import read_json
 from brasyn_dist.evaluation.comparison_table import cohort_rows
 from brasyn_dist.evaluation.scoring import CaseScores
 from brasyn_dist.evaluation.tables import ALL, by_cohort, summarise
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.report.case_views import case_views, region_legend
-from brasyn_dist.report.provenance import manifest_facts, run_facts, this_program
+from brasyn_dist.report.provenance import environment_facts, manifest_facts, this_program
 from brasyn_dist.report.rendering import write_html
 from brasyn_dist.report.score_tables import distributions, method_colours, overview, score_tables
 from brasyn_dist.report.training_report import describe_run
@@ -79,7 +80,7 @@ def write_report(
         program=this_program(),
         predictions=str(predictions),
         synthesis=manifest_facts(predictions / "manifest.json"),
-        trained=run_facts(run_dir) if run_dir else {},
+        trained=environment_facts(read_json(run_dir / "environment.json")) if run_dir else {},
     )
 
 

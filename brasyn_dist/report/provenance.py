@@ -1,6 +1,5 @@
 """Provenance of runs and predictions as facts for a report: versions, commit, command, hashes."""
 
-import json
 import platform
 import shlex
 import sys
@@ -9,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import brasyn_dist
+from brasyn_dist.common.files import read_json
+from brasyn_dist.common.provenance import git_commit
 from brasyn_dist.models.pretrained import CONFIG_FILE, EXPORT_FOLDER
 
 
 def this_program() -> dict[str, str]:
     """The program that writes the report."""
-    from brasyn_dist.common.provenance import git_commit
-
     return {
         "report written by": f"brasyn_dist {brasyn_dist.__version__}, commit {git_commit() or 'unknown'}",
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -40,11 +39,6 @@ def environment_facts(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def run_facts(run_dir: Path) -> dict[str, str]:
-    """Environment of a training run, from its environment.json; empty if the file is missing."""
-    return environment_facts(read_json(run_dir / "environment.json"))
-
-
 def export_facts(run_dir: Path) -> dict[str, str]:
     """Step and hash of the weights that a run exported."""
     values = read_json(run_dir / EXPORT_FOLDER / CONFIG_FILE)
@@ -67,12 +61,3 @@ def manifest_facts(path: Path) -> dict[str, str]:
     facts |= {"weights from": ", ".join(map(str, weights))} if weights else {}
     facts |= {k.replace("_", " "): str(details[k]) for k in ("fusion", "batch_size") if k in details}
     return facts | environment_facts(details)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty if the file is missing or damaged."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -15,7 +15,6 @@ from brasyn_dist.evaluation.tables import (
     IMAGE_HEADLINES,
     METHODS,
     Mean,
-    is_segmentation_metric,
     mean_at,
     metrics_of,
     number,
@@ -114,7 +113,7 @@ def _where_beaten(summary: pd.DataFrame, modality_set: ModalitySet) -> list[str]
 def score_tables(summary: pd.DataFrame, modality_set: ModalitySet = BRATS) -> dict[str, Any]:
     """Template values: headline and complete tables of image and segmentation metrics, definitions."""
     names = list(dict.fromkeys(summary.index.get_level_values("metric")))
-    segmentation = [n for n in names if is_segmentation_metric(n)]
+    segmentation = [n for n in names if split(n)[0] in segmentation_metrics.DESCRIPTIONS]
     image = [n for n in names if n not in segmentation]
     headlines = [n for n in IMAGE_HEADLINES if n in image]
 

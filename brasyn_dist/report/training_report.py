@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from brasyn_dist.brats import BRATS, IMAGE_SIZE, image_shape
+from brasyn_dist.common.files import read_json
 from brasyn_dist.common.panels import panel_tiles
 from brasyn_dist.config import Config, SegmenterRunConfig, to_dict
 from brasyn_dist.errors import DataError
@@ -34,7 +35,7 @@ from brasyn_dist.report.curves import (
     training_curves,
     validation_curves,
 )
-from brasyn_dist.report.provenance import export_facts, read_json, run_facts, this_program
+from brasyn_dist.report.provenance import environment_facts, export_facts, this_program
 from brasyn_dist.report.rendering import Card, Picture, Tile, write_html
 from brasyn_dist.training.loggers import METRICS, PERFORMANCE, read_lines
 from brasyn_dist.training.run_dir import PANELS, STATUS
@@ -95,12 +96,17 @@ def write_run_report(run_dir: Path) -> Path:
         subtitle=subtitle(status),
         run=run,
         cards=cards(status, metrics, performance),
-        opening_row=largest_row(groups[0].rows) if groups else None,
+        # The row that shows the largest part of a brain.
+        opening_row=max(groups[0].rows, key=lambda row: row[-1].picture.width * row[-1].picture.height)
+        if groups
+        else None,
         picture_groups=groups,
         wide_pictures=wide,
         pictures_lead=lead,
         speed_charts=performance_curves(performance),
-        provenance=run_facts(run_dir) | export_facts(run_dir) | this_program(),
+        provenance=environment_facts(read_json(run_dir / "environment.json"))
+        | export_facts(run_dir)
+        | this_program(),
     )
     return run_dir / REPORT
 
@@ -202,11 +208,6 @@ def pictures(
     if order:
         lead += " Blue: synthetic too dark; red: too bright; yellow: outline of the tumour."
     return groups, wide, lead
-
-
-def largest_row(rows: Sequence[list[Tile]]) -> list[Tile]:
-    """The row that shows the largest part of a brain."""
-    return max(rows, key=lambda row: row[-1].picture.width * row[-1].picture.height)
 
 
 def tile_rows(

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def run(task: Task) -> int:
         zero = zero_of_launch(task.config.runtime)
         runtime = resolve_runtime(task.config.runtime, zero)
         group = Distributed(runtime, zero)
-    task = task.with_runtime(runtime)
-    config = task.config
+    config = replace(task.config, runtime=runtime)
+    task = type(task)(config)
     try:
         training = config.training
         try:
@@ -84,24 +85,24 @@ def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
         minutes = group.runtime.collective_timeout_minutes
         raise MachineError(
             f"rank {group.rank}: no answer from another rank; it has failed, or did not answer for "
-            f"{minutes:g} minutes "
-            f"(runtime.collective_timeout_minutes). Its own message, above or in "
-            f"{run_dir}/logs/rank-*.log, says why. "
-            f"{intact}. [{str(error).splitlines()[0]}]"
+            f"{minutes:g} minutes (runtime.collective_timeout_minutes). Its own message, above or in "
+            f"{run_dir}/logs/rank-*.log, says why. {intact}. [{str(error).splitlines()[0]}]"
         ) from error
 
 
 def lock_run(run_dir: Path, group: Distributed) -> run_folder.RunLock | None:
     """Rank 0 takes the run folder. Every rank raises BrasynError if it could not."""
-    lock, error = None, None
-    if group.is_main:
+    locks: list[run_folder.RunLock] = []
+
+    def take() -> None:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            lock = run_folder.RunLock(run_dir)
+            locks.append(run_folder.RunLock(run_dir))
         except (BrasynError, OSError) as problem:
-            error = BrasynError(f"{run_dir} cannot be used: {problem}")
-    group.main_first(error=error)
-    return lock
+            raise BrasynError(f"{run_dir} cannot be used: {problem}") from None
+
+    group.on_main(take)
+    return locks[0] if locks else None
 
 
 def build_trainer(task: Task, group: Distributed) -> Trainer:
@@ -114,7 +115,7 @@ def build_trainer(task: Task, group: Distributed) -> Trainer:
     identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
     steps = total_steps(config.training, data.samples)
     begin = time.monotonic()
-    checkpoint = choose_checkpoint(task, identity, group)
+    checkpoint: Checkpoint | None = group.on_main(lambda: find_checkpoint(task, identity))
     resume_seconds = time.monotonic() - begin
     state = task.build_state(group, data.modality_set)
     if checkpoint is not None:
@@ -147,23 +148,8 @@ def validates(config: RunConfig, data: TrainingData) -> bool:
     return bool(config.validation.every_steps and config.validation.slices and data.validation is not None)
 
 
-def choose_checkpoint(task: Task, identity: dict[str, Any], group: Distributed) -> Checkpoint | None:
-    """The checkpoint to continue from.
-
-    Rank 0 verifies and chooses it; its CheckpointError is raised on every rank.
-    """
-    found: Checkpoint | None = None
-    error: Exception | None = None
-    if group.is_main:
-        try:
-            found = find_checkpoint(task, identity)
-        except BrasynError as problem:
-            error = problem
-    return group.main_first(found, error)
-
-
 def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
-    """See `choose_checkpoint`. Raises CheckpointError."""
+    """The checkpoint to continue from, verified. Raises CheckpointError."""
     config = task.config
     root, resume = config.run_dir / run_folder.CHECKPOINTS, config.checkpoint.resume
     if resume == "never":
@@ -185,7 +171,7 @@ def find_checkpoint(task: Task, identity: dict[str, Any]) -> Checkpoint | None:
     else:
         found = open_checkpoint(Path(resume))
     if found is not None:
-        default = type(task)(type(config).before_options())  # type: ignore[call-arg]
+        default = type(task)(type(config).before_options())
         defaults = run_folder.run_identity(default.config, "", default.identity())
         run_folder.check_identity(found.state["identity"], identity, defaults, found.folder)
         for change in run_folder.changed_options(found.state["options"], config):

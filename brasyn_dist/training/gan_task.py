@@ -1,7 +1,7 @@
 """Training of a generator and its discriminator; with guidance terms also with a frozen segmenter."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -10,7 +10,7 @@ from torch import nn
 
 from brasyn_dist.brats import BRATS, image_shape
 from brasyn_dist.common.files import sha256_of
-from brasyn_dist.config import Config, RuntimeConfig, to_dict
+from brasyn_dist.config import Config, to_dict
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.errors import CheckpointError, ConfigError
 from brasyn_dist.modality_set import ModalitySet
@@ -62,10 +62,6 @@ class GanTask:
         """Hash of its weights. They are in no checkpoint, but must be the same after a resume."""
         path = self.config.objective.segmenter
         return None if self.segmenter is None else sha256_of(weights_file(Path(str(path)), Segmenter.kind))
-
-    def with_runtime(self, runtime: RuntimeConfig) -> "GanTask":
-        """This task with other runtime options."""
-        return replace(self, config=replace(self.config, runtime=runtime))
 
     def identity(self) -> dict[str, Any]:
         """What a resume must not change."""

@@ -32,11 +32,7 @@ class MetricBuffer:
     """
 
     def __init__(
-        self,
-        group: ProcessGroup,
-        samples: int,
-        keys: Callable[[int], list[str]],
-        overflow_is_normal: bool,
+        self, group: ProcessGroup, samples: int, keys: Callable[[int], list[str]], overflow_is_normal: bool
     ) -> None:
         self._group, self._samples, self._keys = group, samples, keys
         self._overflow_is_normal = overflow_is_normal
@@ -83,7 +79,6 @@ class MetricBuffer:
         raise NonFiniteError(
             f"step {step}: {', '.join(terms)} is not finite. Slices in that update on the ranks concerned: "
             f"{', '.join(keys)}. Checkpoints before this step are intact: the same command continues from "
-            f"the newest. "
-            "Look at these slices, or lower optimizer.base_rate, or use runtime.precision=bf16 instead of "
-            "fp16"
+            "the newest. Look at these slices, or lower optimizer.base_rate, or use runtime.precision=bf16 "
+            "instead of fp16"
         )

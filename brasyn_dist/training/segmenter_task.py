@@ -5,7 +5,7 @@ Loop, data stream, checkpoints, resume, stop and loggers are those of the genera
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brasyn_dist.brats import BRATS, ED, ET, LABEL_NAMES, NETC, VIEWS
 from brasyn_dist.common.panels import grid, label_panel
-from brasyn_dist.config import RuntimeConfig, SegmenterRunConfig, to_dict
+from brasyn_dist.config import SegmenterRunConfig, to_dict
 from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.trainable import Trainable
@@ -80,11 +80,7 @@ class SegmenterValidator(SliceValidator):
     """
 
     def __init__(
-        self,
-        config: SegmenterRunConfig,
-        group: ProcessGroup,
-        data: TrainingData,
-        normaliser: Normaliser,
+        self, config: SegmenterRunConfig, group: ProcessGroup, data: TrainingData, normaliser: Normaliser
     ) -> None:
         super().__init__(config, group, data, normaliser)
         self._tversky = config.tversky
@@ -155,10 +151,6 @@ class SegmenterTask:
     """See `Task`."""
 
     config: SegmenterRunConfig
-
-    def with_runtime(self, runtime: RuntimeConfig) -> "SegmenterTask":
-        """This task with other runtime options."""
-        return SegmenterTask(replace(self.config, runtime=runtime))
 
     def identity(self) -> dict[str, Any]:
         """What a resume must not change."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from brasyn_dist.common import provenance
-from brasyn_dist.common.files import fsync
+from brasyn_dist.common.files import fsync, json_lines, read_json
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.training import run_dir as run_folder
 from brasyn_dist.training.checkpoint import MANIFEST, step_folders
@@ -168,23 +168,14 @@ def saved_step(run_dir: Path) -> int:
 
 def read_status(run_dir: Path, job: str | None) -> dict[str, Any]:
     """status.json if the attempt `job` wrote it, else empty: an attempt may end before it writes one."""
-    try:
-        status = json.loads((run_dir / run_folder.STATUS).read_text())
-    except (OSError, ValueError):
-        return {}
+    status = read_json(run_dir / run_folder.STATUS)
     return status if status.get("job") == job else {}
 
 
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
     """Lines of attempts.jsonl; an incomplete one (the node died) is left out."""
     path = run_dir / ATTEMPTS
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+    return list(json_lines(path.read_text())) if path.exists() else []
 
 
 def append(run_dir: Path, line: Mapping[str, Any]) -> None:

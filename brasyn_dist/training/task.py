@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from brasyn_dist.config import RunConfig, RuntimeConfig
+from brasyn_dist.config import RunConfig
 from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.modality_set import ModalitySet
@@ -49,12 +49,11 @@ class Step(Protocol):
 class Task(Protocol):
     """The networks of one kind of run and what is done with them."""
 
+    def __init__(self, config: Any) -> None: ...
+
     @property
     def config(self) -> RunConfig:
         """Options of the run."""
-
-    def with_runtime(self, runtime: RuntimeConfig) -> "Task":
-        """The same task with other runtime options."""
 
     def identity(self) -> dict[str, Any]:
         """Options that must be equal for a resume, in addition to data, order and batch geometry."""

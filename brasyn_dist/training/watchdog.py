@@ -25,16 +25,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+import psutil
+
 from brasyn_dist.common.files import write_json
 
 _STATES = {
-    "T": "stopped by a signal (SIGCONT continues it)",
-    "t": "stopped by a debugger",
-    "D": "waiting for a disk or file server",
-    "Z": "dead",
-    "R": "running",
-    "S": "sleeping",
+    psutil.STATUS_STOPPED: "stopped by a signal (SIGCONT continues it)",
+    psutil.STATUS_DISK_SLEEP: "waiting for a disk or file server",
 }
+"""Explanations of states in the kernel; the others are `running`, `sleeping`, `zombie`, ..."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ class Peer:
         if self.host != socket.gethostname():
             return "on another node: look there"
         try:
-            letter = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
+            state = psutil.Process(self.pid).status()
+        except psutil.NoSuchProcess:
             return "gone"
-        return _STATES.get(letter, letter)
+        return _STATES.get(state, state)
 
 
 class Watchdog:

@@ -1,4 +1,4 @@
-"""The demonstration of SSIM's flaw holds on phantoms, and says so when it does not."""
+"""The demonstration of SSIM's dependence on the background holds on phantoms; it reports when it does not."""
 
 import importlib.util
 import json

@@ -95,8 +95,8 @@ def test_several_values_after_one_option():
         "--views", "axial", "--views", "coronal", "--out", "x", "c", "--views", "sagittal", "--", "--views",
     ]  # fmt: skip
     options = shard.parse(["a", "b", "--views", "axial", "sagittal", "--out", "x"])
-    assert options.views == [View.axial, View.sagittal] and options.cohorts == [Path("a"), Path("b")]
-    assert [view.value for view in View] == list(VIEWS)
+    assert options.views == ["axial", "sagittal"] and options.cohorts == [Path("a"), Path("b")]
+    assert tuple(View) == VIEWS
 
 
 def test_words_of_train_in_any_order_and_what_launchers_add():

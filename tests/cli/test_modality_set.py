@@ -16,7 +16,7 @@ SMALL = (
     "training.max_steps=2", "training.updates_per_batch=1", "training.global_batch_size=2", "generator.image_size=48",
     "discriminator.image_size=48", "generator.base_channels=8", "generator.heads=2", "generator.transformer_layers=1",
     "discriminator.base_channels=8", "validation.every_steps=2", "validation.slices=2", "objective.ssim_regions=whole",
-    "telemetry.report=false",
+    "telemetry.report=false", "runtime.threads=1",
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def cohort(tmp_path: Path) -> Path:
     return folder
 
 
-def test_two_modalities_with_other_names(cohort: Path, tmp_path: Path):
+def test_two_modalities_with_other_names(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "set.yaml").write_text("name: ctmr\nmodalities: [ct, mr]\n")
     shards, runs, out = tmp_path / "shards", tmp_path / "runs", tmp_path / "out"
     options = [
@@ -62,18 +62,13 @@ def test_two_modalities_with_other_names(cohort: Path, tmp_path: Path):
     for case in cases:
         (tmp_path / f"{case}-mr.nii.gz").rename(cohort / case / f"{case}-mr.nii.gz")
     results = tmp_path / "evaluation"
-    arguments = [
-        "--predictions",
-        str(out),
-        "--references",
-        str(cohort),
-        "--out",
-        str(results),
-        "--no-baselines",
-    ]
-    assert evaluate(arguments) == 0
+    arguments = ["--predictions", str(out), "--references", str(cohort), "--out", str(results)]
+    assert evaluate([*arguments, "--statistics", str(shards / "statistics.json")]) == 0
     rows = (results / "cases.csv").read_text().splitlines()
-    assert len(rows) == 1 + len(cases) and all(",mr,synthetic," in row for row in rows[1:])
+    for method in ("synthetic", "mean of available", "copy of ct"):
+        assert sum(f",mr,{method}," in row for row in rows) == len(cases)
+    assert evaluate(arguments) == 1
+    assert "the published statistics have no ct, mr" in capsys.readouterr().err
 
 
 def test_an_invalid_modality_set_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,4 +1,4 @@
-"""BraTS cases on disk, written by nibabel alone, whose every voxel a test knows."""
+"""BraTS cases on disk with known voxels, written by nibabel alone."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Six cases to make shard sets of, what is to be in them, and what is."""
+"""Six cases for shard sets, with the expected and the actual content."""
 
 import hashlib
 import os

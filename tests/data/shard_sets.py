@@ -1,4 +1,4 @@
-"""Small shard sets whose every voxel a test can work out for itself."""
+"""Small shard sets with known voxels."""
 
 import zlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Reading and writing NIfTI: files written by nibabel are the truth, whatever their order, type and age."""
+"""Reading and writing NIfTI, compared with nibabel, for all orders, types and editions."""
 
 import gzip
 

@@ -81,7 +81,7 @@ def inode(run_dir: Path) -> int:
 
 
 class Blow:
-    """One blow to one attempt."""
+    """One kill of one attempt."""
 
     def __init__(self, process: Running, kind: str, goal: int, run_dir: Path, log: Path, before: int) -> None:
         self.process, self.kind, self.goal = process, kind, goal

@@ -1,4 +1,4 @@
-"""What tests of faults share: small file systems of their own, and a training run that a fault can be done to."""
+"""Shared by the tests of faults: small file systems and a training run."""
 
 import contextlib
 import subprocess
@@ -58,7 +58,7 @@ def train(
 
 
 def output(options: tuple[str, ...], log: Path, processes: int = 2) -> str:
-    """What a run that must fail says; no traceback may be in it."""
+    """Output of a run that must fail; it must not contain a traceback."""
     before = log.stat().st_size if log.exists() else 0
     status = train(options, log, processes)
     text = log.read_bytes()[before:].decode()

@@ -136,7 +136,7 @@ def wait_until(process: Running, condition: object, log: Path, timeout: float = 
 
 
 def final_state(run_dir: Path, step: int, files_at_least: int = 7) -> dict[str, bytes]:
-    """Every byte that must not depend on what the run went through: weights, average, optimisers, metrics, export."""
+    """Bytes that must not depend on interruptions: weights, average, optimisers, metrics, export."""
     checkpoint = run_dir / "checkpoints" / f"step-{step:08d}"
     files = [
         *checkpoint.glob("*.safetensors"),

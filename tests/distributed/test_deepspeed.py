@@ -1,8 +1,8 @@
-"""A GAN under DeepSpeed's ZeRO 1, 2 and 3: real processes, held against DistributedDataParallel and against itself.
+"""A GAN under DeepSpeed's ZeRO 1, 2 and 3: real processes, compared with DistributedDataParallel.
 
 DDP, ZeRO 1, 2, 3    the same run of five updates: clipping, two micro-batches a rank, moving average, checkpoints
 each stage           resumed from its third step: every byte of the end
-across               a checkpoint of one goes on under another, on another number of processes
+across               a checkpoint of one is continued under another, on another number of processes
 """
 
 import importlib.util

@@ -67,7 +67,7 @@ def test_four_then_two_then_three_processes(work: Path, undisturbed: Path):
 
 @pytest.mark.slow
 def test_torchrun_goes_on_with_one_node_when_the_other_is_killed(work: Path, undisturbed: Path):
-    """`--nnodes 1:2`: two agents on this host stand for two nodes; the one that does not hold the rendezvous dies with its rank."""
+    """`--nnodes 1:2`: two agents on this host stand for two nodes; the agent without the rendezvous is killed with its rank."""
     run_dir, port = work / "runs/shrinks", free_port()
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     logs = [work / f"node-{n}.log" for n in range(2)]
@@ -110,7 +110,7 @@ def test_unequal_shares_change_no_batch(work: Path, undisturbed: Path):
 
 @pytest.mark.parametrize("rows", [3, 8, 64, 65])
 @pytest.mark.parametrize("shares", [(1.0, 1.0, 1.0), (5.0, 3.0, 1.0), (1.0, 100.0, 1.0), (0.001, 0.001, 9.0)])
-def test_shares_cut_the_batch_without_gaps_and_leave_nobody_out(rows: int, shares: tuple[float, ...]):
+def test_shares_divide_the_batch_without_gaps(rows: int, shares: tuple[float, ...]):
     parts = [rank_rows(rows, r, 3, shares) for r in range(3)]
     assert [i for p in parts for i in range(p.start, p.stop)] == list(range(rows))
     assert all(p.stop > p.start for p in parts)

@@ -1,6 +1,6 @@
-"""Every fault ends in one of two ways: the run goes on bit for bit, or it stops with a clear message and intact checkpoints.
+"""After every fault the run continues bit-identically, or it stops with a clear message and intact checkpoints.
 
-Each test does one thing to a run of two processes, then gives the same command again in a mended world.
+Each test applies one fault to a run of two processes, removes it and gives the same command again.
 """
 
 import json
@@ -45,7 +45,7 @@ def options(shards: Path, runs: Path, name: str, *more: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def expected(work: Path, shards: Path) -> dict[str, bytes]:
-    """What a run that nothing happens to ends with."""
+    """Final bytes of an undisturbed run."""
     assert train(options(shards, work / "runs", "undisturbed"), work / "undisturbed.log") == 0
     return final_state(work / "runs/undisturbed", STEPS)
 
@@ -58,7 +58,7 @@ def test_two_kills_of_each_kind_end_bit_identical(work: Path):
 def test_stopped_rank_is_named_with_all_stacks_before_the_collective_timeout(
     work: Path, shards: Path, expected: dict[str, bytes]
 ):
-    """SIGSTOP: the other rank writes its stack and who does not answer, then gives up; the same command continues."""
+    """SIGSTOP: the other rank writes its stack and the silent rank, then ends; the same command continues."""
     log, run_dir = work / "stopped.log", work / "runs/stopped"
     wanted = options(shards, work / "runs", "stopped")
     # Long enough for two ranks to start on a busy machine.

@@ -89,7 +89,7 @@ def test_stopped_run_continues_bit_identically(
     log = work / "continued.log"
     assert train((*options, "name=continued"), log) == 0, log.read_text()[-4000:]
     assert final_state(work / "runs/continued", STEPS) == final_state(undisturbed, STEPS)
-    # And once more: a finished run says so and changes nothing.
+    # A further start reports that the run is finished and changes nothing.
     assert train((*options, "name=continued"), log) == 0
     assert final_state(work / "runs/continued", STEPS) == final_state(undisturbed, STEPS)
 

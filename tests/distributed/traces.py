@@ -1,4 +1,4 @@
-"""What a run trained on and how it went, to compare runs that were executed differently."""
+"""Samples and losses of a run, to compare runs that were executed differently."""
 
 import json
 from pathlib import Path

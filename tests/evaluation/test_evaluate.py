@@ -1,4 +1,4 @@
-"""The evaluation as its user runs it: predictions in, tables and report out; every problem listed, nothing invented."""
+"""The evaluation by its command: tables and report; every problem is listed."""
 
 import csv
 import json

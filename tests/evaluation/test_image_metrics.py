@@ -12,7 +12,6 @@ from brasyn_dist.evaluation.image_metrics import (
     error_metrics,
     regions_of,
     scale_to_unit,
-    score_volume,
     ssim_map,
 )
 
@@ -38,11 +37,11 @@ def torchmetrics_ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize("region", ["tumour", "healthy"])
 def test_challenge_ssim_equals_torchmetrics_on_the_whole_volume(volumes, region: str):
-    """Also proves the crop: torchmetrics sees every voxel, ours the bounding box alone."""
+    """Also tests the crop: torchmetrics processes every voxel, the package the bounding box only."""
     synthetic, real, labels = volumes
     mask = getattr(regions_of(real, labels), region)
     expected = torchmetrics_ssim(scale_to_unit(synthetic) * mask, scale_to_unit(real) * mask)
-    assert score_volume(synthetic, real, labels)[f"challenge_ssim/{region}"] == pytest.approx(
+    assert ReferenceVolume(real, labels).scores(synthetic)[f"challenge_ssim/{region}"] == pytest.approx(
         expected, abs=1e-6
     )
 
@@ -57,7 +56,7 @@ def test_region_ssim_equals_torchmetrics_map_inside_the_region(volumes):
     )
     _, full = structural_similarity_index_measure(x, y, data_range=1.0, return_full_image=True)
     expected = full[0, 0].numpy()[labels > 0].mean()
-    assert score_volume(synthetic, real, labels)["ssim/tumour"] == pytest.approx(expected, abs=1e-6)
+    assert ReferenceVolume(real, labels).scores(synthetic)["ssim/tumour"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_mae_and_psnr_by_hand():
@@ -106,12 +105,12 @@ def test_shared_moments_and_crops_change_nothing(volumes, place: str):
 
 def test_an_empty_real_volume_is_an_error():
     with pytest.raises(DataError, match="empty"):
-        score_volume(np.ones((9, 9, 9)), np.zeros((9, 9, 9)), None)
+        ReferenceVolume(np.zeros((9, 9, 9)), None)
 
 
 def test_equal_volumes_score_perfectly(volumes):
     _, real, labels = volumes
-    scores = score_volume(real, real, labels)
+    scores = ReferenceVolume(real, labels).scores(real)
     assert scores["mae/brain"] == 0 and scores["ssim/tumour"] == pytest.approx(1)
     assert scores["challenge_ssim/tumour"] == pytest.approx(1)
 
@@ -133,7 +132,7 @@ def test_normalised_and_matched_scores(volumes):
 
 def test_without_segmentation_regions_are_unknown_not_zero(volumes):
     synthetic, real, _ = volumes
-    scores = score_volume(synthetic, real, None)
+    scores = ReferenceVolume(real, None).scores(synthetic)
     assert scores["mae/brain"] is not None and scores["ssim/brain"] is not None
     assert {k for k, v in scores.items() if v is None} == {
         f"{s}/{r}"
@@ -144,7 +143,7 @@ def test_without_segmentation_regions_are_unknown_not_zero(volumes):
 
 def test_empty_tumour_has_no_score(volumes):
     synthetic, real, labels = volumes
-    scores = score_volume(synthetic, real, np.zeros_like(labels))
+    scores = ReferenceVolume(real, np.zeros_like(labels)).scores(synthetic)
     assert scores["ssim/tumour"] is None and scores["challenge_ssim/tumour"] is None
     assert scores["challenge_ssim/healthy"] is not None
 
@@ -154,7 +153,7 @@ def test_noise_in_the_tumour_fools_the_challenge_form_only(volumes):
     _, real, labels = volumes
     noisy = real.copy()
     noisy[labels > 0] = np.random.default_rng(1).integers(1, 1200, int((labels > 0).sum()))
-    scores = score_volume(noisy, real, labels)
+    scores = ReferenceVolume(real, labels).scores(noisy)
     assert scores["challenge_ssim/tumour"] > 0.97 and scores["ssim/tumour"] < 0.5
 
 

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from brasyn_dist.evaluation.image_metrics import direction, score_volume
+from brasyn_dist.evaluation.image_metrics import ReferenceVolume, direction
 from brasyn_dist.evaluation.perceptual_metrics import (
     gradient_magnitude,
     gradient_similarity,
@@ -41,7 +41,8 @@ def test_a_blurred_volume_is_worse_than_a_sharp_one_with_the_same_mean():
     labels = np.zeros(real.shape, np.uint8)
     labels[20:30, 20:30, 15:25] = 1
     blurred = gaussian_filter(real.astype(float), 2)
-    same, worse = score_volume(real, real, labels), score_volume(blurred, real, labels)
+    reference = ReferenceVolume(real, labels)
+    same, worse = reference.scores(real), reference.scores(blurred)
     for name in ("ms_ssim/brain", "gmsd/brain", "gmsd/healthy", "gmsd/tumour"):
         assert direction(name) * worse[name] < direction(name) * same[name] - 0.01, name
     assert same["gmsd/brain"] == pytest.approx(0) and direction("gmsd/brain") == -1
@@ -49,5 +50,5 @@ def test_a_blurred_volume_is_worse_than_a_sharp_one_with_the_same_mean():
 
 def test_regions_without_labels_are_unknown():
     real = (1000 * volume(3, (24, 24, 12)) + 100).astype(np.int16)
-    scores = score_volume(real, real, None)
+    scores = ReferenceVolume(real, None).scores(real)
     assert scores["gmsd/tumour"] is None and scores["gmsd/healthy"] is None and scores["gmsd/brain"] == 0

@@ -11,7 +11,7 @@ from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.cli.evaluate import main
 from brasyn_dist.data.nifti import read_case, write_like
 from brasyn_dist.errors import DataError
-from brasyn_dist.evaluation.regression import REGRESSION, Regression, fit_regression, gram_matrix
+from brasyn_dist.evaluation.baselines import REGRESSION, Regression, fit_regression, gram_matrix
 from brasyn_dist.preprocessing.statistics import PUBLISHED, ModalityStatistics, Statistics
 from tests.small import small_cases
 
@@ -22,7 +22,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def design(folder: Path) -> np.ndarray:
-    """(voxels, 4) z-scores of all cases, those voxels of which at most one modality is background; written out plainly."""
+    """(voxels, 4) z-scores of all cases, those voxels of which at most one modality is background; in NumPy."""
     columns = []
     for case in find_cases(folder):
         images = read_case(case).images.reshape(4, -1).astype(float)
@@ -97,7 +97,7 @@ def test_evaluation_has_it_as_a_method_and_keeps_the_fit(cases: Path, tmp_path: 
     assert REGRESSION in capsys.readouterr().out
 
 
-def test_a_fit_of_other_statistics_or_rubbish_is_refused(cases: Path, tmp_path: Path):
+def test_a_fit_of_other_statistics_or_a_damaged_file_is_refused(cases: Path, tmp_path: Path):
     fit_regression(find_cases(cases)[:1], PUBLISHED).save(tmp_path / "r.json")
     other = Statistics({m: ModalityStatistics(9.0, 1.0, 1.0, 1) for m in MODALITIES})
     with pytest.raises(DataError, match="other statistics"):

@@ -197,7 +197,9 @@ def command(tmp_path: Path, *behaviours: str) -> str:
     return f"{quoted} {{input}} {{output}} {{case}} {{t1c}} {shlex.quote(str(tmp_path / 'behaviour'))}"
 
 
-def test_a_command_that_fails_hangs_and_writes_rubbish(references: Path, predictions: Path, tmp_path: Path):
+def test_a_command_that_fails_hangs_or_writes_damaged_files(
+    references: Path, predictions: Path, tmp_path: Path
+):
     begun = time.monotonic()
     template = command(tmp_path, "fails", "hangs", "rubbish", "works")
     assert evaluate(tmp_path, "--segment-command", template, "--segment-timeout", "15") == 1

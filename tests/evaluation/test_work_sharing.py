@@ -14,17 +14,17 @@ from tests.workqueue.processes import (
     ACCELERATE,
     LEASE,
     PLAIN,
-    Forked,
-    Started,
     array_task,
     busy,
     recorded,
     signal_to,
+    start,
     wait_until,
     workers_at,
 )
 
 pytestmark = pytest.mark.slow
+EVALUATE = "brasyn_dist.evaluate"
 TABLES = ("cases.csv", "summary.json")
 
 
@@ -65,19 +65,10 @@ def tables(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in TABLES}
 
 
-def start(
-    launcher, predictions: Path, references: Path, out: Path, log: Path, environment=None, *more: object
-):
-    given = arguments(predictions, references, out)
-    if launcher == PLAIN and not more:
-        return Forked("brasyn_dist.evaluate", given, log, environment)
-    return Started(launcher, ["brasyn_dist.evaluate", *given, *more], log, environment)
-
-
 def test_ranks_of_a_launcher(
     predictions: Path, references: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    run = start(ACCELERATE, predictions, references, tmp_path / "out", tmp_path / "log")
+    run = start(ACCELERATE, EVALUATE, arguments(predictions, references, tmp_path / "out"), tmp_path / "log")
     assert run.wait() != 0
     assert tables(tmp_path / "out") == expected
     assert run.text.count("not scored: ") == 1 and run.text.count("look at ") == 1
@@ -87,8 +78,18 @@ def test_a_killed_task_of_a_job_array_and_a_killed_helper(
     predictions: Path, references: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    killed = start(PLAIN, predictions, references, out, tmp_path / "killed", array_task(0))
-    other = start(PLAIN, predictions, references, out, tmp_path / "other", array_task(1), "--workers", 2)
+    killed = start(
+        PLAIN, EVALUATE, arguments(predictions, references, out), tmp_path / "killed", array_task(0)
+    )
+    other = start(
+        PLAIN,
+        EVALUATE,
+        arguments(predictions, references, out),
+        tmp_path / "other",
+        array_task(1),
+        "--workers",
+        2,
+    )
     wait_until(lambda: busy(out, killed.pid, 1), killed)
     killed.kill()
     helpers = [pid for pid in workers_at(out) if pid not in (killed.pid, other.pid)]
@@ -101,10 +102,10 @@ def test_a_killed_task_of_a_job_array_and_a_killed_helper(
 def test_scores_of_an_interrupted_evaluation_count(
     predictions: Path, references: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Recorded scores are used again, seen by one that was changed in the record, unless the file is another one now."""
+    """Recorded scores are reused (shown by a changed record), unless the file has changed."""
     out, copy = tmp_path / "out", tmp_path / "predictions"
     shutil.copytree(predictions, copy)
-    first = start(PLAIN, copy, references, out, tmp_path / "log")
+    first = start(PLAIN, EVALUATE, arguments(copy, references, out), tmp_path / "log")
     wait_until(lambda: busy(out, first.pid, 4), first)
     first.kill()
     (journal,) = (out / ".workqueue").glob("0*/records/*.jsonl")

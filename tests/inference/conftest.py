@@ -15,7 +15,7 @@ def generator() -> Generator:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export trained (it says) on all views."""
+    """An export that records all views as trained."""
     return export(tmp_path_factory.mktemp("weights") / "export")
 
 

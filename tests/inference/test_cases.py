@@ -40,7 +40,7 @@ def test_modalities_are_those_of_the_model() -> None:
     assert (request.available, request.targets) == (("adc",), ("dwi",))
 
 
-def test_outputs_are_named_as_the_challenge_wants() -> None:
+def test_outputs_have_the_names_of_the_challenge() -> None:
     (request,), _ = plan_requests([case("t1c", "t2w")], Path("out"))
     assert request.outputs == {"t1n": Path("out/c-t1n.nii.gz"), "t2f": Path("out/c-t2f.nii.gz")}
 

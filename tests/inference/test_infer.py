@@ -257,7 +257,7 @@ def test_infer_single(axial_weights: Path, tmp_path: Path) -> None:
         brasyn_dist.infer_single(t1c=tmp_path / "absent.nii.gz", output=tmp_path / "two", **options)
 
 
-def test_a_model_of_two_modalities_called_otherwise(tmp_path: Path) -> None:
+def test_a_model_of_two_modalities_with_other_names(tmp_path: Path) -> None:
     modality_set = ModalitySet("diffusion", ("dwi", "adc"))
     t1c = PUBLISHED.modalities["t1c"]
     preprocessing = Preprocessing(Statistics({"dwi": t1c, "adc": t1c}), ("axial",), modality_set=modality_set)
@@ -271,6 +271,11 @@ def test_a_model_of_two_modalities_called_otherwise(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"manifest.json", "a-adc.nii.gz"}
     made = np.asanyarray(nibabel.load(tmp_path / "out" / "a-adc.nii.gz").dataobj)
     assert made.any() and not made[volumes["dwi"] == 0].any()
+    options = {"weights": tmp_path / "weights", "device": "cpu", "output": tmp_path / "adc.nii.gz"}
+    single = brasyn_dist.infer_single(dwi=tmp_path / "in/a/a-dwi.nii.gz", **options)
+    np.testing.assert_array_equal(nibabel.load(single["adc"]).dataobj, made)
+    with pytest.raises(ConfigError, match="give one to 1 of dwi, adc"):
+        brasyn_dist.infer_single(t1c=tmp_path / "in/a/a-dwi.nii.gz", **options)
     assert modality_set_of(tmp_path / "out") == modality_set
     assert [p.modality for p in find_predictions(tmp_path / "out", modality_set)] == ["adc"]
     with pytest.raises(ConfigError, match="choose from dwi, adc"):

@@ -229,7 +229,7 @@ def test_mixed_precision_is_close(generator: Generator) -> None:
 
 
 def test_a_network_that_sees_a_rectangle_works_on_the_middle_of_each_slice() -> None:
-    """What it makes of slices that are larger than it sees is what it makes of the same slices cut beforehand."""
+    """The result for slices that are larger than the window equals that for the same slices cropped before."""
     config = GeneratorConfig(image_size=(32, 48), base_channels=8, view_embedding=True)
     generator = build_generator(config, 0).eval()
     generator.preprocessing = Preprocessing(PUBLISHED)

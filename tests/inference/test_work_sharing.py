@@ -1,6 +1,6 @@
 """40 cases by several real processes: launchers, job arrays, kills, a stopped one; the bytes are those of one process.
 
-One case is torn: whatever else happens, it is listed with its reason, and everything else is done.
+One case is damaged: it is listed with its reason in every test, and all others are done.
 """
 
 import json
@@ -16,18 +16,19 @@ from tests.workqueue.processes import (
     LEASE,
     PLAIN,
     TORCHRUN,
-    Forked,
     Started,
     array_task,
     busy,
     recorded,
     signal_to,
+    start,
     wait_until,
     workers_at,
 )
 
 pytestmark = pytest.mark.slow
 CASES = 40
+INFER = "brasyn_dist.infer"
 TORN = "case07"
 
 
@@ -45,10 +46,10 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(cohort: Path, axial_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one process makes of it, with the one thread that the others have: on CPUs sums depend on that in their last bits."""
+    """Output of one process with one thread, as the others have: on CPUs the last bits of sums depend on it."""
     out = tmp_path_factory.mktemp("alone")
     log = tmp_path_factory.mktemp("alone-log") / "log"
-    assert start(PLAIN, arguments(cohort, axial_weights, out), log).wait() == 1
+    assert start(PLAIN, INFER, arguments(cohort, axial_weights, out), log).wait() == 1
     volumes = outputs(out)
     assert len(volumes) == CASES - 1 and not (out / ".workqueue").exists()
     return volumes
@@ -56,14 +57,6 @@ def expected(cohort: Path, axial_weights: Path, tmp_path_factory: pytest.TempPat
 
 def arguments(cohort: Path, weights: Path, out: Path) -> list[object]:
     return ["--weights", weights, "--input", cohort, "--output", out, "--device", "cpu", *LEASE]
-
-
-def start(
-    launcher: tuple[str, ...], given: list[object], log: Path, environment=None, *more: object
-) -> Started:
-    if launcher == PLAIN and not more:
-        return Forked("brasyn_dist.infer", given, log, environment)
-    return Started(launcher, ["brasyn_dist.infer", *given, *more], log, environment)
 
 
 def outputs(out: Path) -> dict[str, bytes]:
@@ -77,7 +70,7 @@ def entries(out: Path) -> dict[str, dict]:
 
 
 def check(out: Path, expected: dict[str, bytes]) -> dict[str, dict]:
-    """All is there, byte for byte; the torn case is listed; nothing lies about."""
+    """All outputs are there, byte for byte; the damaged case is listed; no temporary file is left."""
     made = outputs(out)
     assert sorted(made) == sorted(expected)
     assert [name for name in made if made[name] != expected[name]] == []
@@ -93,14 +86,14 @@ def check(out: Path, expected: dict[str, bytes]) -> dict[str, dict]:
 
 
 def done_in(log: str) -> list[str]:
-    """Cases that the process says to have made."""
+    """Cases that the process has reported as done."""
     return [line.split()[1].rstrip(":") for line in log.splitlines() if " s (" in line]
 
 
 def test_ranks_of_a_launcher(
     cohort: Path, axial_weights: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    run = start(ACCELERATE, arguments(cohort, axial_weights, tmp_path / "out"), tmp_path / "log")
+    run = start(ACCELERATE, INFER, arguments(cohort, axial_weights, tmp_path / "out"), tmp_path / "log")
     assert run.wait() != 0
     cases = check(tmp_path / "out", expected)
     assert f"failed: {TORN}: " in run.text and f"{CASES - 1} of {CASES} cases in order" in run.text
@@ -115,9 +108,9 @@ def test_ranks_of_a_launcher(
 def test_killed_and_stopped_tasks_of_a_job_array(
     cohort: Path, axial_weights: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Four tasks without any rendezvous. One is stopped in a case and wakes up when all is over, one is killed in a case.
+    """Four tasks without rendezvous. One is stopped in a case and continued after the end, one is killed in a case.
 
-    Each of the two has the cases to itself until then, lest the others leave it none to be caught in.
+    Each of the two is alone until then, so that it has a case when it is stopped or killed.
     """
     out = tmp_path / "out"
     tasks = []
@@ -125,7 +118,13 @@ def test_killed_and_stopped_tasks_of_a_job_array(
     def begin() -> Started:
         number = len(tasks)
         tasks.append(
-            start(PLAIN, arguments(cohort, axial_weights, out), tmp_path / f"log{number}", array_task(number))
+            start(
+                PLAIN,
+                INFER,
+                arguments(cohort, axial_weights, out),
+                tmp_path / f"log{number}",
+                array_task(number),
+            )
         )
         return tasks[-1]
 
@@ -144,12 +143,12 @@ def test_killed_and_stopped_tasks_of_a_job_array(
     assert stopped.wait() == 1
     check(out, expected)
     made = Counter(case for task in tasks for case in done_in(task.text))
-    # The killed task may not have got round to saying what it recorded; the stopped one may do its cases once more.
+    # The killed task may have recorded a case without printing it; the stopped one may repeat its cases.
     assert len(made) >= CASES - 2 and made.total() <= CASES - 1 + 3
     for task in (*others, stopped):
         assert f"failed: {TORN}: " in task.text and "cases in order" in task.text
-    # A task that starts when all is over finds nothing to do, and says how it went.
-    late = start(PLAIN, arguments(cohort, axial_weights, out), tmp_path / "late", array_task(9))
+    # A task that starts after the end has nothing to do, and prints the result.
+    late = start(PLAIN, INFER, arguments(cohort, axial_weights, out), tmp_path / "late", array_task(9))
     assert late.wait() == 1 and not done_in(late.text) and "have finished" in late.text
 
 
@@ -157,7 +156,7 @@ def test_everything_is_killed_outputs_are_damaged_and_the_command_is_given_again
     cohort: Path, axial_weights: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    first = start(TORCHRUN, arguments(cohort, axial_weights, out), tmp_path / "first")
+    first = start(TORCHRUN, INFER, arguments(cohort, axial_weights, out), tmp_path / "first")
     wait_until(lambda: sum(map(len, recorded(out).values())) >= 12, first)
     first.kill()
     before = {name: path.stat().st_mtime_ns for name in outputs(out) for path in [out / name]}
@@ -167,7 +166,7 @@ def test_everything_is_killed_outputs_are_damaged_and_the_command_is_given_again
     (out / cut).write_bytes(expected[cut][:-50])
     (out / flipped).write_bytes(expected[flipped][:-1] + bytes([expected[flipped][-1] ^ 1]))
     (out / gone).unlink()
-    second = start(TORCHRUN, arguments(cohort, axial_weights, out), tmp_path / "second")
+    second = start(TORCHRUN, INFER, arguments(cohort, axial_weights, out), tmp_path / "second")
     assert second.wait() != 0
     cases = check(out, expected)
     kept = {name for name, entry in cases.items() if entry["status"] == "kept"}
@@ -175,16 +174,16 @@ def test_everything_is_killed_outputs_are_damaged_and_the_command_is_given_again
     assert all((out / n).stat().st_mtime_ns == t for n, t in before.items() if n.rpartition("-")[0] in kept)
 
 
-def test_workers_of_one_command_survive_each_other(
+def test_workers_of_one_command_continue_after_a_kill(
     cohort: Path, axial_weights: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     """No launcher, no environment. A helper is killed in a case, a second command joins.
 
-    The first command is stopped meanwhile, lest it be done with everything before the others have started.
+    The first command is stopped meanwhile, so that cases are left when the others have started.
     """
     out = tmp_path / "out"
     given = arguments(cohort, axial_weights, out)
-    first = start(PLAIN, given, tmp_path / "first", None, "--workers", 2)
+    first = start(PLAIN, INFER, given, tmp_path / "first", None, "--workers", 2)
 
     def helpers() -> list[int]:
         return [pid for pid in workers_at(out) if pid != first.pid]
@@ -194,11 +193,11 @@ def test_workers_of_one_command_survive_each_other(
     try:
         wait_until(lambda: bool(helpers()) and busy(out, helpers()[0], 1), first)
         signal_to(helpers()[0], signal.SIGKILL)
-        second = start(PLAIN, given, tmp_path / "second")
+        second = start(PLAIN, INFER, given, tmp_path / "second")
         wait_until(lambda: second.pid in workers_at(out), second)
     finally:
         signal_to(first.pid, signal.SIGCONT)
     assert [first.wait(), second.wait()] == [1, 1]
     check(out, expected)
-    # What the helper was at may be unrecorded; what the first was at may be done twice.
+    # The helper's case may be unrecorded; the first command's case may be done twice.
     assert CASES - 2 <= len(done_in(first.text + second.text)) <= CASES - 1 + 2

@@ -40,7 +40,7 @@ def test_many_cases_show_their_own_distribution():
 
 
 @pytest.mark.parametrize(("available", "target"), [((0, 1, 3), 2), ((1, 2), 0), ((3,), 1)])
-def test_of_an_ordinary_case_it_says_what_a_regression_of_logarithms_says(available, target):
+def test_ordinary_cases_have_the_estimate_of_a_regression_of_logarithms(available, target):
     known = cases(100_000)
     terms = np.column_stack([np.ones(len(known)), np.log(known[:, list(available)])])
     weights = np.linalg.lstsq(terms, np.log(known[:, target]), rcond=None)[0]

@@ -1,4 +1,4 @@
-"""Curves say what the log holds, whatever numbers it has, and stay small however long the run was."""
+"""Curves show all numbers of the log, and stay small for long runs."""
 
 import numpy as np
 

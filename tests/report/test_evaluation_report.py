@@ -1,4 +1,4 @@
-"""The report of an evaluation: its sections and values, whatever the evaluation lacks."""
+"""The report of an evaluation: its sections and values, also of incomplete evaluations."""
 
 import csv
 import json

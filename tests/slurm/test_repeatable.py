@@ -1,4 +1,4 @@
-"""slurm/common.sh: how work that can be repeated makes room, goes on, and fails."""
+"""slurm/common.sh: repeatable work under preemption, requeue and failure."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What can be said of the job scripts without a Slurm; these tests run everywhere."""
+"""Tests of the job scripts that need no Slurm."""
 
 import re
 import shlex

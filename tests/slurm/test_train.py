@@ -23,7 +23,7 @@ TWO_NODES = ("--nodes=2", *SMALL_SHARE)
 
 @pytest.fixture(scope="module")
 def hopeless(cluster: Cluster, config: str) -> Job:
-    """Fails whenever it starts. Submitted first: it spends most of its time waiting to be tried again."""
+    """Fails at every start. Submitted first, because it waits for its requeue most of the time."""
     return cluster.submit("--nodes=1", *SMALL_SHARE, SCRIPT, config, "name=hopeless", "data.shards=nowhere")
 
 
@@ -150,8 +150,8 @@ def test_three_failures_at_the_same_step_end_the_job(cluster: Cluster, hopeless:
     assert "failed 3 times" in str(status(run_dir)["reason"]) and "nowhere" in str(status(run_dir)["reason"])
 
 
-def test_node_dies_and_the_rest_finishes(cluster: Cluster, config: str):
-    """Asked for one or two nodes, a job goes on with one when the other loses its power."""
+def test_the_other_node_finishes_after_a_node_failure(cluster: Cluster, config: str):
+    """A job of one or two nodes continues on one when the other fails."""
     run_dir = cluster.work / "runs/survivor"
     cluster.wait_until_idle()
     job = cluster.submit("--nodes=1-2", *SMALL_SHARE, SCRIPT, config, "name=survivor")

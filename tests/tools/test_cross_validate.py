@@ -27,7 +27,7 @@ def test_every_case_is_left_out_once_together_with_its_patient(seed: int):
     assert split_into_folds(CASES[::-1], 3, seed) == [[c for c in CASES[::-1] if c in fold] for fold in folds]
 
 
-def test_seed_deals_anew():
+def test_another_seed_gives_other_folds():
     assert split_into_folds(CASES, 3, 0) != split_into_folds(CASES, 3, 1)
 
 

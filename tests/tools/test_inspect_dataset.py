@@ -1,4 +1,4 @@
-"""Every planted fault is found, under its own name and no other's; a clean cohort has none of them."""
+"""Every planted fault is found under its kind only; a clean cohort has no findings."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent: damage of every kind is noticed, kills during a save leave the one before."""
+"""A checkpoint is complete or absent: every damage is detected, and kills during a save leave the previous one."""
 
 import json
 import os
@@ -97,7 +97,7 @@ while True:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_while_saving(tmp_path: Path):
-    """SIGKILL during saves, again and again: the newest intact checkpoint always holds what its step says."""
+    """Repeated SIGKILL during saves: the newest intact checkpoint always has the content of its step."""
     reached = 0
     for attempt in range(5):
         process = subprocess.Popen(

@@ -29,7 +29,7 @@ def test_dice_equals_that_of_sets_of_pixels():
     assert scores["dice"] == pytest.approx(np.mean([scores[f"dice/{n}"] for n in ("NETC", "ED", "ET")]))
 
 
-def test_dice_of_what_nobody_sees_is_one():
+def test_dice_of_an_absent_label_is_one():
     labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
     assert set(dice_scores(confusion_matrix(labels, labels)).values()) == {1.0}
     assert dice_scores(confusion_matrix(labels, labels + 3))["dice/ET"] == 0.0
@@ -70,7 +70,7 @@ def test_panel_colours_labels_where_they_are():
     slices, labels = np.full((4, 8, 8), -1.0), np.zeros((8, 8), dtype=np.uint8)
     labels[2, 5] = 3
     picture = label_panel(slices, labels, np.zeros_like(labels), (-1.0, 4.0))
-    blue = tuple(c // 2 for c in LABEL_COLOURS[3])
+    blue = tuple(c // 2 for c in LABEL_COLOURS[2])
     found = np.argwhere((picture == blue).all(-1))
     assert len(found) == 1
     row, column = found[0]

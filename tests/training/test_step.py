@@ -92,7 +92,7 @@ def test_one_update_for_all_targets_has_the_plain_gradient(balanced: bool, execu
     assert_same_update(masks, (f"runtime.encoder_execution={execution}",), 1)
 
 
-def test_padded_rows_as_compilation_wants_them_have_the_plain_update() -> None:
+def test_padded_rows_for_compilation_have_the_same_update() -> None:
     masks = [masks_of(every_pattern()[::7])]
     options = Update(small_config(*VIEWS, f"training.global_batch_size={len(masks[0])}"), dtype=torch.float64)
     padded = Update(options.config, dtype=torch.float64)
@@ -141,7 +141,7 @@ def test_recomputation_gives_the_same_gradients_and_repeats_no_convolution(
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what makes the host wait for a device, for which tensors without numbers (`meta`) stand in.
+    """Raises an error for operations that wait for the device, which tensors without values (`meta`) replace.
 
     Values and shapes that depend on them cannot be had from such tensors; blocking copies could be.
     """
@@ -180,7 +180,7 @@ def test_an_update_never_waits_for_the_device(more: tuple[str, ...], monkeypatch
     ],
     ids=["value", "condition", "mask", "download", "upload", "copy"],
 )
-def test_what_waits_is_refused(wait: Callable[[torch.Tensor], Any]) -> None:
+def test_operations_that_wait_are_detected(wait: Callable[[torch.Tensor], Any]) -> None:
     """The check above can fail."""
     with NoWaiting(), pytest.raises((AssertionError, NotImplementedError, RuntimeError)):
         wait(torch.ones(3, device="meta"))

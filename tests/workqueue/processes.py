@@ -117,6 +117,20 @@ class Forked(Started):
         self._child.join()
 
 
+def start(
+    launcher: Sequence[str],
+    module: str,
+    arguments: Sequence[object],
+    log: Path,
+    environment: dict[str, str] | None = None,
+    *more: object,
+) -> Started:
+    """A command under a launcher; plain ones are forked, unless they start processes of their own (`more`)."""
+    if launcher == PLAIN and not more:
+        return Forked(module, arguments, log, environment)
+    return Started(launcher, [module, *arguments, *more], log, environment)
+
+
 def _main(module: str, arguments: list[str], log: str, environment: dict[str, str]) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -167,7 +181,7 @@ def claimed(folder: Path, name: str) -> list[str]:
 
 
 def busy(folder: Path, pid: int, at_least: int) -> bool:
-    """Whether that process has recorded some items and is in the midst of another."""
+    """Whether that process has recorded some items and is processing another one."""
     name = workers_at(folder).get(pid, "")
     done = recorded(folder).get(name, [])
     return len(done) >= at_least and bool(set(claimed(folder, name)) - set(done))

@@ -40,7 +40,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every process is on its own machine: only heartbeats show that it is alive."""
+    """Every process is on its own machine: liveness is known from heartbeats only."""
     count = iter(range(1000))
     monkeypatch.setattr(heartbeat, "machine", lambda: f"machine {next(count)}")
 
@@ -112,7 +112,7 @@ def test_each_item_goes_to_one_process(tmp_path: Path, time: Time) -> None:
     assert do_all(a) == do_all(b) == []
 
 
-def test_an_outdated_list_of_claims_does_no_harm(
+def test_an_outdated_list_of_claims_is_tolerated(
     tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Network file systems cache lists of folders."""
@@ -135,7 +135,7 @@ def test_a_lease_ends_without_heartbeats(tmp_path: Path, time: Time, elsewhere: 
     assert (claim(a), claim(b)) == ("a", "b")
     b.record("b", None)
     assert claim(b) is None
-    for _ in range(5):  # alive, whatever the case takes
+    for _ in range(5):  # heartbeats arrive, for any duration of the case
         time.now += LEASE - 1
         beat(a)
         assert claim(b) is None
@@ -143,7 +143,7 @@ def test_a_lease_ends_without_heartbeats(tmp_path: Path, time: Time, elsewhere: 
     assert claim(b) is None
     time.now += 2
     assert claim(b) == "a" and not b.given_up("a")
-    assert claim(a) is None  # it continues: its item is another's now, but may still be recorded
+    assert claim(a) is None  # it continues: another worker has its item now, but it may still record it
     a.record("a", "by a")
     b.record("a", "by b")
     assert sorted(b.records["a"]) == ["by a", "by b"]
@@ -201,7 +201,7 @@ def test_leaving_releases_claims(tmp_path: Path, time: Time) -> None:
 
 def test_abandoned_items_are_taken_one_at_a_time(tmp_path: Path, time: Time, elsewhere: None) -> None:
     first = join(tmp_path, "abcd")
-    assert [claim(first) for _ in range(2)] == ["a", "b"]  # then it dies
+    assert [claim(first) for _ in range(2)] == ["a", "b"]  # then it is killed
     last = join(tmp_path, "abcd")
     last.record(claim(last) or "", None)
     last.record(claim(last) or "", None)
@@ -212,7 +212,7 @@ def test_abandoned_items_are_taken_one_at_a_time(tmp_path: Path, time: Time, els
     assert claim(last) == "b"
 
 
-def test_an_item_that_kills_its_workers_is_given_up(tmp_path: Path, time: Time, elsewhere: None) -> None:
+def test_an_item_whose_workers_are_killed_is_given_up(tmp_path: Path, time: Time, elsewhere: None) -> None:
     for number in range(MAXIMUM_DEATHS):
         queue = join(tmp_path, "a")
         if number:
@@ -256,7 +256,7 @@ def test_one_process_merges(tmp_path: Path, time: Time) -> None:
 
 def test_merging_is_taken_over_too(tmp_path: Path, time: Time, elsewhere: None) -> None:
     a, b = join(tmp_path, "a"), join(tmp_path, "a")
-    assert do_all(a) == ["a"] and do_all(b) == [] and a.claim_merge()  # then it dies
+    assert do_all(a) == ["a"] and do_all(b) == [] and a.claim_merge()  # then it is killed
     begun = time.now
     assert merge(b) and time.now - begun >= LEASE
 

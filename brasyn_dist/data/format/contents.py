@@ -1,18 +1,17 @@
 """Contents of a shard set as a table."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from brasyn_dist.brats import VIEWS
+from brasyn_dist.common.text_table import render_text_table
 from brasyn_dist.data.format.index import ShardIndex
 
 
 def summary(index: ShardIndex) -> str:
     """Table of cases, slices and size by cohort and split, and the cases that were left out, as text."""
-    header = index.header
+    header, (head, *rows) = index.header, table_rows(index)
     lines = [
-        *_aligned(table_rows(index)),
+        render_text_table(head, rows, text_columns=2).rstrip(),
         f"{len(index)} slices in {len(index.shards)} shards, {header.codec}, {header.dtype}",
     ]
     lines += [
@@ -48,14 +47,3 @@ def _counts(index: ShardIndex, chosen_cases: np.ndarray) -> tuple[str, ...]:
         *(str(n) for n in (len(cases), unlabelled, *slices)),
         f"{columns['size'][chosen].sum() / 1e6:.1f}",
     )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Lines with text aligned to the left and numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if number < 2 else cell.rjust(width + 2)
-            for number, (cell, width) in enumerate(zip(row, widths))
-        ]
-        yield "  ".join(cells[:2]) + "".join(cells[2:])

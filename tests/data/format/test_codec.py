@@ -1,4 +1,4 @@
-"""Payloads are standard files, lossless, and damage to them never passes for data."""
+"""Payloads are standard files, lossless, and damage to them is always detected."""
 
 import ast
 import io

@@ -61,7 +61,7 @@ def test_written_twice_is_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_members_are_nobodys_and_timeless(tmp_path: Path) -> None:
+def test_members_have_constant_owner_and_time(tmp_path: Path) -> None:
     write_set(tmp_path)
     with tarfile.open(tmp_path / "train-00000.tar") as tar:
         for member in tar.getmembers():

@@ -1,4 +1,4 @@
-"""Shards behind URLs: fetched once a node, verified, kept within a limit, and never half there."""
+"""Shards behind URLs: fetched once for each node, verified, kept within a limit, and never incomplete."""
 
 import collections
 import fcntl
@@ -355,7 +355,7 @@ def test_a_full_disk_makes_old_shards_go(
 
 
 def test_a_write_that_the_system_refuses_leaves_nothing(tmp_path: Path, server: Server) -> None:
-    """The kernel's own refusal (a file size limit) stands in for a disk that fills up meanwhile."""
+    """A file size limit of the kernel replaces a full disk."""
     index = open_shard_set(server.url, cache_dir=tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (index.shards[0].size // 2, limits[1]))

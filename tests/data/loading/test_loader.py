@@ -161,7 +161,7 @@ def test_a_batch_in_use_is_not_written_again(selection: Selection) -> None:
     assert all(torch.equal(batch.planes, copy) for batch, copy in zip(held, copies))
 
 
-def test_memory_is_used_again_once_nobody_refers_to_it(selection: Selection) -> None:
+def test_memory_is_reused_without_references(selection: Selection) -> None:
     addresses = set()
     for batch in stream(selection, 0, 40, prefetch=2):
         addresses.add(batch.planes.data_ptr())

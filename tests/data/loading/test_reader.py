@@ -1,4 +1,4 @@
-"""Single samples: right place, right padding, few descriptors, and errors that say what to do."""
+"""Single samples: position, padding, number of descriptors, and errors with a remedy."""
 
 import os
 import random

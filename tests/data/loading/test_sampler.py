@@ -45,7 +45,7 @@ def test_random_words_are_philox_of_key_and_counter(seed: int, a: int, b: int) -
 
 
 def test_the_meaning_of_a_seed_does_not_change() -> None:
-    """Frozen values: whoever changes them changes what every unfinished run would see after its resume."""
+    """Frozen values: a change of them would change the batches of every unfinished run after its resume."""
     order = SampleOrder(7, np.arange(10) // 3, 4)
     assert [order.batch(k).tolist() for k in range(3)] == GOLDEN["batches"]
     blocked = SampleOrder(7, np.arange(10) // 3, 4, block_shards=2)

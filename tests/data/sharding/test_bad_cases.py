@@ -1,4 +1,4 @@
-"""Every kind of bad case: found, named with its file and reason, and left out only if asked for."""
+"""Every kind of bad case: found, reported with file and reason, and left out only with --skip-bad."""
 
 import gzip
 import shutil

@@ -1,4 +1,4 @@
-"""Holding patients out: never half a patient, and the same ones whatever else is in the cohort."""
+"""Patient-level split: all cases of a patient are on one side, independent of the other patients."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""The same command again: after it was done, while it is at work, and after a kill, which never leaves half
-of a set."""
+"""The same command again: after the end, during the first run, and after a kill, which leaves no partial
+set."""
 
 import os
 import shutil

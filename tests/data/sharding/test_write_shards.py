@@ -1,4 +1,4 @@
-"""Whole shard sets: what is in them, and that nothing but the input decides their bytes."""
+"""Whole shard sets: their content, and that their bytes depend on the input only."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Where the time went: phases add up, the slow rank is found though all ranks take equally long, GPUs tell what they can."""
+"""Timings: phases add up, the slow rank is found although all ranks take equally long, GPU readings are recorded."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""What a batch job does after each way to end, and what it remembers of its attempts."""
+"""Next action of a batch job after each outcome, and the record of its attempts."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_warned_while_starting_is_no_failure(tmp_path: Path, job):
     assert end(tmp_path, 1, warned=True).reason.startswith("failed (disk full), 1 of 3")
 
 
-def test_status_of_an_earlier_attempt_is_not_believed(tmp_path: Path, job):
+def test_status_of_an_earlier_attempt_is_ignored(tmp_path: Path, job):
     run_folder.write_status(tmp_path, "finished", 9, 9)
     job(7, restart=1)
     begin(tmp_path)
