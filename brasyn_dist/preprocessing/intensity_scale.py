@@ -77,6 +77,13 @@ class IntensityScaleModel:
             weight = np.minimum(1, (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + unshared**2 / own))
         return float(np.exp(mean_M[target] + covariance_MM[given, target] @ solved))
 
+    def log_error(self, available: Sequence[int], target: int) -> float:
+        """Standard deviation of the logarithm of `predict`'s result, by this distribution."""
+        covariance_MM, given = np.array(self.covariance), list(available)
+        shared = covariance_MM[given, target]
+        explained = shared @ np.linalg.solve(covariance_MM[np.ix_(given, given)], shared)
+        return float(np.sqrt(covariance_MM[target, target] - explained))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-compatible mapping that `from_dict` reads."""
         return {
