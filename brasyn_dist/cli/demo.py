@@ -18,7 +18,7 @@ from pathlib import Path
 from brasyn_dist.brats import MODALITIES
 from brasyn_dist.cli.command import Command, Index, Overrides
 from brasyn_dist.cli.subprocesses import brasyn, call, check, environment, show, title
-from brasyn_dist.common.files import atomic_path
+from brasyn_dist.common.files import atomic_link
 from brasyn_dist.common.processes import kill_tree
 from brasyn_dist.common.resources import find_resource, resource_folder
 from brasyn_dist.errors import BrasynError
@@ -178,8 +178,7 @@ def link_held_out(shards: Path, cohorts: list[Path], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for cohort in cohorts:
         for case in sorted(p for p in cohort.iterdir() if p.name in names):
-            with atomic_path(folder / case.name) as temporary:
-                temporary.symlink_to(case.resolve(), target_is_directory=True)
+            atomic_link(folder / case.name, case)
     return folder
 
 

@@ -7,7 +7,6 @@ column is named after the folder of the evaluation, or by NAME=DIR. Writes OUT/t
 table.tex, and prints the Markdown.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from typing import Annotated
 from typer import Argument
 
 from brasyn_dist.cli.command import Command
+from brasyn_dist.common.files import read_json
 from brasyn_dist.errors import DataError
 
 
@@ -66,10 +66,7 @@ def run(options: TableOptions) -> None:
 
 def reference_kind(folder: Path) -> str:
     """`given` or `pseudo`, from the summary.json of an evaluation; older ones have given references."""
-    try:
-        return str(json.loads((folder / "summary.json").read_text())["reference_segmentation"])
-    except (OSError, ValueError, KeyError):
-        return "given"
+    return str(read_json(folder / "summary.json").get("reference_segmentation", "given"))
 
 
 main = Command("table", TableOptions, run)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 import brasyn_dist
+from brasyn_dist.common.files import read_json
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 
 CARD = "README.md"
@@ -169,11 +170,3 @@ def markdown_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file does not exist or is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brasyn_dist.brats import BRATS
-from brasyn_dist.common.files import atomic_path, atomic_write_text, sha256_of, write_json
+from brasyn_dist.common.files import atomic_path, atomic_write_text, read_json, sha256_of, write_json
 from brasyn_dist.config import from_dict, to_dict
 from brasyn_dist.errors import BrasynError, CheckpointError
 from brasyn_dist.modality_set import ModalitySet
@@ -225,10 +225,7 @@ def export_folder(path: Path | str, kind: str = GENERATOR, revision: str | None 
 
 def kind_of(path: Path) -> str:
     """`generator` or `segmenter`: what a config.json describes, as far as it can be read."""
-    try:
-        return str(json.loads(path.read_text())["format"]).rpartition(".")[2]
-    except (OSError, ValueError, KeyError, TypeError):
-        return GENERATOR
+    return str(read_json(path).get("format", GENERATOR)).rpartition(".")[2]
 
 
 def read_config(path: Path, kind: str = GENERATOR) -> dict[str, Any]:

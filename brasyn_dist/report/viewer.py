@@ -14,7 +14,7 @@ Volumes are read when they are asked for; those of the last two predictions are 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,6 +32,7 @@ from isal import igzip
 from matplotlib.colors import to_rgb
 
 from brasyn_dist.brats import PREDICTIONS_MANIFEST, Case, find_cases
+from brasyn_dist.common.files import read_json
 from brasyn_dist.data.nifti import check_geometry, read_case, read_volume
 from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.evaluation.image_metrics import bounding_box
@@ -218,13 +219,13 @@ def open_viewer(path: Path, cases: Path | None = None, predictions: Path | None 
     """
     evaluation = path if (path / "cases.csv").is_file() else None
     if evaluation is None:
-        recorded = recorded_value(path / PREDICTIONS_MANIFEST, ("details", "input"))
+        recorded = read_json(path / PREDICTIONS_MANIFEST).get("details", {}).get("input")
         return ViewerData(path, existing(cases, recorded, path, "--cases"))
     summary = path / "summary.json"
-    shown = existing(predictions, recorded_value(summary, ("predictions",)), path, "--predictions")
+    shown = existing(predictions, read_json(summary).get("predictions"), path, "--predictions")
     if shown is None:
         raise DataError(f"{summary}: names no folder of predictions; give --predictions DIR")
-    references = existing(cases, recorded_value(summary, ("references",)), path, "--cases")
+    references = existing(cases, read_json(summary).get("references"), path, "--cases")
     return ViewerData(shown, references, evaluation)
 
 
@@ -234,17 +235,6 @@ def existing(given: Path | None, recorded: str | None, source: Path, option: str
     if chosen is not None and not chosen.is_dir():
         raise DataError(f"{chosen}: no such folder, but {source} refers to it; give {option} DIR")
     return chosen
-
-
-def recorded_value(path: Path, keys: Sequence[str]) -> str | None:
-    """A text in a JSON file; None if the file or a key does not exist."""
-    try:
-        value: Any = json.loads(path.read_text())
-        for key in keys:
-            value = value[key]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(value)
 
 
 def make_server(data: ViewerData, port: int) -> ThreadingHTTPServer:

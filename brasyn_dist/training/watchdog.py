@@ -13,7 +13,6 @@ later.
 
 import contextlib
 import faulthandler
-import json
 import os
 import socket
 import sys
@@ -27,7 +26,7 @@ from typing import TextIO
 
 import psutil
 
-from brasyn_dist.common.files import write_json
+from brasyn_dist.common.files import read_json, write_json
 
 _STATES = {
     psutil.STATUS_STOPPED: "stopped by a signal (SIGCONT continues it)",
@@ -143,10 +142,7 @@ class Watchdog:
 
     def _activity(self, peer: Peer) -> str | None:
         """Last activity of a hanging peer; None if it has not reported a hang."""
-        try:
-            return json.loads(self._hang_file(peer.rank).read_text())["doing"]
-        except (OSError, ValueError, KeyError):
-            return None
+        return read_json(self._hang_file(peer.rank)).get("doing")
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
