@@ -213,7 +213,7 @@ def infer_batch(
             )
             for name in queue
         )
-        run_jobs(jobs, ensemble, store, earlier, reading)
+        run_jobs(jobs, ensemble, store, earlier, reading, ensemble.predict_scales)
         if queue.claim_merge():
             manifest.records |= {record.case: record for record in settled} | best_records(queue.records)
             manifest.workers |= queue.worker_details()

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 Synthesise = Callable[[CaseVolumes, tuple[str, ...], StageTimer], dict[str, np.ndarray]]
 """(volumes of the available modalities, targets, timer) -> integer volume (x, y, z) for each target."""
+PredictScales = Callable[[CaseVolumes, tuple[str, ...]], dict[str, dict[str, float]]]
+"""(volumes of the available modalities, targets) -> see CaseRecord.scales."""
 NOTHING: Mapping[str, CaseRecord] = {}
 
 
@@ -71,6 +73,7 @@ class CaseJob:
     volumes: CaseVolumes | None = None
     synthetic: dict[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scales: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @_stage
     def read(self, earlier: Mapping[str, CaseRecord] = NOTHING, options: ReadOptions | None = None) -> None:
@@ -95,10 +98,12 @@ class CaseJob:
             refuse(self.notes, request.case.folder)
 
     @_stage
-    def synthesise(self, synthesise: Synthesise) -> None:
+    def synthesise(self, synthesise: Synthesise, predict_scales: PredictScales | None = None) -> None:
         """Make the target volumes."""
         assert self.volumes is not None
         self.synthetic = synthesise(self.volumes, self.request.targets, self.timer)
+        if predict_scales is not None:
+            self.scales = predict_scales(self.volumes, self.request.targets)
 
     @_stage
     def write(self) -> None:
@@ -119,6 +124,7 @@ class CaseJob:
             hashes,
             seconds,
             notes=self.notes,
+            scales=self.scales,
         )
 
 
@@ -128,6 +134,7 @@ def run_jobs(
     store: Callable[[CaseRecord], None],
     earlier: Mapping[str, CaseRecord] = NOTHING,
     options: ReadOptions | None = None,
+    predict_scales: PredictScales | None = None,
 ) -> None:
     """The loop over cases. A job is taken from its iterator only when it is the next one to be read.
 
@@ -137,6 +144,7 @@ def run_jobs(
         store: Takes the record of each case directly after its files were written, in the order of the jobs.
         earlier: Records of earlier runs, by case name.
         options: How the input is read.
+        predict_scales: Predicted intensity scales of the targets, for the records.
     """
 
     def write_and_store(job: CaseJob) -> None:
@@ -151,7 +159,7 @@ def run_jobs(
         upcoming = reader.submit(next, read_jobs, None)
         while (job := upcoming.result()) is not None:
             upcoming = reader.submit(next, read_jobs, None)  # one case ahead: memory is bounded
-            job.synthesise(synthesise)
+            job.synthesise(synthesise, predict_scales)
             if written is not None:
                 written.result()
             written = writer.submit(write_and_store, job)
