@@ -15,9 +15,7 @@ import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from typer import Option
+from typing import TYPE_CHECKING
 
 from brasyn_dist.cli.command import Command, Overrides
 from brasyn_dist.common.processes import starting_up
@@ -39,8 +37,6 @@ class TrainOptions:
     """YAML file, or name of a packaged one (`brasyn configs`)."""
     dry_run: bool = False
     """Print what would run and what it costs; train nothing."""
-    local_rank: Annotated[int | None, Option("--local-rank", "--local_rank", hidden=True)] = None
-    """Set by some launchers; not used."""
 
 
 def train(options: TrainOptions) -> int:

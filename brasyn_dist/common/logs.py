@@ -4,6 +4,7 @@
 and the module.
 """
 
+import io
 import logging
 import os
 import sys
@@ -34,6 +35,13 @@ class StandardStream(logging.StreamHandler):
     def stream(self):
         """The standard stream at this moment."""
         return getattr(sys, str(self.name))
+
+
+def make_printable() -> None:
+    """Print characters that a stream's encoding lacks as escapes: file names can contain any bytes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def set_up_logging() -> None:

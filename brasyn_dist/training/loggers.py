@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from brasyn_dist.common.files import atomic_write_text, fsync, write_json
+from brasyn_dist.common.files import atomic_write_text, fsync, naming, write_json
 from brasyn_dist.common.optional_packages import require
 from brasyn_dist.config import TelemetryConfig
 from brasyn_dist.errors import ConfigError
@@ -56,8 +56,9 @@ class JsonLines:
 
     def flush(self) -> None:
         """Write all lines to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -128,8 +129,8 @@ class WandbTracker:
         # A resumed run computes steps again that an earlier process has sent, with equal values.
         self._sent = known["last_step"] if known else -1
         self._run = wandb.init(
-            project=config.wandb_project,
-            entity=config.wandb_entity,
+            project=os.environ.get("WANDB_PROJECT") or config.wandb_project,
+            entity=os.environ.get("WANDB_ENTITY") or config.wandb_entity,
             name=run_dir.name,
             id=self._id,
             resume="allow",
