@@ -36,7 +36,7 @@ from typer import Argument, Option
 from typer.core import TyperCommand
 
 from brasyn_dist.common.files import expand_path, os_error_text
-from brasyn_dist.common.logs import make_printable, set_up_logging
+from brasyn_dist.common.logs import make_printable, redact, set_up_logging
 from brasyn_dist.errors import BrasynError
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class Command(Generic[T]):
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return INTERRUPTED
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        print(f"error: {redact(text)}", file=sys.stderr, flush=True)
         return 1
 
     def parse(self, arguments: Sequence[str]) -> T:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brasyn_dist.cli.command import Command, Overrides
+from brasyn_dist.common.logs import redact
 from brasyn_dist.common.processes import starting_up
 from brasyn_dist.common.resources import find_resource
 
@@ -46,7 +47,7 @@ def train(options: TrainOptions) -> int:
     path = None if options.config is None else find_resource("configs", options.config)
     config = load_config(path, options.overrides or (), RunConfig)
     if options.dry_run:
-        print(cost(config))
+        print(redact(cost(config)))
         return 0
     status = run(config)
     if status == 0 and config.telemetry.report and int(os.environ.get("RANK", "0")) == 0:

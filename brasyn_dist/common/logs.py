@@ -7,6 +7,7 @@ and the module.
 import io
 import logging
 import os
+import re
 import sys
 
 from brasyn_dist.errors import ConfigError
@@ -20,7 +21,7 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Text of a record."""
-        text = super().format(record)
+        text = redact(super().format(record))
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
@@ -35,6 +36,19 @@ class StandardStream(logging.StreamHandler):
     def stream(self):
         """The standard stream at this moment."""
         return getattr(sys, str(self.name))
+
+
+_SECRETS = re.compile(
+    r"(?<=://)[^/@\s'\"]+(?=@)"  # user:password@host
+    r"|(?<=\?)[^\s'\"#]*=[^\s'\"#]*"  # ?signature=...
+    r"|(?<=authorization: )[^'\"]+|(?<=--user )\S+|(?<=-u )\S+:\S+",  # of a pipe: command
+    re.I,
+)
+
+
+def redact(text: str) -> str:
+    """`text` without the passwords and keys in URLs and in headers."""
+    return _SECRETS.sub("***", text)
 
 
 def make_printable() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import brasyn_dist
 from brasyn_dist.common.launch_environment import NUMERICAL
+from brasyn_dist.common.logs import redact
 
 SLURM_FACTS = (
     "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_CLUSTER_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_ACCOUNT",
@@ -54,7 +55,7 @@ def environment(world: int, device: str) -> dict[str, Any]:
         "device": device,
         "slurm": slurm_facts(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if NUMERICAL.match(k)},
-        "command": sys.argv,
+        "command": [redact(word) for word in sys.argv],
     }
 
 

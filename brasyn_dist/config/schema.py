@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import core_schema
 
 from brasyn_dist.common.files import expand_path
+from brasyn_dist.common.logs import redact
 from brasyn_dist.errors import ConfigError
 
 T = TypeVar("T")
@@ -116,8 +117,19 @@ def from_dict(cls: type[T], values: Any, where: str = "configuration", prefix: s
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain mapping (lists for tuples) that YAML and JSON can hold and `from_dict` reads back equal."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Plain mapping (lists for tuples) that YAML and JSON can hold and `from_dict` reads back equal.
+
+    Passwords in URLs are replaced by `***`.
+    """
+    return _without_secrets(json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def to_yaml(config: Any) -> str:

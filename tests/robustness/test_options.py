@@ -44,7 +44,7 @@ def words_for(name: str) -> list[str]:
     if name in given:
         return words
     for parameter in typer_parameters(command(name).options):
-        kind, declared = typing.get_args(parameter.annotation)[:2]
+        _, declared = typing.get_args(parameter.annotation)[:2]
         if parameter.default is parameter.empty:
             value = "out.json" if parameter.name == "out" and name == "fit-fusion" else "x"
             argument = type(declared).__name__ == "ArgumentInfo"
