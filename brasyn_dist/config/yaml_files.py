@@ -1,5 +1,6 @@
 """YAML files with bases, and values of the command line."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ def read_yaml(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
     """
     try:
         values = yaml.load(read_text(path), Loader) or {}
+        json.dumps(values, default=str)  # ValueError: an alias of a part of itself
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except DataError as error:

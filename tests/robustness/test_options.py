@@ -172,7 +172,7 @@ def test_other_mistakes_name_the_option(text: str):
 @pytest.mark.parametrize(
     "text",
     [
-        "base: self.yaml", "base: [a]", "base: missing.yaml", "- a", "seed: 2024-99-99", "a: &x [*x]", "{", "\0",
+        "base: self.yaml", "base: [3]", "base: missing.yaml", "- a", "seed: 2024-99-99", "a: &x [*x]", "{", "\0",
         "name: {a: 1}", "seed: 1\nseed: .inf",
     ],
 )  # fmt: skip
