@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
-from brasyn_dist.cli.command import Command, Index, Overrides, SkipBadOption
+from brasyn_dist.cli.command import Command, Folds, Headroom, Index, Overrides, SkipBadOption
 from brasyn_dist.cli.subprocesses import brasyn, call, title
 from brasyn_dist.common.files import atomic_link, atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
@@ -35,11 +35,11 @@ class CrossValidateOptions:
     """Options of the training."""
     out: Path
     """Folder for everything, with one for each fold."""
-    folds: int = 5
+    folds: Folds = 5
     """Number of folds."""
     config: str = "laptop"
     """YAML file of the training, or a packaged one's name."""
-    headroom: float = 1.0
+    headroom: Headroom = 1.0
     """As of `brasyn shard`."""
     minimum_foreground: Index = 2000
     """As of `brasyn shard`."""

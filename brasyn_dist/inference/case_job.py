@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from brasyn_dist.common.files import sha256_of
+from brasyn_dist.common.files import FULL, os_error_text, sha256_of
 from brasyn_dist.data.case_notes import case_notes, refuse
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
 from brasyn_dist.errors import BrasynError, DataError
@@ -54,6 +54,8 @@ def _stage(method: Callable[..., None]) -> Callable[..., "CaseJob"]:
             try:
                 method(self, *arguments, **options)
             except Exception as error:
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise  # the next case could not be written, either
                 where = f"{self.request.case.name}: {method.__name__}"
                 self.record = failed_record(self.request, reason_of(error, where))
         if self.record is not None:
@@ -190,6 +192,7 @@ def reason_of(error: Exception, where: str = "") -> str:
         return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return f"out of memory; use a smaller --batch-size ({str(error).splitlines()[0]})"
-    if not isinstance(error, OSError):
-        log.error("%s", where, exc_info=error)
+    if isinstance(error, OSError):
+        return os_error_text(error)
+    log.error("%s", where, exc_info=error)
     return f"{type(error).__name__}: {error}"

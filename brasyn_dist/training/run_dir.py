@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from brasyn_dist.common.files import atomic_write_text, write_json
+from brasyn_dist.common.logs import redact
 from brasyn_dist.common.provenance import environment, slurm_job, slurm_restarts
 from brasyn_dist.config import RunConfig, to_dict, to_yaml
 from brasyn_dist.errors import BrasynError, CheckpointError
@@ -104,7 +105,7 @@ def note_failure(run_dir: Path, error: BaseException) -> None:
         known = json.loads((run_dir / STATUS).read_text())
     except (OSError, ValueError):
         known = {}
-    reason = f"{type(error).__name__}: {error}"
+    reason = redact(f"{type(error).__name__}: {error}")
     with suppress(OSError):  # the disk can be the cause
         write_status(run_dir, "failed", known.get("step", 0), known.get("total_steps", 0), reason)
 
