@@ -52,4 +52,4 @@ def test_incomplete_cases_are_refused(cases: Path, tmp_path: Path, capsys):
     assert main([str(cases), str(tmp_path / "a"), "--modality", "t1c"]) == 0
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     error = capsys.readouterr().err
-    assert "lacks t1c" in error and not (tmp_path / "b").exists()
+    assert "no volume for t1c" in error and not (tmp_path / "b").exists()
