@@ -182,8 +182,10 @@ def find_cases(root: Path, cohort: str | None = None, modality_set: ModalitySet 
 def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
     """Folders directly below `root` with at least one volume, sorted by name, without predictions.
 
+    If there are none and `root` has volumes of one case, `root` itself is the case folder.
+
     Raises:
-        DataError: `root` is not a folder or has no such folder.
+        DataError: `root` is not a folder or has no case.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds the case folders")
@@ -195,6 +197,9 @@ def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
         and any(modality_of(p, modality_set) for p in folder.iterdir() if not p.name.startswith("."))
         and not is_prediction_folder(folder)
     ]
+    named = {m[0] for p in root.iterdir() if p.is_file() and (m := modality_of(p, modality_set))}
+    if not folders and len(named) == 1 and not is_prediction_folder(root):
+        return [root]
     if not folders:
         examples = "(or _t1ce, _flair, .nii)" if modality_set is BRATS else "(or .nii)"
         kind = "BraTS case" if modality_set is BRATS else f"case of modality set {modality_set.name}"

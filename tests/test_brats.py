@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from brasyn_dist.brats import ED, ET, LABEL_ORDERS, NETC, REGIONS, canonical_labels
+from brasyn_dist.brats import ED, ET, LABEL_ORDERS, NETC, REGIONS, canonical_labels, find_cases
 from brasyn_dist.data.nifti import read_labels
 from brasyn_dist.errors import DataError
 
@@ -72,3 +72,14 @@ def test_unknown_orders_are_refused():
 
 def test_every_order_is_tested():
     assert set(LABEL_ORDERS) == {order for order, _ in STORED.values()}
+
+
+def test_the_folder_of_one_case_is_accepted_as_a_folder_of_cases(tmp_path: Path):
+    folder = tmp_path / "BraTS-GLI-00001-000"
+    folder.mkdir()
+    for modality in ("t1c", "t2w"):
+        (folder / f"{folder.name}-{modality}.nii.gz").touch()
+    assert [case.name for case in find_cases(folder)] == [folder.name]
+    (folder / "BraTS-GLI-00002-000-t1n.nii.gz").touch()
+    with pytest.raises(DataError, match="no BraTS case found"):
+        find_cases(folder)

@@ -62,7 +62,7 @@ def test_yaml_over_base_over_defaults_and_overrides_last(tmp_path: Path):
         ("generator.image_size=[160,200]", "multiple of 16"),
         ("generator.image_size=[160]", "expected int, or a list of 2 int"),
         ("generator.image_size=wide", "expected int"),
-        ("generator.heads=7", "do not divide"),
+        ("generator.heads=7", "generator.heads 7 does not divide"),
         ("checkpoint.keep=1", "at least 2"),
         ("training.epochs", "section.key=value"),
         ("seed.x=1", "must be|expected int|mapping"),
@@ -109,7 +109,9 @@ def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_constructor_checks_as_a_file_does():
-    with pytest.raises(ConfigError, match="hang_minutes=-1.0: expected float above 0, or null"):
+    with pytest.raises(
+        ConfigError, match="hang_minutes=-1.0: expected float above 0 and at most 525600, or null"
+    ):
         RuntimeConfig(hang_minutes=-1.0)
 
 

@@ -189,6 +189,9 @@ def test_a_cases_scale_and_a_narrow_window(runs: Runs):
     assert preprocessing.intensity_scale is not None
     unit = preprocessing.intensity_scale.predict((0, 2, 3), given, 1)
     assert 0 < result.max() < 7 * unit
+    (record,) = json.loads(Path("scaled-out/manifest.json").read_text())["cases"]
+    assert record["scales"]["t1n"]["median"] == pytest.approx(unit, abs=0.01)
+    assert record["scales"]["t1n"]["log_error"] > 0
 
 
 def load_run(name: str) -> RunConfig:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument
 
-from brasyn_dist.cli.command import Command, Overrides
+from brasyn_dist.cli.command import Command, Folds, Overrides
 from brasyn_dist.cli.subprocesses import brasyn, call, title
 from brasyn_dist.common.files import atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
@@ -48,7 +48,7 @@ class AblateOptions:
     """This run of the plan; may be repeated."""
     config: str = "laptop"
     """YAML file of the base, or a packaged one's name."""
-    folds: int = 4
+    folds: Folds = 4
     """Number of folds."""
     fold: list[int] | None = None
     """Only this fold (from 0); may be repeated."""

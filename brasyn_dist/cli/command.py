@@ -17,12 +17,17 @@ Typer's `Option(...)` in `Annotated` is only needed for limits and metavars.
 import ast
 import copy
 import inspect
+import logging
+import math
+import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+from pathlib import Path
 from textwrap import dedent
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -30,9 +35,11 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-from brasyn_dist.common.logs import set_up_logging
+from brasyn_dist.common.files import expand_path, os_error_text
+from brasyn_dist.common.logs import make_printable, redact, set_up_logging
 from brasyn_dist.errors import BrasynError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Precision = Literal["no", "bf16", "fp16"]
 OVERRIDES = "section.key=value"
@@ -51,6 +58,22 @@ LabelEditionOption = Annotated[
 SkipBadOption = Annotated[
     bool, Option("--skip-bad", help="Leave out bad cases instead of stopping; each is reported.")
 ]
+MOST = {"workers": 1024, "seed": 2**32 - 1}
+"""Largest values by option; of other whole numbers 2**31 - 1, of other numbers 1e9."""
+CaseNumber = Annotated[int, Option(max=99_999)]
+"""Synthetic cases; their names have five digits."""
+Folds = Annotated[int, Option(min=2)]
+Headroom = Annotated[float, Option(metavar="F", min=0.1, max=100)]
+Seconds = Annotated[float | None, Option(metavar="SECONDS", min=1, max=1e6)]
+PATHS = {
+    "cases", "cohorts", "completed", "config", "evaluation", "plan", "references", "shards", "statistics",
+    "weights",
+}  # fmt: skip
+"""Texts that are paths, or names in place of them."""
+_LAUNCHER = re.compile(r"--local[-_]rank(=.*)?")
+"""Argument that some launchers add; environment variables have the same value."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells report it."""
 
 
 class View(StrEnum):
@@ -85,7 +108,7 @@ class SharingOptions:
 
     workers: Positive = 1
     """Processes that share the cases, each with its own GPU if there are several."""
-    lease: Annotated[float | None, Option(metavar="SECONDS")] = None
+    lease: Seconds = None
     """Heartbeat timeout after which another process takes over a case.  [default: 60]"""
 
 
@@ -116,34 +139,49 @@ class Command(Generic[T]):
         self.more_help = more_help
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
-        """Exit status of the command. A BrasynError is printed as one `error:` line, status 1.
+        """Exit status of the command. What the user can correct is printed as one `error:` line, status 1.
 
         Raises:
             SystemExit: 2 for wrong usage, 0 after `--help`.
         """
+        make_printable()
         options = self.parse(sys.argv[1:] if arguments is None else arguments)
         try:
             set_up_logging()
             return self.run(options) or 0
         except BrasynError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            text = str(error)
+        except BrokenPipeError:  # such as `brasyn status | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except OSError as error:
+            log.debug("%s", self.name, exc_info=True)
+            text = os_error_text(error)
+        except MemoryError as error:
+            text = f"out of memory; use fewer --workers or a machine with more ({error})"
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            return INTERRUPTED
+        print(f"error: {redact(text)}", file=sys.stderr, flush=True)
+        return 1
 
     def parse(self, arguments: Sequence[str]) -> T:
         """Options of a command line. Raises SystemExit as `__call__` does."""
         parsed: list[T] = []
 
+        parameters = typer_parameters(self.options)
+
         def callback(**values: Any) -> None:
+            check_finite(**values)
             parsed.append(self.options(**values))
 
-        parameters = typer_parameters(self.options)
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {p.name: p.annotation for p in parameters}
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
         app.command(cls=_with_help(self._description(), self.more_help))(callback)
         try:
             typer.main.get_command(app).main(
-                spread_lists(arguments, self.lists), prog_name=f"brasyn {self.name}"
+                spread_lists(without_launcher(arguments), self.lists), prog_name=f"brasyn {self.name}"
             )
         except SystemExit:
             if not parsed:
@@ -154,8 +192,41 @@ class Command(Generic[T]):
         return (sys.modules[self.options.__module__].__doc__ or "").strip()
 
 
+def path_parser(kind: Callable[[str], T]) -> Callable[[str], T]:
+    """Parser of a path for Typer: expands `~` and `$VARIABLES`, and refuses empty paths (--out "$UNSET")."""
+
+    def path(text: str) -> T:
+        try:
+            return kind(expand_path(os.fspath(text)))
+        except ValueError as error:
+            raise typer.BadParameter(f"{text!r}: expected {error}") from None
+
+    return path
+
+
+def check_finite(**values: Any) -> None:
+    """Raise a usage error for NaN and infinity, which are in no range and yet not outside of one."""
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise typer.BadParameter(f"--{name.replace('_', '-')}: {value} is not a finite number")
+
+
+def without_launcher(arguments: Sequence[str]) -> list[str]:
+    """The arguments without those that launchers add."""
+    kept, skip = [], False
+    for word in arguments:
+        found = None if skip else _LAUNCHER.fullmatch(word)
+        if not skip and not found:
+            kept.append(word)
+        skip = found is not None and found[1] is None
+    return kept
+
+
 def typer_parameters(options: type) -> list[inspect.Parameter]:
-    """Parameters for Typer: the docstring below a field is its help, and `a_b: bool` is the flag `--a-b`."""
+    """Parameters for Typer: the docstring below a field is its help, and `a_b: bool` is the flag `--a-b`.
+
+    Numbers without limits are between 0 and `MOST`, and paths are expanded.
+    """
     texts: dict[str, str] = {}
     for cls in reversed(options.__mro__[:-1]):
         definition: Any = ast.parse(dedent(inspect.getsource(cls))).body[0]
@@ -168,8 +239,23 @@ def typer_parameters(options: type) -> list[inspect.Parameter]:
         flag = [f"--{name.replace('_', '-')}"] if kind is bool else []
         info = copy.copy(declared[0]) if declared else Option(*flag)
         info.help = info.help or texts.get(name)
+        kinds = _kinds(kind)
+        if int in kinds or float in kinds:
+            info.min = 0 if info.min is None else info.min
+            if info.max is None:
+                info.max = MOST.get(name, 2**31 - 1 if int in kinds else 1e9)
+        if Path in kinds:
+            info.parser, info.metavar = path_parser(Path), info.metavar or "PATH"
+        elif name in PATHS:
+            info.parser, info.metavar = path_parser(str), info.metavar or "PATH"
         parameters.append(defaults[name].replace(annotation=Annotated[kind, info]))
     return parameters
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types in an annotation: {int, NoneType} of `list[int] | None`."""
+    arguments = typing.get_args(annotation)
+    return set().union(*map(_kinds, arguments)) if arguments else {annotation}
 
 
 def _with_help(description: str, more_help: Callable[[], str] | None) -> type[TyperCommand]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
-from brasyn_dist.cli.command import Command, Index, Overrides, SkipBadOption
+from brasyn_dist.cli.command import Command, Folds, Headroom, Index, Overrides, SkipBadOption
 from brasyn_dist.cli.subprocesses import brasyn, call, title
 from brasyn_dist.common.files import atomic_link, atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
@@ -35,16 +35,18 @@ class CrossValidateOptions:
     """Options of the training."""
     out: Path
     """Folder for everything, with one for each fold."""
-    folds: int = 5
+    folds: Folds = 5
     """Number of folds."""
     config: str = "laptop"
     """YAML file of the training, or a packaged one's name."""
-    headroom: float = 1.0
+    headroom: Headroom = 1.0
     """As of `brasyn shard`."""
     minimum_foreground: Index = 2000
     """As of `brasyn shard`."""
     seed: Index = 0
     """Seed of the folds."""
+    patients: Path | None = None
+    """Patient of each case, as of `brasyn shard`; default: by names."""
     skip_bad: SkipBadOption = False
     fold: int | None = None
     """Do only this fold (from 0), without the pooled table."""
@@ -56,9 +58,12 @@ def run(options: CrossValidateOptions) -> None:
 
     from brasyn_dist.data.case_folders import unreadable_cases, usable_cases, without_bad
     from brasyn_dist.data.label_editions import with_label_editions
+    from brasyn_dist.data.patients import read_patients_file, with_patients
     from brasyn_dist.evaluation import tables
 
     cases = usable_cases([options.cases], skip_bad=options.skip_bad, complete=True)
+    if options.patients is not None:
+        cases = with_patients(cases, read_patients_file(options.patients))
     cases, _ = with_label_editions(cases)
     cases = without_bad(cases, unreadable_cases(cases, labels=True), options.skip_bad)
     folds = split_into_folds(cases, options.folds, options.seed)
@@ -117,6 +122,7 @@ def evaluate_fold(
     call(
         brasyn("shard", options.cases, "--out", shards, "--split", out / "held_out.txt", "--views", *views,
                *(["--skip-bad"] if options.skip_bad else []),
+               *(["--patients", str(options.patients)] if options.patients else []),
                "--headroom", str(options.headroom), "--minimum-foreground", str(options.minimum_foreground))
     )  # fmt: skip
     call(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brasyn_dist.brats import MODALITIES
-from brasyn_dist.cli.command import Command, Index, Overrides
+from brasyn_dist.cli.command import CaseNumber, Command, Index, Overrides
 from brasyn_dist.cli.subprocesses import brasyn, call, check, environment, show, title
 from brasyn_dist.common.files import atomic_link
 from brasyn_dist.common.processes import kill_tree
@@ -34,9 +34,9 @@ class DemoOptions:
     """Folder of BraTS cases, or of cohort folders."""
     out: Path = Path("demo")
     """Folder for everything."""
-    gli: Index = 6
+    gli: CaseNumber = 6
     """Synthetic glioma cases."""
-    met: Index = 2
+    met: CaseNumber = 2
     """Synthetic metastasis cases."""
     config: str = "demo"
     """YAML file of the training, or a packaged one's name."""

@@ -48,7 +48,7 @@ class DropOptions:
 def run(options: DropOptions) -> None:
     """Write the incomplete cases and the list of what was left out."""
     from brasyn_dist.brats import MODALITIES
-    from brasyn_dist.common.files import write_json
+    from brasyn_dist.common.files import make_folder, write_json
     from brasyn_dist.data.case_folders import usable_cases
 
     if options.modality not in (None, *MODALITIES):
@@ -56,7 +56,7 @@ def run(options: DropOptions) -> None:
     cases = usable_cases([options.cases], skip_bad=options.skip_bad, complete=True)
     dropped = choose([c.name for c in cases], options.seed, options.modality)
     check_record(options.out, dropped)
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     write_json(options.out / RECORD, dropped)
     for case in cases:
         write_case(case, dropped[case.name], options.out, options.keep_segmentation, options.link)

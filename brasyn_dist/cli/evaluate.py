@@ -22,6 +22,7 @@ from typer import BadParameter, Option
 
 import brasyn_dist
 from brasyn_dist.cli.command import Command, LabelEditionOption, SharingOptions, SkipBadOption, at_most_one
+from brasyn_dist.common.files import make_folder
 from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.optional_packages import require
 from brasyn_dist.common.processes import STOPPED, ending_on_signals
@@ -68,7 +69,7 @@ class EvaluateOptions(SharingOptions):
     necrosis, 3 enhancing; or an edition."""
     label_edition: LabelEditionOption = "auto"
     skip_bad: SkipBadOption = False
-    segment_timeout: Annotated[float, Option(metavar="SECONDS", min=0)] = 3600.0
+    segment_timeout: Annotated[float, Option(metavar="SECONDS", min=1, max=1e6)] = 3600.0
     """Limit of the program for a case."""
     tolerance: Annotated[float, Option(metavar="MM")] = 1.0
     """Tolerance of the normalised surface distance."""
@@ -80,8 +81,6 @@ class EvaluateOptions(SharingOptions):
         )
         if self.reference_segmentation == "pseudo" and not (self.segmenter or self.segment_command):
             raise BadParameter("--reference-segmentation pseudo needs --segmenter or --segment-command")
-        if not self.tolerance >= 0:
-            raise BadParameter(f"--tolerance {self.tolerance}: must be at least 0 mm")
 
 
 def run(options: EvaluateOptions) -> int:
@@ -92,6 +91,7 @@ def run(options: EvaluateOptions) -> int:
 
     for package in ("monai", "skimage"):
         require(package, "eval", "brasyn evaluate")
+    make_folder(options.out)
     with ending_on_signals(STOPPED):
         modality_set = modality_set_of(options.predictions)
         predictions = find_predictions(options.predictions, modality_set)
@@ -101,7 +101,6 @@ def run(options: EvaluateOptions) -> int:
         bad_references = {b.folder.name: b.reason for b in bad}
         scoring = replace(scoring_of(options, predictions, modality_set), bad_references=bad_references)
         evaluation = Evaluation(options, cases, predictions, scoring)
-        options.out.mkdir(parents=True, exist_ok=True)
         with worker_processes(options.workers, launch_context(), score, evaluation) as context:
             score(evaluation, context)
         # The first process of a node reports for all; a launcher ends it when another one fails earlier.

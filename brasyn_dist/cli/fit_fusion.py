@@ -48,10 +48,12 @@ class FitFusionOptions(ModelOptions):
 
 def run(options: FitFusionOptions) -> None:
     """Fit, compare on unseen cases, write the file."""
+    from brasyn_dist.common.files import make_folder
     from brasyn_dist.inference.ensemble import choose_device, load_members
     from brasyn_dist.inference.fusion import describe_members
     from brasyn_dist.inference.fusion_fitting import Sample, cross_validate, fit_weights, sample_case
 
+    make_folder(options.out.parent)
     device = choose_device(options.device, options.precision)
     members = load_members(options.weights, device, options.views, options.any_view)
     if len(members) < 2:
@@ -81,7 +83,6 @@ def run(options: FitFusionOptions) -> None:
             "unseen_mae": errors,
         },
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     fit(samples).save(options.out, facts)
     log.info(error_table(errors) if errors else "a single case: no unseen case is left for a comparison")
     log.info("written: %s", options.out)

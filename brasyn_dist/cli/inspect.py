@@ -42,7 +42,7 @@ class InspectOptions:
 def run(options: InspectOptions) -> None:
     """Measure all cases, print the tables of the cohorts and what is unusual."""
     from brasyn_dist.brats import BRATS
-    from brasyn_dist.common.files import atomic_write_text, write_json
+    from brasyn_dist.common.files import atomic_write_text, make_folder, write_json
     from brasyn_dist.common.process_pool import parallel_map
     from brasyn_dist.data.case_folders import find_cohorts
     from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, to_json
@@ -51,6 +51,7 @@ def run(options: InspectOptions) -> None:
     from brasyn_dist.modality_set import read_modality_set
     from brasyn_dist.report.dataset_report import case_table_csv, write_dataset_report
 
+    make_folder(options.out)
     modality_set = BRATS if options.modality_set is None else read_modality_set(options.modality_set)
     cases, unrecognised = find_cohorts(options.cohorts, modality_set)
     cases, findings = with_editions(cases, options)
@@ -61,7 +62,6 @@ def run(options: InspectOptions) -> None:
     readable = [f for f in facts if f.modalities]
     if not readable:
         raise DataError("no case can be read:\n  " + "\n  ".join(f.detail for f in findings))
-    options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "inspection.json", to_json(facts, findings))
     write_json(options.out / "findings.json", [finding.to_dict() for finding in findings])
     atomic_write_text(options.out / "cases.csv", case_table_csv(readable))

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
-from brasyn_dist.cli.command import Command, Index
-from brasyn_dist.errors import BrasynError
+from brasyn_dist.cli.command import CaseNumber, Command, Index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +21,9 @@ class PhantomOptions:
 
     out: Annotated[Path, Argument(metavar="OUT")]
     """Folder for the cohort folders train_gli and train_met."""
-    gli: Index = 6
+    gli: CaseNumber = 6
     """Glioma cases."""
-    met: Index = 2
+    met: CaseNumber = 2
     """Metastasis cases."""
     shape: Annotated[tuple[int, int, int], Option(metavar="X Y Z")] = (240, 240, 155)
     """Voxels of a volume."""
@@ -33,6 +32,10 @@ class PhantomOptions:
     workers: Annotated[int | None, Option(min=1)] = None
     """Processes.  [default: the processors, at most 8]"""
 
+    def __post_init__(self) -> None:
+        if not all(8 <= side <= 1024 for side in self.shape):
+            raise BadParameter(f"--shape {' '.join(map(str, self.shape))}: from 8 to 1024 voxels each")
+
 
 def run(options: PhantomOptions) -> None:
     """Write the cohorts."""
@@ -40,10 +43,7 @@ def run(options: PhantomOptions) -> None:
     from brasyn_dist.phantom.cases import plan_cohorts, write_cohorts
 
     cases = plan_cohorts(options.out, options.gli, options.met, options.seed)
-    try:
-        write_cohorts(cases, options.shape, options.workers or available_processors(8))
-    except OSError as error:
-        raise BrasynError(str(error)) from error
+    write_cohorts(cases, options.shape, options.workers or available_processors(8))
     print(f"{len(cases)} cases in {options.out}")
 
 

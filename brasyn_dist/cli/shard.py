@@ -13,8 +13,16 @@ from typing import Annotated, Literal
 
 from typer import Argument, BadParameter, Option
 
-from brasyn_dist.cli.command import Command, LabelEditionOption, Positive, SkipBadOption, View, at_most_one
-from brasyn_dist.errors import BrasynError
+from brasyn_dist.cli.command import (
+    Command,
+    Headroom,
+    Index,
+    LabelEditionOption,
+    Positive,
+    SkipBadOption,
+    View,
+    at_most_one,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +43,7 @@ class ShardCommandOptions:
     """Names of the held-out cases, as JSON list or one on each line."""
     validation_fraction: Annotated[float | None, Option(min=0, max=1)] = None
     """Fraction of each cohort's patients to hold out.  [default: 0.1]"""
-    seed: int = 0
+    seed: Index = 0
     """Seed of the split and of the order of slices."""
     skip_bad: SkipBadOption = False
     round: bool = False
@@ -49,7 +57,7 @@ class ShardCommandOptions:
     clip_percentile: Annotated[float, Option(metavar="P", min=50, max=100)] = 99.5
     """Percentile of the foreground at which computed statistics clip (the thesis compares 95, 98, 99
     and 99.5)."""
-    headroom: float = 1.0
+    headroom: Headroom = 1.0
     """Computed statistics clip at F x the percentile; above 1 for small cohorts, whose scans may be
     darker than unseen ones."""
     modality_set: Path | None = None
@@ -77,13 +85,10 @@ class ShardCommandOptions:
 
 def run(options: ShardCommandOptions) -> None:
     """Write the shard set, or rebuild an index."""
-    try:
-        if options.rebuild_index is not None:
-            rebuild(options.rebuild_index)
-        else:
-            shard(options)
-    except OSError as error:  # such as a full disk or a folder without write permission
-        raise BrasynError(f"{error}; remove the cause and run the same command again") from error
+    if options.rebuild_index is not None:
+        rebuild(options.rebuild_index)
+    else:
+        shard(options)
 
 
 def shard(options: ShardCommandOptions) -> None:

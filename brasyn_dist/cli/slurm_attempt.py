@@ -15,7 +15,6 @@ from typer import Argument, BadParameter
 
 from brasyn_dist.cli.command import Command
 from brasyn_dist.common.resources import find_resource
-from brasyn_dist.errors import BrasynError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +43,14 @@ def run(options: AttemptOptions) -> None:
     from brasyn_dist.training import slurm_attempts
 
     words = options.words or []
-    try:
-        if options.event == "begin":
-            path = find_resource("configs", options.config) if options.config else None
-            run_dir = load_config(path, words, RunConfig).run_dir.absolute()
-            slurm_attempts.begin(run_dir)
-            print(run_dir)
-            return
-        assert options.exit_status is not None
-        verdict = slurm_attempts.end(Path(words[0]), options.exit_status, options.warned)
-    except OSError as error:
-        raise BrasynError(str(error)) from error
+    if options.event == "begin":
+        path = find_resource("configs", options.config) if options.config else None
+        run_dir = load_config(path, words, RunConfig).run_dir.absolute()
+        slurm_attempts.begin(run_dir)
+        print(run_dir)
+        return
+    assert options.exit_status is not None
+    verdict = slurm_attempts.end(Path(words[0]), options.exit_status, options.warned)
     print(verdict.reason, file=sys.stderr, flush=True)
     print(verdict.action)
 

@@ -15,11 +15,10 @@ import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from typer import Option
+from typing import TYPE_CHECKING
 
 from brasyn_dist.cli.command import Command, Overrides
+from brasyn_dist.common.logs import redact
 from brasyn_dist.common.processes import starting_up
 from brasyn_dist.common.resources import find_resource
 
@@ -39,8 +38,6 @@ class TrainOptions:
     """YAML file, or name of a packaged one (`brasyn configs`)."""
     dry_run: bool = False
     """Print what would run and what it costs; train nothing."""
-    local_rank: Annotated[int | None, Option("--local-rank", "--local_rank", hidden=True)] = None
-    """Set by some launchers; not used."""
 
 
 def train(options: TrainOptions) -> int:
@@ -50,7 +47,7 @@ def train(options: TrainOptions) -> int:
     path = None if options.config is None else find_resource("configs", options.config)
     config = load_config(path, options.overrides or (), RunConfig)
     if options.dry_run:
-        print(cost(config))
+        print(redact(cost(config)))
         return 0
     status = run(config)
     if status == 0 and config.telemetry.report and int(os.environ.get("RANK", "0")) == 0:

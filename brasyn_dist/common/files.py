@@ -1,13 +1,92 @@
 """Files that are either complete or absent: temporary name, flush to disk, rename."""
 
+import codecs
+import errno
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from brasyn_dist.errors import DataError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""Error numbers after which no further file can be written: full disk, quota, size limit, disk failure."""
+_SPACE = "free space there, then run the same command again"
+_ACCESS = "change its permissions, or give another folder"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _SPACE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _ACCESS),
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR), "a file is in the place of a folder; move it, or give another path"
+    ),
+    errno.EISDIR: "a folder is in the place of a file; move it, or give another path",
+    errno.ENOENT: "give a path that exists",
+    errno.ENAMETOOLONG: "shorten the name",
+}
+
+
+def os_error_text(error: OSError) -> str:
+    """Path, cause and remedy of a failed file operation, in one line."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedy = _REMEDIES.get(error.errno or 0, "remove the cause, then run the same command again")
+    return f"{where}{error.strerror or error}; {remedy}"
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder to write to, unless it exists. Raises OSError if nothing can be written there."""
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return path
+
+
+@contextmanager
+def naming(path: Path | str, temporary: Path | None = None) -> Iterator[None]:
+    """Context whose OSErrors name `path`: those of writes name no file, others the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) == str(temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def expand_path(path: str) -> str:
+    """Replace `~` and `$VARIABLES` in a path; a `pipe:` command is left to its shell.
+
+    Raises:
+        ValueError: The path is empty, or an environment variable is not set.
+    """
+    if path.startswith("pipe:"):
+        return path
+    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 (a URL must stay as it is)
+    unset = re.search(r"\$(\w+|\{\w+\})", expanded)
+    if unset and not Path(path).exists():
+        raise ValueError(f"a path; the environment variable {unset[1].strip('{}')} is not set")
+    if not expanded.strip() or "\0" in expanded:
+        raise ValueError("a path that is not empty")
+    return expanded
+
+
+def read_text(path: Path | str) -> str:
+    """Text of a file that a user wrote: UTF-8, or UTF-16 with a byte order mark; line ends of any system.
+
+    Raises:
+        DataError: The file is no such text.
+        OSError: It cannot be read.
+    """
+    data = Path(path).read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not a text file in UTF-8; save it in UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager
@@ -19,10 +98,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
-        yield temporary
-        fsync(temporary)
-        temporary.replace(path)
-        fsync(path.parent)
+        with naming(path, temporary):
+            yield temporary
+            fsync(temporary)
+            temporary.replace(path)
+            fsync(path.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -57,8 +137,8 @@ def write_json(path: Path | str, value: Any) -> None:
 def read_json(path: Path | str) -> dict[str, Any]:
     """The mapping in a JSON file; empty if the file is missing or damaged."""
     try:
-        values = json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        values = json.loads(read_text(path))
+    except (OSError, ValueError, DataError):
         return {}
     return values if isinstance(values, dict) else {}
 

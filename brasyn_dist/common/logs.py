@@ -4,8 +4,10 @@
 and the module.
 """
 
+import io
 import logging
 import os
+import re
 import sys
 
 from brasyn_dist.errors import ConfigError
@@ -19,7 +21,7 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Text of a record."""
-        text = super().format(record)
+        text = redact(super().format(record))
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
@@ -34,6 +36,26 @@ class StandardStream(logging.StreamHandler):
     def stream(self):
         """The standard stream at this moment."""
         return getattr(sys, str(self.name))
+
+
+_SECRETS = re.compile(
+    r"(?<=://)[^/@\s'\"]+(?=@)"  # user:password@host
+    r"|(?<=\?)[^\s'\"#]*=[^\s'\"#]*"  # ?signature=...
+    r"|(?<=authorization: )[^'\"]+|(?<=--user )\S+|(?<=-u )\S+:\S+",  # of a pipe: command
+    re.I,
+)
+
+
+def redact(text: str) -> str:
+    """`text` without the passwords and keys in URLs and in headers."""
+    return _SECRETS.sub("***", text)
+
+
+def make_printable() -> None:
+    """Print characters that a stream's encoding lacks as escapes: file names can contain any bytes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def set_up_logging() -> None:

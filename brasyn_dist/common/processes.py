@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import NoReturn
 
 import psutil
@@ -23,6 +23,10 @@ import psutil
 STOPPED = 75
 """Exit status of work that stopped on request; the same command continues it (EX_TEMPFAIL). Launchers report
 it as 1."""
+STOP = SimpleNamespace(requested=False)
+"""Set by a stop request: transfers end at once. A plain value, since signal handlers may not take locks."""
+EXIT_SECONDS = 60.0
+"""Most seconds that threads and exit handlers may take when a process ends."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -103,7 +107,8 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
     way after all work was done.
 
     The other steps of an interpreter exit are done: thread pools shut down, non-daemon threads are joined (a
-    checkpoint that is being written), exit handlers run, and output is flushed.
+    checkpoint that is being written), exit handlers run, and output is flushed. After `EXIT_SECONDS` the
+    process ends in any case: a tracker without network waits for ever.
     """
     try:
         code = main()
@@ -114,10 +119,17 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
+    limit = threading.Timer(EXIT_SECONDS, _leave, (code,))
+    limit.daemon = True
+    limit.start()
     # The interpreter itself calls this. It runs the exit functions of concurrent.futures before it joins
     # threads: the threads of an open pool (torch.compile keeps one) wait for these functions.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

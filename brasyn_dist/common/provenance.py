@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import brasyn_dist
+from brasyn_dist.common.launch_environment import NUMERICAL
+from brasyn_dist.common.logs import redact
 
 SLURM_FACTS = (
     "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_CLUSTER_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_ACCOUNT",
@@ -52,7 +54,8 @@ def environment(world: int, device: str) -> dict[str, Any]:
         "processes": world,
         "device": device,
         "slurm": slurm_facts(),
-        "command": sys.argv,
+        "variables": {k: v for k, v in sorted(os.environ.items()) if NUMERICAL.match(k)},
+        "command": [redact(word) for word in sys.argv],
     }
 
 

@@ -1,12 +1,15 @@
 """Options of the training data: which slices, in which order, with which random changes."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from brasyn_dist.brats import VIEWS
-from brasyn_dist.config.schema import Above0, Count, Index, PathText, Probability, Share, Weight, dataclass
+from brasyn_dist.config.schema import Above0, Count, Few, PathText, Probability, Seed, Share, dataclass
 from brasyn_dist.errors import ConfigError
 
 NormalisationMode = Literal["zscore", "slice", "case"]
+Spread = Annotated[float, Field(ge=0, le=10)]
 
 
 @dataclass(frozen=True)
@@ -31,22 +34,26 @@ class DataConfig:
     folder are read directly, and shards behind a URL are copied to the system's temporary folder."""
     cache_gib: Above0 = 200.0
     """Size limit of the cache in GiB."""
-    threads: Count = 2
+    threads: Few = 2
     """Threads of each process that read and decode."""
-    prefetch: Count = 4
+    prefetch: Few = 4
     """Batches that each process reads in advance."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.views) - set(VIEWS))
         if unknown or not self.views:
             raise ConfigError(f"data.views: {unknown or 'empty'}; choose from {', '.join(VIEWS)}")
+        for name in ("views", "cohorts", "quarantine"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ConfigError(f"data.{name}: {list(values)} names one twice; name each once")
 
 
 @dataclass(frozen=True)
 class SampleOrderConfig:
     """Order of the samples, a pure function of the seed and the batch number (data/loading/sampler.py)."""
 
-    seed: Index = 0
+    seed: Seed = 0
     """Seed of the sample order, target modalities and masks."""
     block_shards: Count | None = None
     """Shuffle within blocks of this many shards, for storage that needs locality; null: the whole set."""
@@ -70,7 +77,7 @@ class AugmentationConfig:
     without a position embedding (generator.kind=unet). Inference always uses whole slices."""
     mirror: Probability = 0.0
     """Probability of a left-right flip (axial and coronal slices; sagittal slices are not changed)."""
-    intensity: Weight = 0.0
+    intensity: Spread = 0.0
     """One factor for all modalities of a slice, log-uniform in [exp(-intensity), exp(intensity)]."""
-    contrast: Weight = 0.0
+    contrast: Spread = 0.0
     """An additional factor for each modality of a slice, log-uniform in [exp(-contrast), exp(contrast)]."""

@@ -5,19 +5,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from brasyn_dist.brats import IMAGE_SIZE, ImageSize, image_shape
-from brasyn_dist.config.schema import Count, Index, dataclass
+from brasyn_dist.config.schema import Few, Size, dataclass
 from brasyn_dist.errors import ConfigError
 
-Width = Annotated[int, Field(ge=16, multiple_of=16)]
+Width = Annotated[int, Field(ge=16, le=2**16, multiple_of=16)]
 SIZE_STEP = 16
 """Sides of slices are multiples of it."""
+LARGEST_SIDE = 4096
 Recompute = Literal["nothing", "activations"]
 
 
 def check_image_size(name: str, size: ImageSize, multiple: int) -> None:
     """Raise ConfigError unless both sides are positive multiples of `multiple`."""
-    if any(side < multiple or side % multiple for side in image_shape(size)):
-        raise ConfigError(f"{name} {size} must be a multiple of {multiple}")
+    if any(not multiple <= side <= LARGEST_SIDE or side % multiple for side in image_shape(size)):
+        raise ConfigError(f"{name} {size} must be a multiple of {multiple}, at most {LARGEST_SIDE}")
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class GeneratorConfig:
     """Side of the square input in pixels, or [rows, columns]; multiples of 16. Larger slices are
     center-cropped: skull-stripped brains in BraTS' atlas fit into [160, 208] axially, 58 % of the pixels.
     The position embedding has one token for 16 x 16 pixels."""
-    base_channels: Count = 64
+    base_channels: Size = 64
     """Channels at full resolution."""
-    channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8, 10)
+    channel_multipliers: Annotated[tuple[Size, ...], Field(min_length=1)] = (1, 2, 4, 8, 10)
     """Channels of each resolution as multiples of base_channels; each step halves the image."""
     convolutions_per_block: Literal[1, 2] = 1
     """Convolutions of each residual block: 1 (published weights) or 2 (text of the thesis)."""
@@ -48,11 +49,11 @@ class GeneratorConfig:
     position_embedding: Literal["learned", "sinusoidal"] = "learned"
     """Position embedding of the bottleneck's tokens: learned (published weights) or sinusoidal (text of the
     thesis)."""
-    norm_groups: Count = 8
+    norm_groups: Size = 8
     """Groups of each GroupNorm."""
-    transformer_layers: Index = 4
+    transformer_layers: Annotated[int, Field(ge=0, le=1024)] = 4
     """Layers of the transformer at the bottleneck."""
-    heads: Count = 16
+    heads: Size = 16
     """Attention heads of each transformer layer."""
     mlp_activation: Literal["gelu", "silu"] = "gelu"
     """Activation function of the transformer's MLP."""
@@ -71,13 +72,13 @@ class GeneratorConfig:
         check_image_size("generator.image_size", self.image_size, scale)
         if self.base_channels % self.norm_groups:
             raise ConfigError(
-                f"generator.base_channels {self.base_channels} must be a multiple of norm_groups "
-                f"{self.norm_groups}"
+                f"generator.base_channels {self.base_channels} must be a multiple of "
+                f"generator.norm_groups {self.norm_groups}"
             )
         if self.width % self.heads:
             raise ConfigError(
-                f"generator: {self.heads} heads do not divide the token width {self.width} "
-                "(base_channels x last multiplier)"
+                f"generator.heads {self.heads} does not divide the token width {self.width} "
+                "(generator.base_channels x the last of generator.channel_multipliers)"
             )
 
     @property
@@ -101,13 +102,13 @@ class UNetConfig:
     center-cropped."""
     widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (96, 192, 384, 512, 512)
     """Channels at 1/2, 1/4, ... of the resolution, multiples of 16."""
-    units: Count = 2
+    units: Few = 2
     """Convolutions in each stage of the encoder and of the decoder."""
     full_channels: Width = 48
     """Channels of the full-resolution path, a multiple of 16."""
-    condition: Count = 256
+    condition: Size = 256
     """Length of the condition vector."""
-    context: Index = 0
+    context: Annotated[int, Field(ge=0, le=64)] = 0
     """Neighbouring slices on each side that are inputs, too (2.5-D)."""
     segmentation_head: bool = False
     """Add a segmentation head to the bottleneck, for objective.auxiliary_segmentation; inference does not use
@@ -126,16 +127,17 @@ class DiscriminatorConfig:
 
     image_size: ImageSize = IMAGE_SIZE
     """Image size of the generator."""
-    base_channels: Count = 64
+    base_channels: Size = 64
     """Channels of the first layer."""
-    norm_groups: Count = 8
+    norm_groups: Size = 8
     """Groups of each GroupNorm."""
 
     def __post_init__(self) -> None:
+        check_image_size("discriminator.image_size", self.image_size, 1)
         if self.base_channels % self.norm_groups:
             raise ConfigError(
-                f"discriminator.base_channels {self.base_channels} must be a multiple of norm_groups "
-                f"{self.norm_groups}"
+                f"discriminator.base_channels {self.base_channels} must be a multiple of "
+                f"discriminator.norm_groups {self.norm_groups}"
             )
 
 
@@ -146,15 +148,16 @@ class SegmenterConfig:
     image_size: ImageSize = IMAGE_SIZE
     """Side of the square input in pixels, or [rows, columns]; multiples of 2^(stages - 1). Larger slices
     are center-cropped."""
-    widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 128, 256)
+    widths: Annotated[tuple[Size, ...], Field(min_length=2)] = (32, 64, 128, 256)
     """Channels of each stage, from full resolution to the bottleneck; each stage halves the image. At least
     two stages."""
-    norm_groups: Count = 8
+    norm_groups: Size = 8
     """Groups of each GroupNorm."""
 
     def __post_init__(self) -> None:
         check_image_size("segmenter.image_size", self.image_size, 2 ** (len(self.widths) - 1))
         if any(width % self.norm_groups for width in self.widths):
             raise ConfigError(
-                f"segmenter.widths {list(self.widths)} must be multiples of norm_groups {self.norm_groups}"
+                f"segmenter.widths {list(self.widths)} must be multiples of "
+                f"segmenter.norm_groups {self.norm_groups}"
             )

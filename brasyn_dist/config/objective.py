@@ -16,7 +16,7 @@ class TverskyConfig:
     """Weight of false negatives."""
     false_positive: Above0 = 0.7
     """Weight of false positives."""
-    exponent: Annotated[float, Field(ge=1)] = 1.33
+    exponent: Annotated[float, Field(ge=1, le=100)] = 1.33
     """Focal exponent; below 1 the gradient of a perfect prediction is infinite."""
     smoothing: Above0 = 1.0
     """Pixels added to the numerator and denominator for each class. The method's 1e-6 applies to sums over

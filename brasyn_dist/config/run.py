@@ -9,6 +9,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, overload
 
+from pydantic import AfterValidator
+
 from brasyn_dist.brats import image_shape
 from brasyn_dist.config.data import AugmentationConfig, DataConfig, OrderConfig, SampleOrderConfig
 from brasyn_dist.config.models import (
@@ -22,7 +24,7 @@ from brasyn_dist.config.models import (
 )
 from brasyn_dist.config.objective import ObjectiveConfig, TverskyConfig
 from brasyn_dist.config.runtime import RuntimeConfig
-from brasyn_dist.config.schema import Index, PathText, all_options, by_kind, dataclass, from_dict
+from brasyn_dist.config.schema import PathText, Seed, all_options, by_kind, dataclass, from_dict
 from brasyn_dist.config.training import (
     AdamConfig,
     CheckpointConfig,
@@ -38,17 +40,28 @@ from brasyn_dist.errors import ConfigError
 R = TypeVar("R", bound="RunConfig")
 
 
+def relative_name(name: str) -> str:
+    """`name` unless it leads to another folder than one below `runs_dir`. Raises ValueError."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.name or not name.isprintable():
+        raise ValueError("the name of a folder below runs_dir")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(relative_name)]
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Options that all training runs have."""
 
     task: str = ""
     """What is trained."""
-    name: str = "run"
+    name: RunName = "run"
     """Name of the run; its folder is `runs_dir`/`name`."""
     runs_dir: PathText = "runs"
     """Folder of all runs."""
-    seed: Index = 0
+    seed: Seed = 0
     """Seed of the initial weights."""
     data: DataConfig = field(default_factory=DataConfig)
     order: SampleOrderConfig = field(default_factory=SampleOrderConfig)

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from brasyn_dist.config.models import Recompute
-from brasyn_dist.config.schema import FALSE_IS_NO, FALSE_IS_OFF, Above0, Count, dataclass
+from brasyn_dist.config.schema import FALSE_IS_NO, FALSE_IS_OFF, Above0, Few, Minutes, dataclass
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RuntimeConfig:
     recompute: Recompute = "nothing"
     """`activations`: recompute what lies between two convolutions (norms, SiLU, padding, upsampling) in the
     backward pass: 45 % less memory for a slice, bit-identical results."""
-    threads: Count | None = None
+    threads: Few | None = None
     """Threads of tensor operations in each process; null: on CPUs the node's cores divided by its
     processes."""
     tf32: bool = True
@@ -35,9 +35,9 @@ class RuntimeConfig:
     """DistributedDataParallel: every update has the same graph (true without micro-batches)."""
     gradient_exchange: Literal["fp32", "bf16"] = "fp32"
     """Number format of the gradient exchange; bf16 halves the bytes, keeps 8 bits and needs CUDA."""
-    collective_timeout_minutes: Above0 = 30.0
+    collective_timeout_minutes: Minutes = 30.0
     """Minutes that a rank waits for another one before it ends the run."""
-    hang_minutes: Above0 | None = None
+    hang_minutes: Minutes | None = None
     """Minutes without progress after which a rank writes its Python stacks to logs/; null: half of the
     collective timeout."""
     time_communication: bool = True

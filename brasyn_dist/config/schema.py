@@ -5,8 +5,6 @@ YAML or JSON mapping --from_dict (pydantic, strict)--> frozen dataclass --to_dic
 
 import dataclasses
 import json
-import os
-import re
 import types
 import typing
 from collections.abc import Iterator
@@ -18,6 +16,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import core_schema
 
+from brasyn_dist.common.files import expand_path
+from brasyn_dist.common.logs import redact
 from brasyn_dist.errors import ConfigError
 
 T = TypeVar("T")
@@ -47,27 +47,19 @@ else:
         return decorate
 
 
-def expand(path: str) -> str:
-    """Replace `~` and `$VARIABLES` at the start of and inside a path; a `pipe:` command is left to its shell.
-
-    Raises:
-        ValueError: An environment variable is not set.
-    """
-    if path.startswith("pipe:"):
-        return path
-    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 (a URL must stay as it is)
-    unset = re.search(r"\$(\w+|\{\w+\})", expanded)
-    if unset:
-        raise ValueError(f"a path; the environment variable {unset[1].strip('{}')} is not set")
-    return expanded
-
-
-PathText = Annotated[str, AfterValidator(expand)]
+PathText = Annotated[str, AfterValidator(expand_path)]
 """A path or URL; `~` and `$VARIABLES` are expanded."""
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0)]
-Above0 = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, le=2**16)]
+"""Channels, groups, heads: sizes of a network."""
+Few = Annotated[int, Field(ge=1, le=1024)]
+"""Threads, batches in memory."""
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+Weight = Annotated[float, Field(ge=0, le=1e9)]
+Above0 = Annotated[float, Field(gt=0, le=1e9)]
+Minutes = Annotated[float, Field(gt=0, le=525600)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 FALSE_IS_OFF = BeforeValidator(lambda value: "off" if value is False else value)
@@ -125,8 +117,19 @@ def from_dict(cls: type[T], values: Any, where: str = "configuration", prefix: s
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain mapping (lists for tuples) that YAML and JSON can hold and `from_dict` reads back equal."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Plain mapping (lists for tuples) that YAML and JSON can hold and `from_dict` reads back equal.
+
+    Passwords in URLs are replaced by `***`.
+    """
+    return _without_secrets(json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def to_yaml(config: Any) -> str:

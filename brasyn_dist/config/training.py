@@ -7,6 +7,7 @@ from pydantic import Field
 from brasyn_dist.config.schema import (
     FALSE_IS_OFF,
     Above0,
+    BatchSize,
     Count,
     Index,
     PathText,
@@ -52,9 +53,9 @@ class OptimizerConfig(AdamConfig):
 class LengthConfig:
     """Length of the training and sizes of batches."""
 
-    global_batch_size: Count = 64
+    global_batch_size: BatchSize = 64
     """Slices of a global batch over all processes; independent of the number of processes."""
-    micro_batch_size: Count | None = None
+    micro_batch_size: BatchSize | None = None
     """Maximum slices that a process runs at once; gradients are accumulated exactly. null: no limit."""
     epochs: Above0 = 10.0
     """Passes over the selected slices."""
@@ -91,7 +92,7 @@ class CheckpointConfig:
     """Optimiser steps between checkpoints; 0: never by steps."""
     every_minutes: Weight = 15.0
     """Minutes after which a checkpoint is saved in any case; 0: never by time."""
-    keep: Annotated[int, Field(ge=2)] = 2
+    keep: Annotated[int, Field(ge=2, le=2**31 - 1)] = 2
     """Newest complete checkpoints that are kept beside the best one. The newest may be damaged, so at
     least 2."""
     resume: PathText = "auto"
@@ -110,7 +111,7 @@ class ValidationConfig:
     """Optimiser steps between validations; 0: never."""
     slices: Index = 64
     """Held-out slices, the same every time; each is synthesised for every target modality. 0: none."""
-    batch_size: Count = 8
+    batch_size: BatchSize = 8
     """Slices of one validation batch."""
     panels: Index = 2
     """Slices shown as image panels for each target modality."""

@@ -1,12 +1,15 @@
 """YAML files with bases, and values of the command line."""
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from brasyn_dist.errors import ConfigError
+from brasyn_dist.common.files import read_text
+from brasyn_dist.errors import ConfigError, DataError
 
 
 class Loader(yaml.SafeLoader):
@@ -25,23 +28,38 @@ def parse_value(text: str) -> Any:
     """Value of `section.key=value`. Raises ConfigError if it is not YAML."""
     try:
         return yaml.load(text, Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"{text!r}: not a YAML value; quote it") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Mapping in a YAML file, merged over the mapping of its `base:` (a file, or a list: later ones win)."""
+def read_yaml(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
+    """Mapping in a YAML file, merged over the mapping of its `base:` (a file, or a list: later ones win).
+
+    Args:
+        path: The file.
+        above: Files that name this one as a base.
+
+    Raises:
+        ConfigError: A file cannot be read, is no mapping, or is a base of itself.
+    """
     try:
-        values = yaml.load(path.read_text(), Loader) or {}
+        values = yaml.load(read_text(path), Loader) or {}
+        json.dumps(values, default=str)  # ValueError: an alias of a part of itself
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines at the top level")
     bases = values.pop("base", None) or []
     for base in reversed([bases] if isinstance(bases, str) else bases):
-        values = merge(read_yaml(path.parent / base), values)
+        if not isinstance(base, str) or path.resolve() in above:
+            raise ConfigError(f"{path}: base: {base!r}: expected another file that does not lead back here")
+        values = merge(read_yaml(path.parent / base, [*above, path.resolve()]), values)
     return values
 
 

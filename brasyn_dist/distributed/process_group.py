@@ -8,6 +8,7 @@ ProcessGroup                    rank, world, device, phase timing, agreements be
 """
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from brasyn_dist.common.launch_environment import check_environment, number
 from brasyn_dist.common.processes import available_processors
 from brasyn_dist.config import RuntimeConfig
 from brasyn_dist.distributed.timing import PhaseClock, timed_all_reduce
@@ -27,6 +29,11 @@ from brasyn_dist.errors import BrasynError, ConfigError
 if TYPE_CHECKING:
     from brasyn_dist.distributed.zero import Zero
 
+LAUNCHERS = re.compile(
+    r"(ACCELERATE|FSDP|PARALLELISM_CONFIG|OMPI_COMM_WORLD|PMI|MV2_COMM_WORLD|MPI_LOCAL)_|"
+    r"(LOCAL_)?RANK$|(LOCAL_)?WORLD_SIZE$|MASTER_(ADDR|PORT)$"
+)
+"""Variables that tell a process of its peers."""
 COMMUNICATION = {"NCCL_DEBUG": "WARN", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
 """Defaults of environment variables for GPUs: report problems, and end a rank whose peers have ended."""
 
@@ -140,7 +147,6 @@ class Distributed(ProcessGroup):
             DDPCommunicationHookType,
             DistributedDataParallelKwargs,
             InitProcessGroupKwargs,
-            TorchDynamoPlugin,
         )
 
         cuda = torch.cuda.is_available()
@@ -154,28 +160,33 @@ class Distributed(ProcessGroup):
         if cuda:
             for name, value in COMMUNICATION.items():
                 os.environ.setdefault(name, value)
+        check_environment(runtime.precision)
         self._zero = zero
         hook = DDPCommunicationHookType.BF16 if bf16_exchange else DDPCommunicationHookType.NO
-        self.accelerator = Accelerator(
-            cpu=not cuda,
-            mixed_precision=runtime.precision,
-            step_scheduler_with_optimizer=False,
-            # Modules are compiled by the trainer. The default of the launcher must not wrap them a second
-            # time.
-            dynamo_plugin=TorchDynamoPlugin(backend="no"),
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(minutes=runtime.collective_timeout_minutes)),
-                DistributedDataParallelKwargs(
-                    gradient_as_bucket_view=runtime.gradient_as_bucket_view,
-                    static_graph=runtime.static_graph,
-                    comm_hook=hook,
-                ),
-            ],
-        )
+        try:
+            self.accelerator = Accelerator(
+                cpu=not cuda,
+                mixed_precision=runtime.precision,
+                step_scheduler_with_optimizer=False,
+                kwargs_handlers=[
+                    InitProcessGroupKwargs(timeout=timedelta(minutes=runtime.collective_timeout_minutes)),
+                    DistributedDataParallelKwargs(
+                        gradient_as_bucket_view=runtime.gradient_as_bucket_view,
+                        static_graph=runtime.static_graph,
+                        comm_hook=hook,
+                    ),
+                ],
+            )
+        except (ValueError, ImportError, RuntimeError) as error:
+            found = [name for name in sorted(os.environ) if LAUNCHERS.match(name)]
+            raise ConfigError(
+                f"the processes cannot be connected: {str(error).strip().splitlines()[0]}; start them by "
+                f"accelerate launch, torchrun or slurm/train.sbatch, or unset {', '.join(found) or 'nothing'}"
+            ) from error
         device = self.accelerator.device
         super().__init__(runtime, device, PhaseClock(device))
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        expected = number(os.environ, "WORLD_SIZE", 1)
         if self.world != expected:
             raise ConfigError(
                 f"the launcher started {expected} processes but this one sees {self.world}; on CPU use "
@@ -220,7 +231,7 @@ class Distributed(ProcessGroup):
             torch.backends.cudnn.allow_tf32 = self.runtime.tf32
             torch.backends.cudnn.benchmark = self.runtime.cudnn_benchmark
         if self.device.type != "cuda" or self.runtime.threads:
-            local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            local_world = number(os.environ, "LOCAL_WORLD_SIZE", 1)
             torch.set_num_threads(self.runtime.threads or max(1, available_processors() // local_world))
 
     def check(self, global_batch_size: int, micro_batch_size: int | None, averaged: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from brasyn_dist.brats import Case, modality_of, prediction_name
-from brasyn_dist.common.files import remove_abandoned, sha256_of
+from brasyn_dist.common.files import make_folder, remove_abandoned, sha256_of
 from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.progress import Progress
 from brasyn_dist.common.provenance import environment
@@ -84,7 +84,7 @@ def infer_single(
     files = {name: Path(str(path)) for name, path in inputs.items() if path is not None}
     request = single_request(files, Path(output), ensemble.modality_set)
     for path in request.outputs.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     reading = ReadOptions(round_values, check_axes(assume), strict)
     job = CaseJob(request, StageTimer(where)).read(options=reading).synthesise(ensemble).write()
     if job.record is None or job.record.status == "failed":
@@ -151,7 +151,7 @@ def infer_batch(
         CheckpointError: The weights are not intact.
         DataError: The input holds no case.
     """
-    output, context = Path(output), context or launch_context()
+    output, context = make_folder(Path(output)), context or launch_context()
     if context.threads is not None:
         torch.set_num_threads(context.threads)
     reading = ReadOptions(round_values, check_axes(assume), strict)
@@ -169,7 +169,6 @@ def infer_batch(
     if reading.assume is not None:
         manifest.identity["assume"] = reading.assume
     manifest.read(overwrite)
-    output.mkdir(parents=True, exist_ok=True)
     targets = {name: request.targets for name, request in requests.items()}
     queue = WorkQueue(
         output,
@@ -213,7 +212,7 @@ def infer_batch(
             )
             for name in queue
         )
-        run_jobs(jobs, ensemble, store, earlier, reading)
+        run_jobs(jobs, ensemble, store, earlier, reading, ensemble.predict_scales)
         if queue.claim_merge():
             manifest.records |= {record.case: record for record in settled} | best_records(queue.records)
             manifest.workers |= queue.worker_details()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from brasyn_dist.common.files import sha256_of
+from brasyn_dist.common.files import FULL, os_error_text, sha256_of
 from brasyn_dist.data.case_notes import case_notes, refuse
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
 from brasyn_dist.errors import BrasynError, DataError
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 Synthesise = Callable[[CaseVolumes, tuple[str, ...], StageTimer], dict[str, np.ndarray]]
 """(volumes of the available modalities, targets, timer) -> integer volume (x, y, z) for each target."""
+PredictScales = Callable[[CaseVolumes, tuple[str, ...]], dict[str, dict[str, float]]]
+"""(volumes of the available modalities, targets) -> see CaseRecord.scales."""
 NOTHING: Mapping[str, CaseRecord] = {}
 
 
@@ -52,6 +54,8 @@ def _stage(method: Callable[..., None]) -> Callable[..., "CaseJob"]:
             try:
                 method(self, *arguments, **options)
             except Exception as error:
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise  # the next case could not be written, either
                 where = f"{self.request.case.name}: {method.__name__}"
                 self.record = failed_record(self.request, reason_of(error, where))
         if self.record is not None:
@@ -71,6 +75,7 @@ class CaseJob:
     volumes: CaseVolumes | None = None
     synthetic: dict[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scales: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @_stage
     def read(self, earlier: Mapping[str, CaseRecord] = NOTHING, options: ReadOptions | None = None) -> None:
@@ -95,10 +100,12 @@ class CaseJob:
             refuse(self.notes, request.case.folder)
 
     @_stage
-    def synthesise(self, synthesise: Synthesise) -> None:
+    def synthesise(self, synthesise: Synthesise, predict_scales: PredictScales | None = None) -> None:
         """Make the target volumes."""
         assert self.volumes is not None
         self.synthetic = synthesise(self.volumes, self.request.targets, self.timer)
+        if predict_scales is not None:
+            self.scales = predict_scales(self.volumes, self.request.targets)
 
     @_stage
     def write(self) -> None:
@@ -119,6 +126,7 @@ class CaseJob:
             hashes,
             seconds,
             notes=self.notes,
+            scales=self.scales,
         )
 
 
@@ -128,6 +136,7 @@ def run_jobs(
     store: Callable[[CaseRecord], None],
     earlier: Mapping[str, CaseRecord] = NOTHING,
     options: ReadOptions | None = None,
+    predict_scales: PredictScales | None = None,
 ) -> None:
     """The loop over cases. A job is taken from its iterator only when it is the next one to be read.
 
@@ -137,6 +146,7 @@ def run_jobs(
         store: Takes the record of each case directly after its files were written, in the order of the jobs.
         earlier: Records of earlier runs, by case name.
         options: How the input is read.
+        predict_scales: Predicted intensity scales of the targets, for the records.
     """
 
     def write_and_store(job: CaseJob) -> None:
@@ -151,7 +161,7 @@ def run_jobs(
         upcoming = reader.submit(next, read_jobs, None)
         while (job := upcoming.result()) is not None:
             upcoming = reader.submit(next, read_jobs, None)  # one case ahead: memory is bounded
-            job.synthesise(synthesise)
+            job.synthesise(synthesise, predict_scales)
             if written is not None:
                 written.result()
             written = writer.submit(write_and_store, job)
@@ -182,6 +192,7 @@ def reason_of(error: Exception, where: str = "") -> str:
         return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return f"out of memory; use a smaller --batch-size ({str(error).splitlines()[0]})"
-    if not isinstance(error, OSError):
-        log.error("%s", where, exc_info=error)
+    if isinstance(error, OSError):
+        return os_error_text(error)
+    log.error("%s", where, exc_info=error)
     return f"{type(error).__name__}: {error}"

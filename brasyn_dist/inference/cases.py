@@ -50,6 +50,9 @@ class CaseRecord:
     """Process that synthesised the case: host, process number, random letters."""
     notes: tuple[str, ...] = ()
     """What was assumed about the input, and what is unusual about it (data/case_notes.py)."""
+    scales: dict[str, dict[str, float]] = field(default_factory=dict)
+    """With normalisation `case`, for each target the predicted `median` of its foreground, and `log_error`,
+    the standard deviation of the prediction's logarithm."""
 
     def to_dict(self) -> dict[str, Any]:
         """Entry of manifest.json."""
@@ -117,6 +120,7 @@ def kept_record(request: CaseRequest, earlier: Mapping[str, CaseRecord]) -> Case
         seconds=known.seconds,
         worker=known.worker,
         notes=known.notes,
+        scales=known.scales,
     )
 
 

@@ -27,6 +27,7 @@ from brasyn_dist.inference.synthesis import (
     Member,
     Precision,
     StageTimer,
+    case_scales,
     stack_modalities,
     synthesise_case,
 )
@@ -106,6 +107,24 @@ class Ensemble:
             mirror=self.tta,
             timer=timer,
         )
+
+    def predict_scales(self, volumes: CaseVolumes, targets: tuple[str, ...]) -> dict[str, dict[str, float]]:
+        """Predicted median of each target's foreground and its `log_error`, by the first member."""
+        preprocessing = self.members[0].preprocessing
+        model = preprocessing.intensity_scale
+        if preprocessing.normalisation != "case" or model is None:
+            return {}
+        images = torch.from_numpy(stack_modalities(volumes.modalities, volumes.images, self.modality_set))
+        present = self.modality_set.indices(volumes.modalities)
+        scales = {}
+        for target in targets:
+            number = self.modality_set.index(target)
+            median = case_scales(preprocessing, images, present, number)[1]
+            scales[target] = {
+                "median": round(median, 2),
+                "log_error": round(model.log_error(present, number), 3),
+            }
+        return scales
 
 
 def load_inference(

@@ -31,7 +31,7 @@ cd BUNDLE
 python -m monai.bundle run --config_file configs/inference.json --dataset_dir CASES --output_dir PREDICTIONS
 ```
 
-CASES is a folder of case folders, each without the sequences to synthesise. Every entry of
+CASES is a folder of case folders (or one case folder) without the sequences to synthesise. Every entry of
 `configs/inference.json` can be given as an option, such as `--precision bf16`. `models/` is also a folder for
 `brasyn infer --weights`."""
 

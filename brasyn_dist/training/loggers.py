@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from brasyn_dist.common.files import atomic_write_text, fsync, write_json
+from brasyn_dist.common.files import atomic_write_text, fsync, naming, write_json
 from brasyn_dist.common.optional_packages import require
 from brasyn_dist.config import TelemetryConfig
 from brasyn_dist.errors import ConfigError
@@ -30,6 +31,8 @@ from brasyn_dist.errors import ConfigError
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 PERFORMANCE = "performance.jsonl"
+START_SECONDS, END_SECONDS = 60.0, 30.0
+"""Limits of a tracker that has no network."""
 CONSOLE_SECONDS = 10.0
 """Smallest time between two progress lines."""
 
@@ -56,8 +59,9 @@ class JsonLines:
 
     def flush(self) -> None:
         """Write all lines to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -128,15 +132,15 @@ class WandbTracker:
         # A resumed run computes steps again that an earlier process has sent, with equal values.
         self._sent = known["last_step"] if known else -1
         self._run = wandb.init(
-            project=config.wandb_project,
-            entity=config.wandb_entity,
+            project=os.environ.get("WANDB_PROJECT") or config.wandb_project,
+            entity=os.environ.get("WANDB_ENTITY") or config.wandb_entity,
             name=run_dir.name,
             id=self._id,
             resume="allow",
             mode=wandb_mode(config),  # type: ignore[arg-type]
             dir=str(run_dir),
             config=options,
-            settings=wandb.Settings(console="off"),
+            settings=wandb.Settings(console="off", init_timeout=START_SECONDS),
         )
         self._run.define_metric("optimizer_step")
         self._run.define_metric("*", step_metric="optimizer_step")
@@ -330,9 +334,29 @@ class RunLogger:
             self.flush()
             self._metrics.close()
             self._performance.close()
-            self._track(lambda tracker: tracker.close(status))
+            self._track(lambda tracker: within(END_SECONDS, lambda: tracker.close(status)))
             if self._bar is not None:
                 self._bar.close()
+
+
+def within(seconds: float, action: Callable[[], None]) -> None:
+    """Run `action` in a thread. Raises its exception, or TimeoutError: it then goes on in the background."""
+    done: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            action()
+            done.append(None)
+        except BaseException as error:
+            done.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError(f"not finished within {seconds:g} s")
+    if done[0] is not None:
+        raise done[0]
 
 
 def warn_tracker(name: str, error: Exception) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from brasyn_dist.common.files import atomic_write_text, read_json, write_json
+from brasyn_dist.common.logs import redact
 from brasyn_dist.common.provenance import environment, slurm_job, slurm_restarts
 from brasyn_dist.config import RunConfig, to_dict, to_yaml
 from brasyn_dist.errors import BrasynError, CheckpointError
@@ -100,7 +101,7 @@ def noting_failure(run_dir: Path, is_main: bool) -> Iterator[None]:
 def note_failure(run_dir: Path, error: BaseException) -> None:
     """Write `failed` to status.json; the steps stay as they are there."""
     known = read_json(run_dir / STATUS)
-    reason = f"{type(error).__name__}: {error}"
+    reason = redact(f"{type(error).__name__}: {error}")
     with suppress(OSError):  # the disk can be the cause
         write_status(run_dir, "failed", known.get("step", 0), known.get("total_steps", 0), reason)
 

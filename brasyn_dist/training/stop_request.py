@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from brasyn_dist.common.processes import signal_when_parent_dies
+from brasyn_dist.common.processes import STOP, signal_when_parent_dies
 
 FINISHED = 0
 """Exit status of a run that has reached its last step; see also common.processes.STOPPED."""
@@ -50,6 +50,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
+        STOP.requested = True
 
     @property
     def reason(self) -> str | None:
@@ -67,5 +68,6 @@ class StopRequest:
 
     def close(self) -> None:
         """Restore the previous signal handlers."""
+        STOP.requested = False
         for number, handler in self._previous.items():
             signal.signal(number, handler)

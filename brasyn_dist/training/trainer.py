@@ -16,6 +16,7 @@ from brasyn_dist.common.panels import save_png
 from brasyn_dist.common.processes import STOPPED
 from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.data.loading.loader import SliceBatch
+from brasyn_dist.data.loading.transfer import TransferError
 from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.training.checkpoint import CheckpointSaver, remove_old
@@ -87,6 +88,17 @@ class Trainer:
 
     def fit(self) -> int:
         """Train. Returns the exit status: FINISHED or STOPPED."""
+        try:
+            return self._train()
+        except TransferError:
+            reason = self.stop_request.reason
+            if reason is None:
+                raise
+            if self.group.world > 1:  # the others wait for this rank's part of the batch: no checkpoint
+                raise SystemExit(STOPPED) from None
+            return self._finish("stopped", reason, STOPPED)
+
+    def _train(self) -> int:
         config, state = self.config, self.state
         with self.monitor:
             for batch, update in self._batches():

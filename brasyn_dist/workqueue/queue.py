@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from brasyn_dist.common.files import canonical_json, write_json
+from brasyn_dist.common.files import canonical_json, naming, write_json
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.workqueue.heartbeat import Heartbeat, Workers, this_worker
 
@@ -144,7 +144,8 @@ class WorkQueue:
             # The file is opened for every line, because other clients of NFS see new content only after it
             # was closed. The line feed in front separates the entry from one that was written only in part
             # (disk full).
-            with (self._folder / "records" / f"{self.name}.jsonl").open("ab") as file:
+            path = self._folder / "records" / f"{self.name}.jsonl"
+            with naming(path), path.open("ab") as file:
                 file.write(f"\n{json.dumps({'item': item, 'value': value})}\n".encode())
                 file.flush()
                 os.fsync(file.fileno())

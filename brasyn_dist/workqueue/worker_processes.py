@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
+from brasyn_dist.common.files import os_error_text
 from brasyn_dist.common.launch_environment import LaunchContext
 from brasyn_dist.common.logs import set_up_logging
 from brasyn_dist.common.processes import ending_on_signals, signal_when_parent_dies
@@ -71,6 +72,7 @@ def _run(
     with ending_on_signals(0):
         try:
             target(options, context)
-        except BrasynError as error:
-            log.error("worker %d: %s", context.local_rank, error)
+        except (BrasynError, OSError) as error:
+            text = os_error_text(error) if isinstance(error, OSError) else error
+            log.error("worker %d: %s", context.local_rank, text)
             sys.exit(1)

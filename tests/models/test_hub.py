@@ -13,6 +13,7 @@ import yaml
 
 from brasyn_dist.common import optional_packages
 from brasyn_dist.errors import CheckpointError, ConfigError
+from brasyn_dist.inference.ensemble import load_members
 from brasyn_dist.models.hub import is_hub_name
 from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
@@ -74,6 +75,8 @@ def test_what_is_pushed_is_what_is_read(hub: Hub, generator: Generator):
     again = Generator.from_pretrained(NAME)
     assert again.config == generator.config and again.preprocessing == generator.preprocessing
     assert again.step == 12
+    (member,) = load_members(NAME, torch.device("cpu"))
+    assert member.view == "axial"
     assert all(
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), generator.state_dict().values())
     )

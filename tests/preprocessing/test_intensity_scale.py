@@ -48,6 +48,10 @@ def test_ordinary_cases_have_the_estimate_of_a_regression_of_logarithms(availabl
     expected = np.exp(weights @ [1, *np.log(given[list(available)])])
     predicted = IntensityScaleModel.fit(known).predict(available, given[list(available)].tolist(), target)
     assert predicted == pytest.approx(expected, rel=0.01)
+    residuals = np.log(known[:, target]) - terms @ weights
+    assert IntensityScaleModel.fit(known).log_error(available, target) == pytest.approx(
+        residuals.std(), rel=0.1
+    )
 
 
 @pytest.mark.parametrize("residual", [(0.1, 0.2, 0.0), (-1.5, 0.0, -0.1), (2.0, -2.0, 0.3), (3.0, 2.8, -3.0)])

@@ -14,6 +14,7 @@ from brasyn_dist.brats import CAVITY, MODALITIES, find_case
 from brasyn_dist.data.format.codec import decode_slice
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.nifti import read_volume, write_like
+from brasyn_dist.data.patients import read_patients_file
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.evaluation.image_metrics import ReferenceVolume, challenge_ssim, scale_to_unit, ssim_map
@@ -447,6 +448,19 @@ def test_one_patient_is_never_on_both_sides(tmp_path, caplog):
             assert len({split[name] for name in names}) == 1, seed
         assert set(split.values()) == {"train", "val"}
     assert "BraTS2021_00000 has a volume of BraTS-GLI-00000-000: treated as one patient" in caplog.text
+
+
+def test_a_file_gives_the_patients(tmp_path):
+    root = cohort(tmp_path / "gli", *(f"s{n}" for n in range(4)))
+    (tmp_path / "p.csv").write_text("s0,P1\ns3,P1\nelsewhere,P9\n")
+    patients = tuple(sorted(read_patients_file(tmp_path / "p.csv").items()))
+    for seed in range(4):
+        options = ShardOptions(("axial",), seed, 0.4, minimum_foreground=50, patients=patients)
+        index = make_shards([root], tmp_path / f"out{seed}", options)
+        split = {c.name: c.split for c in index.header.cases}
+        assert split["s0"] == split["s3"]
+        assert [c.patient for c in index.header.cases] == ["P1", "s1", "s2", "P1"]
+        assert "P9" not in json.dumps(index.header.to_dict()), "of another set"
 
 
 # Cohorts of the challenge, from shards to scores

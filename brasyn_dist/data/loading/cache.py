@@ -26,12 +26,11 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 
 from brasyn_dist.data.format.tar_shards import ShardEntry
+from brasyn_dist.data.loading.transfer import TransferError, with_retries
 from brasyn_dist.errors import ConfigError, DataError
 
 ATTEMPTS = 2
 """A shard is fetched at most this often before it counts as damaged at its source."""
-CHUNK = 2**20
-"""Bytes that are read at a time."""
 
 
 class ShardOrigin(Protocol):
@@ -120,7 +119,11 @@ class ShardCache:
         where, problem = self.describe(shard.name), ""
         for _ in range(ATTEMPTS):
             try:
-                size, sha256 = _copy(self._origin.chunks(shard.name), part, shard.size)
+                size, sha256 = with_retries(
+                    lambda: _copy(self._origin.chunks(shard.name), part, shard.size), where
+                )
+            except TransferError:
+                raise
             except DataError as error:
                 problem = str(error)
                 continue

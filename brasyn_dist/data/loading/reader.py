@@ -19,6 +19,7 @@ from brasyn_dist.data.format.codec import SliceDecoder, npy_header
 from brasyn_dist.data.format.index import Selection
 from brasyn_dist.data.format.tar_shards import ShardEntry
 from brasyn_dist.data.loading.storage import ShardStorage
+from brasyn_dist.data.loading.transfer import TransferError
 from brasyn_dist.errors import DataError
 from brasyn_dist.preprocessing.slicing import pad_or_crop_into
 
@@ -129,6 +130,8 @@ class SampleReader:
             payload = self._scratch.bytes(size)
             self._files.read(shard, offset, payload)
             return _place_all(self._scratch.decoder(payload), planes, labels, shift)
+        except TransferError:
+            raise  # the sample may be intact: it is no reason to leave it out
         except DataError as error:
             name, key = self._selection.index.shards[shard], self._selection.key(sample)
             raise DataError(

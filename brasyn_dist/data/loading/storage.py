@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from brasyn_dist.common.logs import redact
 from brasyn_dist.data.format.index import INDEX_NAME, ShardIndex, ShardStorage
 from brasyn_dist.data.format.tar_shards import ShardEntry
-from brasyn_dist.data.loading.cache import CHUNK, ShardCache, default_cache_dir
+from brasyn_dist.data.loading.cache import ShardCache, default_cache_dir
+from brasyn_dist.data.loading.transfer import CHUNK, url_chunks, with_retries
 from brasyn_dist.errors import DataError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:", re.I)
@@ -108,20 +110,12 @@ class ShardUrl:
 
     def describe(self, name: str) -> str:
         """See ShardStorage."""
-        return self._url.replace("{}", name)
+        return redact(self._url.replace("{}", name))
 
     def read(self, name: str) -> bytes:
         """See ShardOrigin."""
-        return b"".join(self.chunks(name))
+        return with_retries(lambda: b"".join(self.chunks(name)), self.describe(name))
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See ShardOrigin."""
-        from webdataset.gopen import gopen  # the import takes seconds, and local folders do not need it
-
-        url = self.describe(name)
-        try:
-            with gopen(url, "rb") as stream:
-                while chunk := stream.read(CHUNK):
-                    yield chunk
-        except (OSError, ValueError) as error:
-            raise DataError(f"{url}: cannot be fetched ({error})") from None
+        return url_chunks(self._url.replace("{}", name))

@@ -17,13 +17,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from brasyn_dist.brats import Case
-from brasyn_dist.common.files import atomic_path, canonical_json, write_json
+from brasyn_dist.common.files import atomic_path, canonical_json, make_folder, write_json
 from brasyn_dist.data.case_folders import read_usable_case
 from brasyn_dist.data.format.codec import SliceEncoder
 from brasyn_dist.data.format.tar_shards import EncodedSample, is_shard_name
@@ -60,7 +59,7 @@ def locked_staging(out: Path) -> Iterator[Path]:
         DataError: Another run has the lock.
     """
     work = out / WORK
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work)
     lock = FileLock(work / _LOCK, blocking=False)
     try:
         lock.acquire()
@@ -165,8 +164,8 @@ def read_staged(slices: Iterable[StagedSlice], work: Path) -> Iterator[EncodedSa
 
 
 def _blob(work: Path, name: str) -> Path:
-    return work / f"{quote(name, safe='')}.blob"
+    return work / f"{name}.blob"
 
 
 def _listing(work: Path, name: str) -> Path:
-    return work / f"{quote(name, safe='')}.slices.json"
+    return work / f"{name}.slices.json"

@@ -14,6 +14,7 @@ at any moment the same command continues: finished cases are not encoded again, 
 index.json is not a set.
 """
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from brasyn_dist.brats import BRATS, Case
+from brasyn_dist.common.files import canonical_json
 from brasyn_dist.common.process_pool import parallel_map
 from brasyn_dist.data.case_folders import (
     BadCase,
@@ -141,11 +143,13 @@ def _identity(options: ShardOptions, cases: Sequence[Case], statistics: Statisti
     values = {k: v for k, v in values.items() if k not in ADDED or v != getattr(ShardOptions(), k)}
     if options.modality_set != BRATS:
         values["modality_set"] = options.modality_set.to_dict()
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    if options.exclude:
+        values["exclude"] = dict(options.exclude)
+    if options.patients:  # a file may name patients that are not in the set
+        values["patients"] = hashlib.sha256(canonical_json(values["patients"])).hexdigest()
     return {
-        **{
-            k: dict(v) if k in ("patients", "exclude") else list(v) if isinstance(v, tuple) else v
-            for k, v in values.items()
-        },
+        **values,
         "statistics": statistics.hash if statistics else "computed",
         "input": input_hash(cases),
     }

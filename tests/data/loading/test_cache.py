@@ -17,7 +17,7 @@ import pytest
 
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.data.format.index import ShardIndex
-from brasyn_dist.data.loading import cache, storage
+from brasyn_dist.data.loading import cache, storage, transfer
 from brasyn_dist.data.loading.loader import SliceStream
 from brasyn_dist.data.loading.sampler import SampleOrder
 from brasyn_dist.data.loading.storage import open_shard_set
@@ -25,6 +25,11 @@ from brasyn_dist.errors import ConfigError, DataError
 from tests.data.shard_sets import write_set
 
 GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def quick_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PAUSES", (0.01,))
 
 
 class Server:
@@ -243,11 +248,11 @@ def test_damage_at_the_source_is_an_error_and_leaves_nothing(
     assert kept(tmp_path) == set() and nothing_half_written(tmp_path)
 
 
-def test_an_error_of_the_stream_names_sample_and_url(tmp_path: Path, server: Server) -> None:
+def test_an_error_of_the_stream_names_the_url(tmp_path: Path, server: Server) -> None:
     index = open_shard_set(server.url, cache_dir=tmp_path)
     server.spoil = lambda name, data: None
     with pytest.raises(
-        DataError, match=r"sample BraTS-\S+ at byte \d+ of train-\d+\.tar: http://\S+: cannot be fetched"
+        DataError, match=r"^http://\S+/train-\d+\.tar: cannot be fetched \(.*404.*attempts: 1"
     ):
         all_pixels(index)
 
