@@ -21,16 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from brasyn_dist.common.files import atomic_path
+from brasyn_dist.common.processes import kill_tree
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from brasyn_dist.common.files import atomic_path  # noqa: E402
-from brasyn_dist.common.processes import kill_tree  # noqa: E402
-
-NETWORKS = {"thesis": "r3", "recommended": "recommended"}
+NETWORKS = {"thesis": "published/r3", "recommended": "recommended"}
 """Names in tables -> configurations."""
 TOY_NETWORKS = {
-    "r3": (
+    "published/r3": (
         "generator.image_size=48", "generator.base_channels=8", "generator.heads=2", "generator.transformer_layers=1",
         "discriminator.image_size=48", "discriminator.base_channels=8", "runtime.threads=1",
     ),

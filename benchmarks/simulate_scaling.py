@@ -1,17 +1,18 @@
 """How training would scale over GPUs and networks, simulated: no GPU is needed, and none was used.
 
-    python benchmarks/simulate_scaling.py                                      the table in docs/how-to/slurm.md
-    python benchmarks/simulate_scaling.py --run runs/r3                        with the step time that a run measured
-    python benchmarks/simulate_scaling.py --slice-ms 25 --links 100 --batch 256
+    python benchmarks/simulate_scaling.py [--training thesis]                  the table in docs/how-to/slurm.md
+    python benchmarks/simulate_scaling.py --hours                              the table in docs/explanation/performance.md
+    python benchmarks/simulate_scaling.py --run runs/recommended               with the step time that a run measured
 
-One update of one process, as brasyn_dist.training.gan_step does it:
+One update of one process, as brasyn_dist.training.gan_step does it, for each trained network:
 
-    generator:      forward | backward, gradients ready one after another | step
-                                  bucket, bucket, ... each all-reduced as soon as it is full and the link is free
-    discriminator:  forward | backward, buckets | step
+    forward | backward, gradients ready one after another | step
+                    bucket, bucket, ... each all-reduced as soon as it is full and the link is free
 
-An all-reduce over n GPUs is a ring: every link carries 2 (n-1)/n of the bytes, in 2 (n-1) hops. The slowest link decides: the
-network between nodes (which a ring enters once a node, so a node's GPUs do not share it), the bus inside.
+A slice takes max(operations / sustained operations per second, bytes / sustained bytes per second); an update takes so long for
+the slices of one GPU, its operators' launches in addition, and what of the exchange the backward does not hide. An all-reduce over
+n GPUs is a ring: every link carries 2 (n-1)/n of the bytes, in 2 (n-1) hops. The slowest link decides: the network between nodes
+(which a ring enters once a node, so a node's GPUs do not share it), the bus inside.
 """
 
 import argparse
@@ -22,16 +23,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 MIB = 2**20
+BUCKET_BYTES = 25 * MIB
+"""Of DistributedDataParallel."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Assumptions; every one is an option of the command line."""
+    """Assumptions: an L40S in bf16, compiled."""
 
-    slice_seconds: float = 0.025
-    """Computing one slice of one update on one GPU: 612 GFLOP (`--dry-run`) at 25 TFLOP/s sustained."""
-    fixed_seconds: float = 0.040
-    """Of an update, whatever the number of slices: launching kernels, optimisers, clipping, the agreement of ranks."""
+    operations_per_second: float = 0.5 * 362e12
+    """Half of the peak of bf16."""
+    bytes_per_second: float = 0.75 * 864e9
+    """Three quarters of the memory bandwidth."""
+    unfused: float = 0.5
+    """Part of the operators' bytes that remains after fusion."""
+    operator_seconds: float = 10e-6
+    """Launching one operator."""
     link_gbits: float = 100.0
     """Between nodes, each direction."""
     link_efficiency: float = 0.85
@@ -41,25 +48,52 @@ class Machine:
     hop_seconds: float = 20e-6
     """Latency of one step of the ring."""
     gpus_per_node: int = 4
-    micro_batch: int = 16
-    """Slices that fit at a time; only the last micro-batch's backward hides communication."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """One of the two that are trained: bytes of its gradient, its share of an update's computing."""
+    """One that is trained: its parameters, its share of an update's computing."""
 
     parameters: float
-    share: float
+    share: float = 1.0
     backward: float = 2 / 3
     """Part of that share that is the backward pass."""
     bytes_per_parameter: int = 4
 
 
-GENERATOR = Network(80.0e6, 0.95)
-DISCRIMINATOR = Network(4.5e6, 0.05)
-BUCKET_BYTES = 25 * MIB
-"""Of DistributedDataParallel."""
+@dataclass(frozen=True)
+class Training:
+    """A configuration, as `training/cost_model.py` counts an update of 16 slices in bf16."""
+
+    config: str
+    operations: float
+    """Of one slice and update."""
+    traffic: float
+    """Bytes of one slice and update, unfused."""
+    operators: float
+    """Of an update."""
+    networks: tuple[Network, ...]
+    steps: int
+    """Updates of a whole run with 1,489 cases."""
+    micro_batch: int
+    """Slices that fit at a time; only the last micro-batch's backward hides communication."""
+
+    def slice_seconds(self, machine: Machine) -> float:
+        return max(
+            self.operations / machine.operations_per_second,
+            machine.unfused * self.traffic / machine.bytes_per_second,
+        )
+
+
+TRAININGS = {
+    "recommended": Training(
+        "recommended", 44.06e9, 0.928e9, 1194, (Network(27.43e6),), steps=100_000, micro_batch=64
+    ),
+    # R2 and R3: 158,867 slices x 10 epochs x 4 updates / 64; GLI only.
+    "thesis": Training(
+        "published/r3", 641.2e9, 13.05e9, 3660, (Network(80.0e6, 0.95), Network(4.5e6, 0.05)), steps=99_292, micro_batch=16
+    ),
+}  # fmt: skip
 
 
 def allreduce_seconds(size: float, gpus: int, machine: Machine) -> float:
@@ -87,33 +121,57 @@ def exposed_seconds(network: Network, backward_seconds: float, gpus: int, machin
     return done - backward_seconds if gpus > 1 else 0.0
 
 
-def update_seconds(gpus: int, batch: int, machine: Machine) -> float:
+def update_seconds(
+    training: Training, gpus: int, batch: int, machine: Machine, measured_slice: float | None = None
+) -> float:
     """One update of a global batch of `batch` slices over `gpus`; the rank with most slices decides."""
     slices = -(-batch // gpus)
-    last = slices % machine.micro_batch or machine.micro_batch
-    seconds = machine.fixed_seconds + slices * machine.slice_seconds
-    for network in (GENERATOR, DISCRIMINATOR):
-        backward = min(last, slices) * machine.slice_seconds * network.share * network.backward
+    each = measured_slice or training.slice_seconds(machine)
+    last = slices % training.micro_batch or training.micro_batch
+    seconds = (
+        training.operators * machine.operator_seconds * -(-slices // training.micro_batch) + slices * each
+    )
+    for network in training.networks:
+        backward = min(last, slices) * each * network.share * network.backward
         seconds += exposed_seconds(network, backward, gpus, machine)
     return seconds
 
 
-def table(gpu_counts: Sequence[int], links: Sequence[float], batches: Sequence[int], machine: Machine) -> str:
+def table(
+    training: Training, gpu_counts: Sequence[int], links: Sequence[float], batches: Sequence[int],
+    machine: Machine, measured_slice: float | None = None,
+) -> str:  # fmt: skip
     """Markdown: slices a second and, of so many single GPUs, the part that is used."""
     head = ["GPUs", *[f"batch {b}, {link:g} Gb/s" for b in batches for link in links]]
     lines = [f"| {' | '.join(head)} |", "|" + "---:|" * len(head)]
     for gpus in gpu_counts:
         cells = [str(gpus)]
         for batch in batches:
-            alone = batch / update_seconds(1, batch, machine)
+            alone = batch / update_seconds(training, 1, batch, machine, measured_slice)
             for link in links:
-                speed = batch / update_seconds(gpus, batch, replace(machine, link_gbits=link))
-                cells.append(f"{speed:.0f} ({speed / alone / gpus:.0%})")
+                seconds = update_seconds(
+                    training, gpus, batch, replace(machine, link_gbits=link), measured_slice
+                )
+                cells.append(f"{batch / seconds:.0f} ({batch / seconds / alone / gpus:.0%})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def measured_slice_seconds(run_dir: Path, machine: Machine) -> float:
+def hours_table(gpu_counts: Sequence[int], machine: Machine) -> str:
+    """Markdown: predicted hours of whole trainings with a global batch of 64, with and without fusion."""
+    lines = [
+        f"| training | unfused part | {' | '.join(f'{n} L40S' for n in gpu_counts)} |",
+        "|---|---:|" + "---:|" * len(gpu_counts),
+    ]
+    for name, training in TRAININGS.items():
+        for unfused in (0.5, 1.0):
+            of = replace(machine, unfused=unfused)
+            hours = [training.steps * update_seconds(training, n, 64, of) / 3600 for n in gpu_counts]
+            lines.append(f"| {name} | {unfused:g} | {' | '.join(f'{h:.1f}' for h in hours)} |")
+    return "\n".join(lines)
+
+
+def measured_slice_seconds(run_dir: Path, training: Training, machine: Machine) -> float:
     """From the last performance line of a run on one process, its start-up left out."""
     import yaml
 
@@ -125,7 +183,8 @@ def measured_slice_seconds(run_dir: Path, machine: Machine) -> float:
         )
     lines = map(json.loads, (run_dir / "performance.jsonl").read_text().splitlines())
     step = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line][-1]
-    return max(step - machine.fixed_seconds, 0.0) / config["training"]["global_batch_size"]
+    fixed = training.operators * machine.operator_seconds
+    return max(step - fixed, 0.0) / config["training"]["global_batch_size"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,29 +193,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--training", choices=list(TRAININGS), default="recommended")
+    add("--hours", action="store_true", help="hours of whole trainings")
     add("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     add("--links", type=float, nargs="+", default=[25, 100, 400], metavar="GBITS")
     add("--batch", type=int, nargs="+", default=[64, 256], help="slices of the global batch")
     add("--run", type=Path, help="run folder (one process) whose step time is taken")
-    add("--slice-ms", type=float, default=1000 * default.slice_seconds)
-    add("--fixed-ms", type=float, default=1000 * default.fixed_seconds)
     add("--gpus-per-node", type=int, default=default.gpus_per_node)
     add("--bus-gbits", type=float, default=default.bus_gbits)
-    add("--link-efficiency", type=float, default=default.link_efficiency)
-    add("--micro-batch", type=int, default=default.micro_batch)
     options = parser.parse_args(arguments)
-    machine = replace(
-        default,
-        slice_seconds=options.slice_ms / 1000,
-        fixed_seconds=options.fixed_ms / 1000,
-        gpus_per_node=options.gpus_per_node,
-        bus_gbits=options.bus_gbits,
-        link_efficiency=options.link_efficiency,
-        micro_batch=options.micro_batch,
-    )
-    if options.run is not None:
-        machine = replace(machine, slice_seconds=measured_slice_seconds(options.run, machine))
-    print(table(options.gpus, options.links, options.batch, machine))
+    machine = replace(default, gpus_per_node=options.gpus_per_node, bus_gbits=options.bus_gbits)
+    training = TRAININGS[options.training]
+    if options.hours:
+        print(hours_table([1, 2, 4, 16], machine))
+        return 0
+    measured = None if options.run is None else measured_slice_seconds(options.run, training, machine)
+    print(table(training, options.gpus, options.links, options.batch, machine, measured))
     return 0
 
 

@@ -7,16 +7,24 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.simulate_scaling import (
-    DISCRIMINATOR,
-    GENERATOR,
+    TRAININGS,
     Machine,
+    Network,
+    Training,
     allreduce_seconds,
     exposed_seconds,
     update_seconds,
 )
+from brasyn_dist.common.resources import find_resource
+from brasyn_dist.config import load_config
+from brasyn_dist.training.cost_model import count_update
 from tests.conftest import REPOSITORY
 
-MACHINE = Machine(link_gbits=10, link_efficiency=1.0, hop_seconds=0.0, gpus_per_node=4, bus_gbits=100)
+GENERATOR, DISCRIMINATOR = Network(80.0e6, 0.95), Network(4.5e6, 0.05)
+TRAINING = Training("made up", 25.0, 2.0, 4, (GENERATOR, DISCRIMINATOR), 1000, 16)
+MACHINE = Machine(
+    operations_per_second=1000, bytes_per_second=1e3, operator_seconds=0.01, link_gbits=10, link_efficiency=1.0, hop_seconds=0.0, gpus_per_node=4, bus_gbits=100
+)  # fmt: skip
 
 
 def test_ring_moves_twice_the_gradient_over_the_slowest_link():
@@ -40,18 +48,49 @@ def test_waiting_for_gradients(network):
 
 def test_update_is_computing_plus_waiting():
     fast = replace(MACHINE, link_gbits=1e12, bus_gbits=1e12)
-    assert update_seconds(1, 64, MACHINE) == pytest.approx(0.040 + 64 * 0.025)
-    assert update_seconds(8, 64, fast) == pytest.approx(0.040 + 8 * 0.025)
-    assert update_seconds(7, 64, fast) == pytest.approx(0.040 + 10 * 0.025)  # the largest share decides
-    assert update_seconds(8, 64, replace(MACHINE, link_gbits=1)) > update_seconds(8, 64, MACHINE)
+    assert update_seconds(TRAINING, 1, 16, MACHINE) == pytest.approx(0.040 + 16 * 0.025)
+    assert update_seconds(TRAINING, 1, 64, MACHINE) == pytest.approx(
+        4 * 0.040 + 64 * 0.025
+    )  # four micro-batches
+    assert update_seconds(TRAINING, 8, 64, fast) == pytest.approx(0.040 + 8 * 0.025)
+    assert update_seconds(TRAINING, 7, 64, fast) == pytest.approx(
+        0.040 + 10 * 0.025
+    )  # the largest share decides
+    slow = replace(MACHINE, link_gbits=1)
+    assert update_seconds(TRAINING, 8, 64, slow) > update_seconds(TRAINING, 8, 64, MACHINE)
 
 
-def test_table_in_the_docs_is_what_the_program_prints():
+def test_the_slower_of_operations_and_bytes_decides():
+    assert TRAINING.slice_seconds(MACHINE) == pytest.approx(0.025)
+    assert replace(TRAINING, traffic=200.0).slice_seconds(MACHINE) == pytest.approx(0.1)  # half of it unfused
+
+
+@pytest.mark.parametrize("name", list(TRAININGS))
+def test_trainings_are_those_that_are_counted(name: str):
+    training = TRAININGS[name]
+    config = load_config(find_resource("configs", training.config), ["runtime.precision=bf16"])
+    counted = count_update(config, 16)
+    assert training.operations == pytest.approx(counted.operations / 16, rel=0.01)
+    assert training.traffic == pytest.approx(counted.traffic / 16, rel=0.01)
+    assert training.operators == pytest.approx(counted.operators, rel=0.01)
+    parameters = counted.generator_parameters + counted.discriminator_parameters
+    assert sum(network.parameters for network in training.networks) == pytest.approx(parameters, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "arguments, page",
+    [
+        ((), "docs/how-to/slurm.md"),
+        (("--training", "thesis"), "docs/how-to/slurm.md"),
+        (("--hours",), "docs/explanation/performance.md"),
+    ],
+)
+def test_tables_in_the_docs_are_what_the_program_prints(arguments: tuple[str, ...], page: str):
     printed = subprocess.run(
-        [sys.executable, "benchmarks/simulate_scaling.py"],
+        [sys.executable, "benchmarks/simulate_scaling.py", *arguments],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert printed.strip() in (REPOSITORY / "docs/how-to/slurm.md").read_text()
+    assert printed.strip() in (REPOSITORY / page).read_text()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from brasyn_dist.config import ObjectiveConfig, TverskyConfig
 from brasyn_dist.losses.ssim import at_least_float32, region_mean, ssim_map
@@ -117,6 +117,19 @@ def generator_terms(
     if config.auxiliary_segmentation:
         terms["auxiliary_segmentation"] = segmentation_loss(outputs, "head_BCHW", tversky)
     return terms
+
+
+class Objective(nn.Module):
+    """Terms and loss of the generator as one module, so that torch.compile can fuse their many small maps."""
+
+    def __init__(self, config: ObjectiveConfig, tversky: TverskyConfig) -> None:
+        super().__init__()
+        self._config, self._tversky = config, tversky
+
+    def forward(self, outputs: GeneratorOutputs) -> tuple[Terms, Tensor]:
+        """Terms of `generator_terms`, and their weighted sum (B,)."""
+        terms = generator_terms(self._config, outputs, self._tversky)
+        return terms, weighted_sum(self._config, terms)
 
 
 def weighted_sum(config: ObjectiveConfig, terms: Mapping[str, Tensor]) -> Tensor:

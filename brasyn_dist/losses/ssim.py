@@ -49,10 +49,11 @@ def gaussian_blur(x_BCHW: Tensor) -> Tensor:
     """Each channel blurred by the separable window, reflected at the border.
 
     On CPUs two products with banded matrices, which are 15 times faster than a depthwise convolution. On GPUs
-    a depthwise convolution, which computes in float32: a product may round its factors to TF32.
+    (and in compiled code) a depthwise convolution, which computes in float32: a product may round its factors
+    to TF32.
     """
     channels, radius = x_BCHW.shape[1], WINDOW // 2
-    if x_BCHW.device.type == "cpu":
+    if x_BCHW.device.type == "cpu" and not torch.compiler.is_compiling():
         rows, columns = (torch.from_numpy(blur_matrix(n)).to(x_BCHW.dtype) for n in x_BCHW.shape[2:])
         return rows @ x_BCHW @ columns.T
     weight_K = gaussian(x_BCHW.dtype, x_BCHW.device)

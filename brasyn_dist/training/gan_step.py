@@ -21,17 +21,16 @@ from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.losses.objective import (
     GeneratorOutputs,
+    Objective,
     Terms,
     discriminator_terms,
-    generator_terms,
     weighted_discriminator_sum,
-    weighted_sum,
 )
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.passes import Passes, PassTensors, completed_slices
 from brasyn_dist.models.segmenter import Guidance
 from brasyn_dist.preprocessing.normalisation import Normaliser
-from brasyn_dist.training.networks import compile_mode
+from brasyn_dist.training.networks import compile_in_place, compile_mode
 from brasyn_dist.training.pass_plan import plan_passes
 from brasyn_dist.training.training_data import BatchLoader, DeviceBatch
 
@@ -60,6 +59,8 @@ class GanStep:
         """
         self._config, self._group = config, group
         self._generator, self._discriminator, self._guidance = generator, discriminator, guidance
+        self._objective = Objective(config.objective, config.tversky)
+        compile_in_place(config, group.device, self._objective)
         self._loader = BatchLoader(config, normaliser)
         self.normaliser = normaliser
         self._highest_label = modality_set.highest_label
@@ -118,8 +119,7 @@ class GanStep:
 
     def objective(self, outputs: GeneratorOutputs) -> tuple[Terms, Tensor]:
         """Unweighted terms (B,) by name, and the generator's loss (B,). A subclass may add terms."""
-        terms = generator_terms(self._config.objective, outputs, self._config.tversky)
-        return terms, weighted_sum(self._config.objective, terms)
+        return self._objective(outputs)
 
     def _train_discriminator(
         self, discriminator: Trainable, judged: Sequence[Judged], rate: float, sums: dict[str, Tensor]
