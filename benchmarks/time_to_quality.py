@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def train(name: str, options: argparse.Namespace) -> None:
         for done, slices, network in progress:
             if done < points[0]:
                 continue
-            value = clock.pause(lambda network=network: error(network, held_out, group))
+            value = clock.pause(partial(error, network, held_out, group))
             row = {
                 "seconds": clock.seconds,
                 "slices": slices,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from brasyn_dist.evaluation.regression import fit_regression
 
 from brasyn_dist.brats import find_cases
 from brasyn_dist.cli import drop_modality, evaluate, shard
@@ -15,6 +14,7 @@ from brasyn_dist.data.case_folders import unreadable_cases, usable_cases
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.nifti import read_case, write_like
 from brasyn_dist.errors import DataError
+from brasyn_dist.evaluation.baselines import fit_regression
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.data.case_files import save, write_case
 
