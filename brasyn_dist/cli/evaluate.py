@@ -91,10 +91,10 @@ def run(options: EvaluateOptions) -> int:
 
     for package in ("monai", "skimage"):
         require(package, "eval", "brasyn evaluate")
-    make_folder(options.out)
     with ending_on_signals(STOPPED):
         modality_set = modality_set_of(options.predictions)
         predictions = find_predictions(options.predictions, modality_set)
+        make_folder(options.out)
         found, bad = find_cohorts([options.references], modality_set)
         found, _ = with_label_editions(found, options.label_edition, options.workers)
         cases = {case.name: case for case in found}
