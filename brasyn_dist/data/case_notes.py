@@ -42,6 +42,12 @@ def _judge(volume: np.ndarray, litres_per_voxel: float) -> list[str]:
     return []
 
 
+def equal_volumes(modalities: Sequence[str], fingerprints: Sequence[str]) -> list[str]:
+    """A note if two modalities of a case are the same volume; `fingerprints` are equal for equal volumes."""
+    same = [m for m, value in zip(modalities, fingerprints) if list(fingerprints).count(value) > 1]
+    return [f"{', '.join(same)}: equal volumes: one copied in place of another?"] if same else []
+
+
 def refuse(notes: Sequence[str], where: object) -> None:
     """Raise DataError with the notes, if there are any, for `--strict`."""
     if notes:

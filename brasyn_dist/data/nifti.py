@@ -142,7 +142,12 @@ def label_values(path: Path) -> frozenset[int]:
 
 
 def _load(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
-    """Image without data, and its scaled values in storage order."""
+    """Image without data, and its scaled values in storage order. A folder stands for the one file in it."""
+    if path.is_dir():
+        inside = [p for p in sorted(path.iterdir()) if p.name.lower().endswith((".nii", ".nii.gz"))]
+        if len(inside) != 1:
+            raise DataError(f"{path}: a folder with {len(inside)} volumes; replace it by the volume itself")
+        path = inside[0]
     try:
         data = path.read_bytes()
     except OSError as error:

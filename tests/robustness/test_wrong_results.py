@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brasyn_dist.brats import CAVITY, MODALITIES, find_case
+from brasyn_dist.data.case_folders import find_cohorts
 from brasyn_dist.data.format.codec import decode_slice
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.nifti import read_volume, write_like
@@ -303,6 +304,17 @@ def test_unusual_scans_are_named_and_refused_on_request(tmp_path, weights, caplo
     assert (unusual.status, usual.status) == ("failed", "done")
 
 
+def test_one_volume_in_place_of_another_is_named(tmp_path):
+    root = cohort(tmp_path / "gli", "BraTS-GLI-00000-000", "BraTS-GLI-00001-000")
+    folder = root / "BraTS-GLI-00000-000"
+    data = (folder / "BraTS-GLI-00000-000-t1n.nii.gz").read_bytes()
+    (folder / "BraTS-GLI-00000-000-t1c.nii.gz").write_bytes(data)
+    index = make_shards([root], tmp_path / "out", OPTIONS)
+    assert index.header.options["notes"] == {
+        "BraTS-GLI-00000-000": ["t1c, t1n: equal volumes: one copied in place of another?"]
+    }
+
+
 def test_a_head_is_larger_than_a_brain():
     from brasyn_dist.data.case_notes import _judge
 
@@ -420,6 +432,37 @@ def test_losses_leave_the_cavity_out():
     far = slice_scores(truth, truth, everywhere, labels, 3, torch.tensor([True]), 2.0)
     assert scores["ssim_tumour"] == far["ssim_tumour"], "the cavity is no tumour"
     assert scores["ssim_healthy"][0] > 0.6, "most of what is wrong lies in the cavity"
+
+
+# Files in other forms
+
+
+@pytest.mark.parametrize("volumes", [0, 1, 2])
+def test_a_folder_in_place_of_a_file(tmp_path, volumes):
+    (tmp_path / "c-t1c.nii").mkdir()
+    for number in range(volumes):
+        save(tmp_path / f"c-t1c.nii/0000_{number}.nii", brain(0)[0]["t1c"])
+    if volumes == 1:
+        np.testing.assert_array_equal(read_volume(tmp_path / "c-t1c.nii").array, brain(0)[0]["t1c"])
+    else:
+        with pytest.raises(DataError, match=f"a folder with {volumes} volumes; replace it"):
+            read_volume(tmp_path / "c-t1c.nii")
+
+
+@pytest.mark.parametrize(
+    "name", ["t1c.nii.gz", "BraTS-GLI-00001-000_0000.nii.gz", "BraTS-GLI-00001-000-t1c.mha"]
+)
+def test_folders_with_images_under_other_names_are_listed(tmp_path, caplog, name):
+    root = cohort(tmp_path / "gli", "BraTS-GLI-00000-000")
+    (root / "BraTS-GLI-00001-000").mkdir()
+    (root / "BraTS-GLI-00001-000" / name).write_bytes(b"x")
+    (root / "notes").mkdir()
+    (root / "notes/read.txt").write_text("no image")
+    cases, bad = find_cohorts([root])
+    assert [case.name for case in cases] == ["BraTS-GLI-00000-000"] and not bad
+    (line,) = caplog.messages
+    assert f"gli/BraTS-GLI-00001-000: not used: 1 images such as {name}" in line
+    assert "BraTS-GLI-00001-000-t1ce.nii.gz" in line or "BraTS-GLI-00001-000-t1c.nii.gz" in line
 
 
 # Patients

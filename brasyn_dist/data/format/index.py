@@ -13,6 +13,7 @@ mean the same samples.
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
+import yaml
 
 from brasyn_dist.brats import IMAGE_SIZE, VIEWS, tumour_type
 from brasyn_dist.common.files import atomic_write_text, canonical_json
@@ -194,8 +196,13 @@ class ShardIndex:
     def _check_known(what: str, asked: Sequence[str], known: Iterable[str]) -> None:
         unknown = sorted(set(asked) - set(known))
         if unknown:
-            available = ", ".join(sorted(set(known)))
-            remedy = f'; set "data.{what}=[{available}]"' if what != "split" else ""
+            names = sorted(set(known))
+            available = ", ".join(names)
+            # YAML quotes names that contain a comma.
+            choice = yaml.safe_dump(
+                names, default_flow_style=True, allow_unicode=True, width=math.inf
+            ).strip()
+            remedy = f'; set "data.{what}={choice}"' if what != "split" else ""
             if what == "cohorts":
                 remedy += ', or "data.cohorts=[]" for all'
             raise DataError(

@@ -16,7 +16,7 @@ import numpy as np
 from brasyn_dist.brats import Case
 from brasyn_dist.common.process_pool import parallel_map
 from brasyn_dist.data.case_folders import BadCase, read_usable_case
-from brasyn_dist.data.case_notes import case_notes, refuse
+from brasyn_dist.data.case_notes import case_notes, equal_volumes, refuse
 from brasyn_dist.data.format.codec import DTYPES
 from brasyn_dist.data.patients import unite_equal
 from brasyn_dist.data.sharding.options import ShardOptions
@@ -135,7 +135,9 @@ def scan_lot(
     for case in cases:
         try:
             volumes = read_usable_case(case, options.views, options.round_values, options.assume)
-            notes = case_notes(volumes)
+            counts = [foreground_counts(*both) for both in zip(volumes.images, volumes.foreground)]
+            prints = tuple(hashlib.sha256(c.tobytes()).hexdigest()[:16] for c in counts)
+            notes = (*case_notes(volumes), *equal_volumes(volumes.modalities, prints))
             if options.strict:
                 refuse(notes, case.folder)
         except BrasynError as error:
@@ -146,10 +148,9 @@ def scan_lot(
             continue
         if notes:
             scan.notes[case.name] = notes
-        counts = [foreground_counts(*both) for both in zip(volumes.images, volumes.foreground)]
         scan.dtype = max(scan.dtype, volumes.images.dtype.name, key=DTYPES.index)
         scan.medians[case.name] = tuple(map(median_of_counts, counts))
-        scan.fingerprints[case.name] = tuple(hashlib.sha256(c.tobytes()).hexdigest()[:16] for c in counts)
+        scan.fingerprints[case.name] = prints
         if case.name in training:
             scan.histogram.add(counts)
         fits = np.can_cast(volumes.images.dtype, dtype)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from brasyn_dist.data.format.index import ShardIndex, rebuild_index
 from brasyn_dist.data.format.metadata import CaseEntry, SetHeader
@@ -208,3 +209,13 @@ def test_sets_made_before_medians_were_noted_are_read_and_say_so(tmp_path: Path)
     medians = new.select("train").medians
     assert medians is not None and medians.dtype == np.float32
     assert medians[:, 0].tolist() == [1, 2, 3, 4, 5] and (medians[:, 1:] == [20, 30, 40]).all()
+
+
+def test_the_remedy_for_an_absent_cohort_can_be_copied(tmp_path: Path) -> None:
+    index = write_set(tmp_path)
+    cases = tuple(replace(case, cohort="Site A, 3T") for case in index.header.cases)
+    renamed = replace(index, header=replace(index.header, cases=cases))
+    with pytest.raises(DataError) as refused:
+        renamed.select("train", cohorts=["train_gli"])
+    option = str(refused.value).split('"')[1]
+    assert yaml.safe_load(option.removeprefix("data.cohorts=")) == ["Site A, 3T"]
