@@ -202,7 +202,7 @@ class ShardIndex:
             choice = yaml.safe_dump(
                 names, default_flow_style=True, allow_unicode=True, width=math.inf
             ).strip()
-            remedy = f'; set "data.{what}={choice}"' if what != "split" else ""
+            remedy = f'; set "data.{what}={choice.strip()}"' if what != "split" else ""
             if what == "cohorts":
                 remedy += ', or "data.cohorts=[]" for all'
             raise DataError(
