@@ -95,7 +95,7 @@ def rows(cuda: bool, toy: bool) -> list[Row]:
     variants = ["plain", "default", "together"] if cuda else ["plain", "default"]
     main = [update(network, variant) for variant in variants for network in networks]
     cases = [case(network, "no") for network in networks]
-    stream = Row("stream", ("benchmarks/bench_storage.py", *storage), 120)
+    stream = Row("stream", ("benchmarks/bench_storage.py", *storage), 120 if cuda else 3600)
     if not cuda:
         shard = ("--workers", "1", *(("--count", "1") if toy else ()))
         checkpoint = ("--width", "8", "--repeats", "1") if toy else ()
