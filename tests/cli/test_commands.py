@@ -54,11 +54,7 @@ def test_help_of_train_lists_every_option_of_every_task(capsys: pytest.CaptureFi
     for kind in (Config, SegmenterRunConfig):
         for name, option in all_options(kind):
             assert f"  {name}=" in text and option.allowed in text
-<<<<<<< HEAD
-    assert "checkpoint.keep=2  (int of at least 2" in text
-=======
     assert "checkpoint.keep=2  (int of at least 2 " in text
->>>>>>> lean
 
 
 @pytest.mark.parametrize(
