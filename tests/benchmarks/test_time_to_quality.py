@@ -42,4 +42,6 @@ def test_every_network_trains(tmp_path: Path, name: str):
     subprocess.run(command, check=True, cwd=REPOSITORY)
     lines = [json.loads(line) for line in (tmp_path / f"out/{name}.jsonl").read_text().splitlines()]
     assert lines[-1]["slices"] > 0 and lines[-1]["operations"] > 0 and 0 < lines[-1]["error"] < 10
-    assert (tmp_path / "out/curves.png").stat().st_size > 1000 and f"| {name} |" in (tmp_path / "out/table.md").read_text()
+    assert (tmp_path / "out/curves.png").stat().st_size > 1000 and f"| {name} |" in (
+        tmp_path / "out/table.md"
+    ).read_text()
