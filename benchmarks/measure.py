@@ -89,8 +89,8 @@ def rows(cuda: bool, toy: bool) -> list[Row]:
     )
     storage = ("--slices", "64", "--side", "48") if toy else ()
     first = [
-        Row("ceilings", ("benchmarks/ceilings.py",), 60),
-        Row("tests", ("-m", "pytest", "-q", *tests), 150),
+        Row("ceilings", ("benchmarks/ceilings.py",), 60 if cuda else 3600),
+        Row("tests", ("-m", "pytest", "-q", *tests), 150 if cuda else 3600),
     ]
     variants = ["plain", "default", "together"] if cuda else ["plain", "default"]
     main = [update(network, variant) for variant in variants for network in networks]
