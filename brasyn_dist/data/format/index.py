@@ -91,7 +91,7 @@ class ShardIndex:
             values = json.loads(data)
             header = SetHeader.from_dict(values, where)
             index = cls(header, tuple(_entry_from_dict(shard) for shard in values["shards"]), storage)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(f"{where}: damaged index ({error!r}); {REBUILD}") from None
         if index.fingerprint != values.get("fingerprint"):
             raise DataError(f"{where}: content and fingerprint disagree, it was edited or damaged; {REBUILD}")
