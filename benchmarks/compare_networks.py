@@ -226,7 +226,8 @@ def report(options: argparse.Namespace) -> str:
                 difference = (by_case.loc[first][score] - by_case.loc[name][score]).dropna().to_numpy()
                 low, high = bootstrap(difference)
                 cells.append(f"{difference.mean():+.3g} [{low:+.3g}, {high:+.3g}]")
-            lines.append(f"| {first} - {name} | {len(difference)} | " + " | ".join(cells) + " |")
+            both = len(set(by_case.loc[first].index) & set(by_case.loc[name].index))
+            lines.append(f"| {first} - {name} | {both} | " + " | ".join(cells) + " |")
     runs = [
         json.loads(p.read_text()) | {"run": p.parent.name} for p in options.out.glob("fold-*/*/result.json")
     ]

@@ -89,13 +89,13 @@ def rows(cuda: bool, toy: bool) -> list[Row]:
     )
     storage = ("--slices", "64", "--side", "48") if toy else ()
     first = [
-        Row("ceilings", ("benchmarks/ceilings.py",), 60),
-        Row("tests", ("-m", "pytest", "-q", *tests), 150),
+        Row("ceilings", ("benchmarks/ceilings.py",), 60 if cuda else 3600),
+        Row("tests", ("-m", "pytest", "-q", *tests), 150 if cuda else 3600),
     ]
     variants = ["plain", "default", "together"] if cuda else ["plain", "default"]
     main = [update(network, variant) for variant in variants for network in networks]
     cases = [case(network, "no") for network in networks]
-    stream = Row("stream", ("benchmarks/bench_storage.py", *storage), 120)
+    stream = Row("stream", ("benchmarks/bench_storage.py", *storage), 120 if cuda else 3600)
     if not cuda:
         shard = ("--workers", "1", *(("--count", "1") if toy else ()))
         checkpoint = ("--width", "8", "--repeats", "1") if toy else ()

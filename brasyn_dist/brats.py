@@ -6,6 +6,8 @@ form: the modality order of a `ModalitySet` and its label values.
 """
 
 import json
+import logging
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import ModalitySet
 
+log = logging.getLogger(__name__)
 MODALITIES = ("t1c", "t1n", "t2f", "t2w")
 """Channel order of BraTS arrays and of the published weights."""
 
@@ -71,6 +74,8 @@ networks that were trained with nnU-Net's BraTS conversion. A file does not show
 """
 _WHOLE = 1e-3
 """Labels may differ by this much from whole numbers; headers with a scale factor produce such values."""
+_IMAGE = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd|mgz|mgh|img|hdr|dcm)$", re.I)
+"""Endings of files that look like volumes."""
 _LISTED = 12
 """Most values of a file that a message lists."""
 
@@ -136,12 +141,19 @@ def modality_of(path: Path, modality_set: ModalitySet = BRATS) -> tuple[str, str
 
 
 def find_case(folder: Path, cohort: str = "", modality_set: ModalitySet = BRATS) -> Case:
-    """The case in `folder`, named after the folder. Raises DataError if one modality has two files."""
+    """The case in `folder`, named after the folder.
+
+    Raises:
+        DataError: One modality has two files, a file is no regular file, or a name is not UTF-8.
+    """
     files: dict[str, Path] = {}
+    check_name(folder)
     for path in sorted(folder.iterdir()):
         named = modality_of(path, modality_set)
         if named is None or path.name.startswith("."):
             continue
+        check_name(path)
+        path = regular_file(path)
         if named[1] in files:
             raise DataError(
                 f"{folder}: two files for {named[1]}: {files[named[1]].name} and {path.name}; keep "
@@ -149,6 +161,35 @@ def find_case(folder: Path, cohort: str = "", modality_set: ModalitySet = BRATS)
             )
         files[named[1]] = path
     return Case(folder.name, folder, files, cohort, modality_set)
+
+
+def check_name(path: Path) -> None:
+    """Raise DataError if the name is not UTF-8: it cannot be stored in JSON, CSV and HTML files."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise DataError(f"{shown}: the name is not UTF-8; rename it") from None
+
+
+def regular_file(path: Path) -> Path:
+    """The file itself, or the only volume in a folder of its name.
+
+    Raises:
+        DataError: There is no such file; a device or pipe would be read for ever.
+    """
+    if path.is_file():
+        return path
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: a link to nothing; fetch its content (such as by `datalad get`)")
+    inside = (
+        [p for p in sorted(path.iterdir()) if p.is_file() and _IMAGE.search(p.name)] if path.is_dir() else []
+    )
+    if len(inside) == 1 and inside[0].name.lower().endswith((".nii", ".nii.gz")):
+        return inside[0]
+    raise DataError(
+        f"{path}: a {'folder' if path.is_dir() else 'device or pipe'}; put the volume in its place"
+    )
 
 
 PREDICTIONS_MANIFEST = "manifest.json"
@@ -189,23 +230,40 @@ def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds the case folders")
-    folders = [
-        folder
-        for folder in sorted(root.iterdir())
-        if folder.is_dir()
-        and not folder.name.startswith(".")
-        and any(modality_of(p, modality_set) for p in folder.iterdir() if not p.name.startswith("."))
-        and not is_prediction_folder(folder)
-    ]
+    folders, unknown = [], []
+    for folder in sorted(root.iterdir()):
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        try:
+            files = [p for p in folder.iterdir() if not p.name.startswith(".")]
+        except OSError as error:
+            log.warning("%s: cannot be read (%s); left out", folder, error.strerror)
+            continue
+        if is_prediction_folder(folder):
+            continue
+        if any(modality_of(p, modality_set) for p in files):
+            folders.append(folder)
+        elif images := sorted(p.name for p in files if _IMAGE.search(p.name)):
+            unknown.append(f"{folder.name}/{images[0]}")
     named = {m[0] for p in root.iterdir() if p.is_file() and (m := modality_of(p, modality_set))}
     if not folders and len(named) == 1 and not is_prediction_folder(root):
         return [root]
+    first = next(iter(modality_set.suffixes), modality_set.modalities[0])
+    examples = "(or _t1ce, _flair, .nii)" if modality_set is BRATS else "(or .nii)"
+    expected = f"expected folders such as CASE/CASE-{first}.nii.gz {examples}"
+    more = "" if len(unknown) <= _LISTED else f" and {len(unknown) - _LISTED} more"
+    listed = ", ".join(unknown[:_LISTED]) + more
     if not folders:
-        examples = "(or _t1ce, _flair, .nii)" if modality_set is BRATS else "(or .nii)"
         kind = "BraTS case" if modality_set is BRATS else f"case of modality set {modality_set.name}"
-        first = next(iter(modality_set.suffixes), modality_set.modalities[0])
-        raise DataError(
-            f"{root}: no {kind} found; expected folders such as CASE/CASE-{first}.nii.gz {examples}"
+        found = f"; found {listed}" if unknown else ""
+        raise DataError(f"{root}: no {kind} found; {expected}{found}")
+    if unknown:
+        log.warning(
+            "%s: %d folders hold images but are no cases and are left out: %s; %s",
+            root,
+            len(unknown),
+            listed,
+            expected,
         )
     return folders
 

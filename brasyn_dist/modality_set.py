@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from brasyn_dist.common.files import read_text
 from brasyn_dist.errors import DataError
 
 SEGMENTATION = "seg"
@@ -150,11 +151,11 @@ def read_modality_set(path: Path | str) -> ModalitySet:
         DataError: The file cannot be read, or its content is not a modality set.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())  # JSON is a subset of YAML
+        values = yaml.safe_load(read_text(path))  # JSON is a subset of YAML
         return ModalitySet.from_dict(values)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise DataError(f"{path}: not valid YAML or JSON ({' '.join(str(error).split())})") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None

@@ -76,7 +76,7 @@ def test_labels_and_regions():
     labels = canonical_labels(np.array([0, 5, 1]), modality_set=PROSTATE)
     assert labels.tolist() == [0, 5, 1]
     assert np.isin(labels, PROSTATE.regions["all"]).tolist() == [False, True, True]
-    with pytest.raises(DataError, match=r"unknown labels \[0.0, 2.0\] in order prostate; expected 0, 1, 5"):
+    with pytest.raises(DataError, match=r"unknown labels \[2\] in order prostate; expected 0, 1, 5"):
         canonical_labels(np.array([0, 2]), modality_set=PROSTATE)
 
 

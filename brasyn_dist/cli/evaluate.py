@@ -94,13 +94,13 @@ def run(options: EvaluateOptions) -> int:
     with ending_on_signals(STOPPED):
         modality_set = modality_set_of(options.predictions)
         predictions = find_predictions(options.predictions, modality_set)
-        make_folder(options.out)
         found, bad = find_cohorts([options.references], modality_set)
         found, _ = with_label_editions(found, options.label_edition, options.workers)
         cases = {case.name: case for case in found}
         bad_references = {b.folder.name: b.reason for b in bad}
         scoring = replace(scoring_of(options, predictions, modality_set), bad_references=bad_references)
         evaluation = Evaluation(options, cases, predictions, scoring)
+        make_folder(options.out)
         with worker_processes(options.workers, launch_context(), score, evaluation) as context:
             score(evaluation, context)
         # The first process of a node reports for all; a launcher ends it when another one fails earlier.

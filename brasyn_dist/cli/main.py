@@ -3,6 +3,7 @@
 brasyn SUBCOMMAND ...
 """
 
+import contextlib
 import importlib
 import importlib.util
 import sys
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"brasyn_dist {brasyn_dist.__version__}")
         return 0
     if not words or words[0] in ("--help", "-h"):
-        print(overview())
+        with contextlib.suppress(BrokenPipeError):  # brasyn --help | head
+            print(overview())
         return 0 if words else 2
     print(f"error: no such subcommand: {words[0]}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
     return 2

@@ -126,7 +126,7 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> None:
 
 def atomic_write_text(path: Path | str, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
-    atomic_write_bytes(path, text.encode())
+    atomic_write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path | str, value: Any) -> None:

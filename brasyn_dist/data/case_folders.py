@@ -21,6 +21,7 @@ from brasyn_dist.brats import (
     is_prediction_folder,
     modality_of,
 )
+from brasyn_dist.common.files import os_error_text
 from brasyn_dist.data.nifti import CaseVolumes, read_case
 from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.modality_set import ModalitySet
@@ -72,6 +73,8 @@ def find_cohorts(
                 cases.append(_find_unmixed_case(folder, cohort, modality_set))
             except DataError as error:
                 bad.append(BadCase(folder, cohort, str(error)))
+            except OSError as error:
+                bad.append(BadCase(folder, cohort, os_error_text(error)))
     for case in cases:
         others = [f"{f.parent.name}/{f.name}" for f in folders[case.name] if f != case.folder]
         if len(folders[case.name]) > 1:

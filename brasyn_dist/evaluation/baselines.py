@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from brasyn_dist.brats import Case
-from brasyn_dist.common.files import write_json
+from brasyn_dist.common.files import read_text, write_json
 from brasyn_dist.common.process_pool import parallel_map
 from brasyn_dist.data.case_folders import BadCase, without_bad
 from brasyn_dist.data.nifti import read_case
@@ -119,7 +119,7 @@ class Regression:
             DataError: The file is no regression, or was fitted with other statistics.
         """
         try:
-            values = json.loads(Path(path).read_text())
+            values = json.loads(read_text(path))
             gram, modalities = np.array(values["products"], float), tuple(values["terms"][1:])
             fitted = cls(gram, modalities, tuple(values["cases"]), values["statistics_hash"])
             valid = values["version"] == VERSION and gram.shape == (1 + len(modalities),) * 2

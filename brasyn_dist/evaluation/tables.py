@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from brasyn_dist.brats import BRATS, TUMOUR_TYPES, UNKNOWN_TYPE, tumour_type
+from brasyn_dist.common.files import read_text
 from brasyn_dist.common.text_table import render_text_table
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.baselines import COPY, MEAN, REGRESSION
@@ -174,7 +175,7 @@ def read_table(path: Path) -> pd.DataFrame:
     path = path / "cases.csv" if path.is_dir() else path
     try:
         table = pd.read_csv(
-            io.StringIO(path.read_text()), dtype=dict.fromkeys(KEYS, str), float_precision="round_trip"
+            io.StringIO(read_text(path)), dtype=dict.fromkeys(KEYS, str), float_precision="round_trip"
         )
     except OSError as error:
         raise DataError(

@@ -151,7 +151,7 @@ def infer_batch(
         CheckpointError: The weights are not intact.
         DataError: The input holds no case.
     """
-    output, context = make_folder(Path(output)), context or launch_context()
+    output, context = Path(output), context or launch_context()
     if context.threads is not None:
         torch.set_num_threads(context.threads)
     reading = ReadOptions(round_values, check_axes(assume), strict)
@@ -168,6 +168,7 @@ def infer_batch(
     manifest = describe_run(Path(input), output, ensemble, where, config.fusion)
     if reading.assume is not None:
         manifest.identity["assume"] = reading.assume
+    make_folder(output)
     manifest.read(overwrite)
     targets = {name: request.targets for name, request in requests.items()}
     queue = WorkQueue(

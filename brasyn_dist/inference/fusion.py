@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brasyn_dist.common.files import write_json
+from brasyn_dist.common.files import read_text, write_json
 from brasyn_dist.errors import CheckpointError
 from brasyn_dist.inference.synthesis import Member
 
@@ -55,7 +55,7 @@ def load_fusion(path: Path | str, members: Sequence[Member]) -> WeightedFusion:
     """
     path = Path(path)
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(read_text(path))
         if (values["format"], values["format_version"]) != (FORMAT, FORMAT_VERSION):
             raise ValueError(f"format {values['format']} {values['format_version']}")
         if values["kind"] != KIND:

@@ -98,7 +98,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         }
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path}: no manifest of {PREDICTIONS_FORMAT} version {FORMAT_VERSION} ({error}); "
             "move it away or give another --output"

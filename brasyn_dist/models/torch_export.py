@@ -58,15 +58,16 @@ def example_inputs(network: PretrainedNetwork, batch: int = 2) -> tuple[Tensor, 
     """Inputs of `forward` in the right shapes and types."""
     modalities = len(network.modality_set)
     x_BMHW = torch.zeros(batch, modalities, *image_shape(network.config.image_size))
-    number_B = torch.zeros(batch, dtype=torch.int64)
+    # Two tensors: torch.export would take one tensor at two places for one input.
+    first_B, second_B = (torch.zeros(batch, dtype=torch.int64) for _ in range(2))
     if network.kind == GENERATOR:
         available_BM = torch.ones(batch, modalities, dtype=torch.bool)
-        inputs = (x_BMHW, available_BM, number_B, number_B)
+        inputs = (x_BMHW, available_BM, first_B, second_B)
         context = getattr(network, "context", 0)
         if not context:
             return inputs
         return (*inputs, x_BMHW[:, None].expand(-1, 2 * context, -1, -1, -1).contiguous())
-    return x_BMHW, number_B, number_B
+    return x_BMHW, first_B, second_B
 
 
 def export_program(network: PretrainedNetwork) -> torch.export.ExportedProgram:

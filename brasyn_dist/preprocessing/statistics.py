@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from brasyn_dist.brats import BRATS
-from brasyn_dist.common.files import canonical_json, write_json
+from brasyn_dist.common.files import canonical_json, read_text, write_json
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import ModalitySet
 
@@ -105,7 +105,7 @@ class Statistics:
                 )
             return PUBLISHED
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()), path, modality_set)
+            return cls.from_dict(json.loads(read_text(path)), path, modality_set)
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be read ({error.strerror}); give a statistics.json, or `published`"

@@ -126,17 +126,25 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder}: incomplete, {MANIFEST} is missing or unreadable ({error})"
         ) from None
-    for name, expected in manifest["files"].items():
+    try:
+        step = int(manifest["step"])
+        files = {str(name): (int(e["bytes"]), str(e["sha256"])) for name, e in manifest["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: damaged ({error!r})") from None
+    if unlisted := {STATE, *(p.name for p in folder.glob("*.safetensors"))} - set(files):
+        raise CheckpointError(f"{folder / MANIFEST}: damaged, {sorted(unlisted)[0]} is not listed")
+    for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(
-                f"{path}: {path.stat().st_size} bytes, but {expected['bytes']} were written"
-            )
-        if sha256_of(path) != expected["sha256"]:
+        if path.stat().st_size != size:
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes, but {size} were written")
+        if sha256_of(path) != digest:
             raise CheckpointError(f"{path}: content differs from what was written (SHA-256)")
-    return Checkpoint(folder, manifest["step"], json.loads((folder / STATE).read_text()))
+    state = json.loads((folder / STATE).read_text())
+    if state.get("step", step) != step:
+        raise CheckpointError(f"{folder / MANIFEST}: damaged, step {step} instead of {state['step']}")
+    return Checkpoint(folder, step, state)
 
 
 def newest_intact(root: Path) -> tuple[Checkpoint | None, list[str]]:

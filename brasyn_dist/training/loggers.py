@@ -71,11 +71,14 @@ class JsonLines:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Objects of a JSON-lines file up to the first line that is no JSON (the writer was killed)."""
     values = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            values.append(json.loads(line))
+            value = json.loads(line)
         except ValueError:
             break
+        if not isinstance(value, dict) or "step" not in value:
+            break
+        values.append(value)
     return values
 
 

@@ -325,7 +325,8 @@ class WorkQueue:
         with suppress(FileNotFoundError):
             for path in (self._folder / "claims").iterdir():
                 item, _, number = path.name.rpartition(".")
-                newest[item] = max(newest.get(item, 0), int(number))
+                if number.isdecimal():  # not a foreign file
+                    newest[item] = max(newest.get(item, 0), int(number))
         return newest
 
     def _claim_file(self, item: str, number: int) -> Path:

@@ -76,7 +76,8 @@ def test_without_a_cache_every_slice_of_every_epoch_crosses_the_link(folder: Pat
     link = Throttle(0.0, float("inf"))
     with stream(read_through(folder, link), epochs=2) as batches:
         assert len(list(batches)) == 2 * SLICES // BATCH
-    assert link.requests == SHARDS + 2 * SLICES
+    # Two threads may open the same shard at the same time.
+    assert SHARDS <= link.requests - 2 * SLICES <= 2 * SHARDS
 
 
 def test_with_a_cache_every_shard_crosses_the_link_once(folder: Path, tmp_path: Path):

@@ -220,7 +220,7 @@ def test_what_a_command_writes_is_checked(references: Path, predictions: Path, t
     template = command(tmp_path, "labels", "shape", "shifted", "nothing")
     assert evaluate(tmp_path, "--segment-command", template) == 1
     found = problems(tmp_path)
-    assert "unknown labels [0.0, 7.0]" in found["case-a"] and "shape" in found["case-b"]
+    assert "unknown labels [7]" in found["case-a"] and "shape" in found["case-b"]
     assert "affine differs" in found["case-c"] and "wrote no {output}" in found["case-d"]
     assert all(r["mae/brain"] == "0" and r["dice/WT"] == "" for r in rows(tmp_path).values())
 

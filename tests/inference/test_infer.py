@@ -195,9 +195,9 @@ def test_a_killed_run_leaves_its_identity(
         assert before["finished"] is False and before["identity"]["members"][0]["weights_sha256"]
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("brasyn_dist.inference.api.run_jobs", killed)
-        infer(axial_weights, tmp_path)
+        assert infer(axial_weights, tmp_path) == 130
     assert manifest(tmp_path)["finished"] is False
     assert infer(other, tmp_path) == 1
     assert infer(axial_weights, tmp_path) == 0 and manifest(tmp_path)["finished"]

@@ -106,7 +106,7 @@ def test_a_segmenter_is_no_generator(segmenter: Segmenter, tmp_path: Path):
     ("values", "words"),
     [
         ({"image_size": 20, "widths": (8, 16, 24, 32)}, "multiple of 8"),
-        ({"widths": (8, 12)}, "multiples of norm_groups"),
+        ({"widths": (8, 12)}, "multiples of segmenter.norm_groups"),
         ({"widths": (8,)}, "a list of at least 2 int"),
     ],
 )

@@ -91,7 +91,7 @@ class ShardIndex:
             values = json.loads(data)
             header = SetHeader.from_dict(values, where)
             index = cls(header, tuple(_entry_from_dict(shard) for shard in values["shards"]), storage)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(f"{where}: damaged index ({error!r}); {REBUILD}") from None
         if index.fingerprint != values.get("fingerprint"):
             raise DataError(f"{where}: content and fingerprint disagree, it was edited or damaged; {REBUILD}")
@@ -202,7 +202,7 @@ class ShardIndex:
             choice = yaml.safe_dump(
                 names, default_flow_style=True, allow_unicode=True, width=math.inf
             ).strip()
-            remedy = f'; set "data.{what}={choice}"' if what != "split" else ""
+            remedy = f'; set "data.{what}={choice.strip()}"' if what != "split" else ""
             if what == "cohorts":
                 remedy += ', or "data.cohorts=[]" for all'
             raise DataError(

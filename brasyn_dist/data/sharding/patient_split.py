@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from brasyn_dist.brats import Case, patient_of
+from brasyn_dist.common.files import read_text
 from brasyn_dist.errors import DataError
 
 
@@ -60,7 +61,7 @@ def _rank(seed: int, name: str) -> bytes:
 def read_split_file(path: Path) -> tuple[str, ...]:
     """Names in a split file: a JSON list, or one name on each line, with # comments."""
     try:
-        text = path.read_text()
+        text = read_text(path)
         if not text.lstrip().startswith("["):
             lines = (line.partition("#")[0].strip() for line in text.splitlines())
             return tuple(line for line in lines if line)
