@@ -129,7 +129,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         step = int(manifest["step"])
         files = {str(name): (int(e["bytes"]), str(e["sha256"])) for name, e in manifest["files"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: damaged ({error!r})") from None
     if unlisted := {STATE, *(p.name for p in folder.glob("*.safetensors"))} - set(files):
         raise CheckpointError(f"{folder / MANIFEST}: damaged, {sorted(unlisted)[0]} is not listed")

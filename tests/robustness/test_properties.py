@@ -13,7 +13,9 @@ from brasyn_dist.data.nifti import read_volume, write_like
 from brasyn_dist.errors import BrasynError, ConfigError
 
 SETTINGS = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 TYPES = (
     np.uint8,
