@@ -102,5 +102,6 @@ def test_blocks_make_a_small_cache_enough(folder: Path, tmp_path: Path):
             )
             assert len(list(batches)) == SLICES // BATCH
         requests[block_shards] = link.requests
-    assert requests[2] == SHARDS
+    # At the border of two blocks a thread may still read from the older one.
+    assert SHARDS <= requests[2] < 2 * SHARDS
     assert requests[None] > 2 * SHARDS
