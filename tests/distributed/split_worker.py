@@ -18,7 +18,7 @@ from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.models.discriminator import build_discriminator
 from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.registry import build_generator
-from brasyn_dist.models.segmenter import build_segmenter
+from brasyn_dist.models.segmenter import Guidance, build_segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.gan_step import GanStep
@@ -84,7 +84,8 @@ def main(arguments: list[str]) -> int:
     ]
     normaliser = Normaliser(PUBLISHED, distributed.device, torch.float64)
     frozen = build_segmenter(segmenter_config.segmenter, 1).double().requires_grad_(False)
-    step = GanStep(config, distributed, networks[0], networks[1], normaliser, frozen)
+    guidance = Guidance(frozen, logits=True, features=False)
+    step = GanStep(config, distributed, networks[0], networks[1], normaliser, guidance)
     whole = DeviceBatch.load(global_batch(), normaliser)
     rows = rank_rows(BATCH, distributed.rank, distributed.world, shares)
     masks = [targets_and_masks(5, 0, u, BATCH, "any")[rows] for u in range(4 // updates)]

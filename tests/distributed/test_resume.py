@@ -140,7 +140,7 @@ def test_never_resume_refuses_a_used_folder(work: Path, options: tuple[str, ...]
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(work: Path, options: tuple[str, ...]):
     run_dir, log = work / "runs/diverges", work / "diverges.log"
     arguments = (
-        *options, "name=diverges", "optimizer.base_rate=1e30", "optimizer.warmup_steps=0", "checkpoint.every_steps=1",
+        *options, "name=diverges", "optimizer.base_rate=1e9", "optimizer.warmup_steps=0", "checkpoint.every_steps=1",
         "telemetry.log_every=1", "training.ema_decay=0",
     )  # fmt: skip
     text = output(arguments, log)
