@@ -36,9 +36,9 @@ from brasyn_dist.training.gan_task import GanTask
 from brasyn_dist.training.rank_timing import peak_memory_gib
 from brasyn_dist.training.training_data import DeviceBatch
 
-SEPARATE, GROUPED = "runtime.encoder_execution=separate", "runtime.encoder_execution=grouped"
+GROUPED = "runtime.encoder_execution=grouped"
 PLAIN = (
-    "training.fast_passes=false", SEPARATE, "runtime.compile=off", "runtime.channels_last=false", "runtime.tf32=false",
+    "training.fast_passes=false", "runtime.compile=off", "runtime.channels_last=false", "runtime.tf32=false",
     "runtime.precision=no",
 )  # fmt: skip
 TOGETHER = ("runtime.precision=bf16", "runtime.compile=default", "runtime.channels_last=true")
