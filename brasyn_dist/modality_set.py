@@ -107,7 +107,7 @@ class ModalitySet:
     def _file_pattern(self) -> re.Pattern[str]:
         # Longer suffixes come first, so that `ep2d_adc` is not read as `adc`.
         suffixes = "|".join(re.escape(s) for s in sorted(self._suffix_table, key=len, reverse=True))
-        return re.compile(rf"^(?P<case>.+?)[-_](?P<suffix>{suffixes})\.nii(\.gz)?$", re.I)
+        return re.compile(rf"^(?P<case>.+?)[-_](?P<suffix>{suffixes})\.nii(\.gz)?$", re.I | re.S)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-compatible mapping; `from_dict` reads it back as an equal set."""

@@ -169,10 +169,8 @@ def cohort_name(root: Path) -> str:
 def _find_unmixed_case(folder: Path, cohort: str, modality_set: ModalitySet) -> Case:
     """The case in `folder`. Raises DataError if its files are named after different cases."""
     case = find_case(folder, cohort, modality_set)
-    dead = [path for path in case.files.values() if not path.exists()]
-    if dead:
-        raise DataError("\n".join(f"{path}: link to nothing: fetch its content" for path in dead))
-    named = [modality_of(path, modality_set) for path in case.files.values()]
+    # A volume in a folder of its name may have any name itself.
+    named = [modality_of(path, modality_set) for path in case.files.values() if path.parent == folder]
     stems = sorted({name[0] for name in named if name is not None})
     if len(stems) > 1:
         raise DataError(f"{folder}: files of different cases: {', '.join(stems)}; keep one case in a folder")

@@ -119,7 +119,7 @@ def find_predictions(folder: Path, modality_set: ModalitySet = BRATS) -> list[Pr
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that `brasyn infer` wrote")
     modalities = "|".join(map(re.escape, modality_set.modalities))
-    pattern = re.compile(rf"^(?P<case>.+)-(?P<modality>{modalities})\.nii(\.gz)?$")
+    pattern = re.compile(rf"^(?P<case>.+)-(?P<modality>{modalities})\.nii(\.gz)?$", re.S)
     matches = ((p, pattern.match(p.name)) for p in sorted(folder.iterdir()) if not p.name.startswith("."))
     found = [Prediction(p, m["case"], m["modality"]) for p, m in matches if m]
     if not found:

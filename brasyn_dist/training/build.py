@@ -110,7 +110,9 @@ def build_trainer(task: Task, group: Distributed) -> Trainer:
     config = task.config
     data = open_data(config, group)
     task.check(data)
-    if group.is_main and (warning := describe_brain_outside(data.training, config.image_shape)):
+    # Shards behind a URL would have to be fetched first.
+    local = group.is_main and Path(config.data.shards).is_dir()
+    if local and (warning := describe_brain_outside(data.training, config.image_shape)):
         log.warning("%s", warning)
     identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
     steps = total_steps(config.training, data.samples)

@@ -35,7 +35,7 @@ def interpolated(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a link to nothing": (dead_link, "link to nothing: fetch its content"),
+    "a link to nothing": (dead_link, "link to nothing"),
     "damaged": (lambda f: volume(f, "t2f").write_bytes(b"\x1f\x8bnothing"), "truncated or damaged"),
     "absent": (lambda f: volume(f, "t2w").unlink(), "no volume for t2w"),
     "twice": (lambda f: shutil.copy(volume(f, "t1n"), f / f"{f.name}_t1.nii.gz"), "two files for t1n"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from brasyn_dist.config import Config, all_options, from_dict, load_config, to_dict
@@ -61,7 +61,10 @@ def volumes(draw: st.DrawFn) -> nibabel.Nifti1Image:
 @SETTINGS
 def test_reading_and_writing_keeps_a_volume_or_refuses_it(image, scale, tmp_path: Path):
     path, copy = tmp_path / "a.nii", tmp_path / "b.nii.gz"
-    data = bytearray(image.to_bytes())
+    try:
+        data = bytearray(image.to_bytes())
+    except nibabel.spatialimages.HeaderDataError:
+        assume(False)  # nibabel does not write such a header
     if isinstance(image, nibabel.Nifti1Image) and not isinstance(image, nibabel.Nifti2Image):
         data[112:120] = np.array(
             scale, image.header["scl_slope"].dtype.newbyteorder(image.header.endianness)

@@ -40,7 +40,19 @@ def test_impossible_numbers_of_folds_are_refused(folds: int):
 @pytest.mark.slow
 def test_from_cases_to_the_pooled_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     cases, out = small_cases(tmp_path / "c", cases=5) / "train_gli", tmp_path / "out"
-    command = [str(cases), "--out", str(out), "--folds", "2", "--minimum-foreground", "200", *GENERATOR, *RUN]
+    command = [
+        str(cases),
+        "--out",
+        str(out),
+        "--folds",
+        "2",
+        "--minimum-foreground",
+        "200",
+        "--config",
+        "narrow",
+        *GENERATOR,
+        *RUN,
+    ]
     assert main([*command, "--fold", "2"]) == 1 and "--fold 2: from 0 to 1" in capfd.readouterr().err
     assert main([*command, "--fold", "1"]) == 0
     assert (out / "fold-1/evaluation/cases.csv").exists()

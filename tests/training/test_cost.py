@@ -11,12 +11,14 @@ from brasyn_dist.training.cost_model import GIB, count_update, measure, report
 from tests.distributed.launch import REPOSITORY
 from tests.training.small import small_config
 
+PUBLISHED = ("generator.decoder=published",)
+
 
 @pytest.mark.slow
 def test_full_width_has_the_published_size_and_cost():
     """Method, section 3: 80,039,041 parameters and 134 GFLOP a slice and pass; the backward costs twice the forward."""
-    plain = count_update(load_config(None, ["training.fast_passes=false"]), 4)
-    fast = count_update(load_config(None), 4)
+    plain = count_update(load_config(None, ["training.fast_passes=false", *PUBLISHED]), 4)
+    fast = count_update(load_config(None, PUBLISHED), 4)
     assert plain.generator_parameters == 80_039_041 and plain.discriminator_parameters == 4_485_952
     # The discriminator's layers, from the largest to the smallest map; it runs on three slices, and back through all.
     discriminator = sum(
@@ -73,7 +75,8 @@ def test_batches_that_fit_follow_from_two_numbers():
 @pytest.mark.slow
 def test_recomputation_halves_the_memory_of_a_slice_at_full_width():
     kept, recomputed = (
-        measure(load_config(None, [f"runtime.recompute={what}"])) for what in ("nothing", "activations")
+        measure(load_config(None, [f"runtime.recompute={what}", *PUBLISHED]))
+        for what in ("nothing", "activations")
     )
     assert recomputed.operations_per_slice == kept.operations_per_slice
     assert recomputed.bytes_per_slice < 0.6 * kept.bytes_per_slice
