@@ -18,7 +18,6 @@ from brasyn_dist.brats import (
     Case,
     case_folders,
     find_case,
-    is_prediction_folder,
     modality_of,
 )
 from brasyn_dist.common.files import os_error_text
@@ -27,8 +26,6 @@ from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.modality_set import ModalitySet
 
 log = logging.getLogger(__name__)
-IMAGE_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".mgz", ".mgh", ".img", ".dcm")
-"""Files that are probably volumes."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,6 @@ def find_cohorts(
     folders: dict[str, list[Path]] = defaultdict(list)
     for root in roots:
         cohort = cohort_name(root)
-        _name_unused_folders(root, modality_set)
         for folder in case_folders(root, modality_set):
             folders[folder.name].append(folder)
             try:
@@ -85,21 +81,6 @@ def find_cohorts(
                 )
             )
     return sorted((c for c in cases if len(folders[c.name]) == 1), key=lambda c: c.name), bad
-
-
-def _name_unused_folders(root: Path, modality_set: ModalitySet) -> None:
-    """Log the folders below a cohort folder that have images, but no file with the name of a volume."""
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        if not folder.is_dir() or folder.name.startswith(".") or is_prediction_folder(folder):
-            continue
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS)]
-        if images and not any(modality_set.parse_file_name(name) for name in names):
-            first = next(iter(modality_set.suffixes), modality_set.modalities[0])
-            log.warning(
-                "%s: not used: %d images such as %s, but none has a name such as %s-%s.nii.gz",
-                folder, len(images), images[0], folder.name, first,
-            )  # fmt: skip
 
 
 def describe_bad_cases(bad: Sequence[BadCase], consequence: str) -> str:

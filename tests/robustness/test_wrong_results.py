@@ -461,8 +461,8 @@ def test_folders_with_images_under_other_names_are_listed(tmp_path, caplog, name
     cases, bad = find_cohorts([root])
     assert [case.name for case in cases] == ["BraTS-GLI-00000-000"] and not bad
     (line,) = caplog.messages
-    assert f"gli/BraTS-GLI-00001-000: not used: 1 images such as {name}" in line
-    assert "BraTS-GLI-00001-000-t1ce.nii.gz" in line or "BraTS-GLI-00001-000-t1c.nii.gz" in line
+    assert f"are no cases and are left out: BraTS-GLI-00001-000/{name}; expected" in line
+    assert "CASE-t1c.nii.gz" in line
 
 
 # Patients
