@@ -157,7 +157,6 @@ def run_one(options: argparse.Namespace, fold: int, cases: list[Any], name: str,
     config = replace(config, data=replace(config.data, shards=str(root / "shards")))
     data = open_data(config, SingleProcess(config.runtime))
     average, updates = train(network, config, data, options.seconds)
-    torch.save(average.state_dict(), root / f"{name}-{seed}.pt")
     seconds = synthesise(average, data, cases, folder / "predictions", config.runtime.precision)
     for count in (1, 2) if name == "mixed" else ():
         part = root / f"mixed, {count} available-{seed}"
@@ -295,6 +294,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--minimum-foreground", type=int, default=2000, help="as of `brasyn shard`")
     parser.add_argument(
         "--set", dest="overrides", nargs="*", default=[], help="section.key=value of all trainings"
     )
@@ -311,7 +311,12 @@ def main() -> None:
         atomic_write_text(root / "held_out.txt", "".join(f"{c.name}\n" for c in held_out))
         link(held_out, root / "unseen")
         link([c for c in cases if c not in held_out], root / "training")
-        call(brasyn("shard", options.cases, "--out", root / "shards", "--split", root / "held_out.txt"))
+        call(
+            brasyn(
+                "shard", options.cases, "--out", root / "shards", "--split", root / "held_out.txt",
+                "--minimum-foreground", str(options.minimum_foreground),
+            )
+        )  # fmt: skip
     for seed in options.seeds:
         for name in options.networks if not options.report else ():
             for number, held_out in enumerate(folds):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from brasyn_dist.brats import MODALITIES
 from brasyn_dist.common.files import atomic_path
 
 OUTLINE_COLOUR = (255, 196, 0)
@@ -39,8 +38,8 @@ def slice_panel(
     labels_HW: np.ndarray | None,
     available_M: np.ndarray,
     window: tuple[float, float],
-    view: str = "axial",
-    modalities: Sequence[str] = MODALITIES,
+    view: str,
+    modalities: Sequence[str],
 ) -> np.ndarray:
     """The available inputs, the target, the synthetic slice and their difference, side by side.
 
@@ -82,8 +81,8 @@ def label_panel(
     labels_HW: np.ndarray,
     predicted_HW: np.ndarray,
     window: tuple[float, float],
-    view: str = "axial",
-    modalities: Sequence[str] = MODALITIES,
+    view: str,
+    modalities: Sequence[str],
 ) -> np.ndarray:
     """(height, width, 3) uint8: all modalities, then the first with reference and predicted labels."""
     tiles = [

@@ -27,13 +27,13 @@ from brasyn_dist.inference.synthesis import (
     Member,
     Precision,
     StageTimer,
-    case_scales,
     stack_modalities,
     synthesise_case,
 )
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.pretrained import CONFIG_FILE, export_folder, read_config
 from brasyn_dist.models.registry import Generator
+from brasyn_dist.preprocessing.normalisation import foreground_medians
 
 PathLike = Path | str
 Weights = PathLike | Sequence[PathLike]
@@ -114,17 +114,17 @@ class Ensemble:
         model = preprocessing.intensity_scale
         if preprocessing.normalisation != "case" or model is None:
             return {}
-        images = torch.from_numpy(stack_modalities(volumes.modalities, volumes.images, self.modality_set))
+        images = torch.from_numpy(volumes.images)
+        medians = foreground_medians(images, range(len(images)))[0].tolist()
         present = self.modality_set.indices(volumes.modalities)
-        scales = {}
-        for target in targets:
-            number = self.modality_set.index(target)
-            median = case_scales(preprocessing, images, present, number)[1]
-            scales[target] = {
-                "median": round(median, 2),
+        numbers = {target: self.modality_set.index(target) for target in targets}
+        return {
+            target: {
+                "median": round(model.predict(present, medians, number), 2),
                 "log_error": round(model.log_error(present, number), 3),
             }
-        return scales
+            for target, number in numbers.items()
+        }
 
 
 def load_inference(

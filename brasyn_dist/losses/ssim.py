@@ -48,9 +48,9 @@ def region_mean(map_B1HW: Tensor, region_B1HW: Tensor) -> Tensor:
 def gaussian_blur(x_BCHW: Tensor) -> Tensor:
     """Each channel blurred by the separable window, reflected at the border.
 
-    On CPUs two products with banded matrices, which are 15 times faster than a depthwise convolution. On GPUs
-    (and in compiled code) a depthwise convolution, which computes in float32: a product may round its factors
-    to TF32.
+    On CPUs two products with banded matrices, which are faster than a depthwise convolution for slices below
+    240 pixels. On GPUs (and in compiled code) a depthwise convolution, which computes in float32: a product
+    may round its factors to TF32.
     """
     channels, radius = x_BCHW.shape[1], WINDOW // 2
     if x_BCHW.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -98,7 +98,6 @@ class ConditionalUNet(Generator):
         self.full_unit = ConvolutionUnit(full, full, length)
         self.output = nn.Conv2d(full, 1, 3, padding=1)
         zero(self.output)
-        self.segmentation_head = None
         if config.segmentation_head:
             scale = PATCH * 2 ** (len(widths) - 1)
             self.segmentation_head = SegmentationHead(

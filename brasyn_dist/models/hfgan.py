@@ -122,7 +122,6 @@ class HFGANGenerator(Generator):
         self.fusion = Fusion(config)
         self.infuser = ModalityInfuser(config)
         self.decoder = Decoder(widths, config.norm_groups, block, full_size)
-        self.segmentation_head = None
         if config.segmentation_head:
             scale = 2 ** (len(widths) - 1)
             self.segmentation_head = SegmentationHead(config.width, config.norm_groups, scale, modality_set)

@@ -51,8 +51,11 @@ class Generator(PretrainedNetwork):
     config: Any
     context = 0
     """Neighbouring slices on each side that the network sees."""
-    segmentation_head: SegmentationHead | None
-    """Trained with the auxiliary segmentation term; no part of `forward`."""
+
+    def __init__(self, config: Any, modality_set: ModalitySet = BRATS) -> None:
+        super().__init__(config, modality_set)
+        self.segmentation_head: SegmentationHead | None = None
+        """Trained with the auxiliary segmentation term; no part of `forward`."""
 
     def forward(
         self,

@@ -343,7 +343,7 @@ class RunLogger:
 
 
 def within(seconds: float, action: Callable[[], None]) -> None:
-    """Run `action` in a thread. Raises its exception, or TimeoutError: it then goes on in the background."""
+    """Run `action` in a thread. Raises its exception, or TimeoutError; the thread is then not ended."""
     done: list[BaseException | None] = []
 
     def run() -> None:

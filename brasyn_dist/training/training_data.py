@@ -192,8 +192,10 @@ class DeviceBatch:
 
     def rows(self, start: int, stop: int) -> "DeviceBatch":
         """Samples from `start` to before `stop`."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        cut: dict[str, Any] = {k: None if v is None else v[start:stop] for k, v in values.items()}
+        cut: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            cut[field.name] = None if value is None else value[start:stop]
         return DeviceBatch(**cut)
 
     def __len__(self) -> int:

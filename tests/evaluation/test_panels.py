@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from brasyn_dist.brats import MODALITIES
 from brasyn_dist.common.panels import (
     OUTLINE_COLOUR,
     difference_image,
@@ -49,7 +50,16 @@ def test_panel_has_every_tile_and_the_tumour(tmp_path: Path):
     inputs = np.random.default_rng(0).random((4, 20, 20))
     labels = np.zeros((20, 20), np.uint8)
     labels[5:12, 5:12] = 3
-    panel = slice_panel(inputs, inputs[1], inputs[2], labels, np.array([True, False, True, True]), (0.0, 1.0))
+    panel = slice_panel(
+        inputs,
+        inputs[1],
+        inputs[2],
+        labels,
+        np.array([True, False, True, True]),
+        (0.0, 1.0),
+        "axial",
+        MODALITIES,
+    )
     assert panel.shape == (16 + 20 + 2, 7 * 22, 3)
     yellow = (panel == OUTLINE_COLOUR).all(-1)
     assert yellow[:, 4 * 22 : 6 * 22].sum() == 2 * 24 and not yellow[:, : 4 * 22].any()
@@ -65,7 +75,12 @@ def test_a_picture_gives_its_tiles_back(shape):
     rng = np.random.default_rng(0)
     slices = [rng.random((4, *shape)) for _ in range(2)]
     picture = grid(
-        [slice_panel(x, x[1], x[2], None, np.array([True, False, True, True]), (0.0, 1.0)) for x in slices]
+        [
+            slice_panel(
+                x, x[1], x[2], None, np.array([True, False, True, True]), (0.0, 1.0), "axial", MODALITIES
+            )
+            for x in slices
+        ]
     )
     rows = panel_tiles(picture, shape, 7)
     assert [len(row) for row in rows] == [7, 7]

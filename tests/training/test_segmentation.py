@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from brasyn_dist.brats import TUMOUR_TYPES, UNKNOWN_TYPE, tumour_type
+from brasyn_dist.brats import MODALITIES, TUMOUR_TYPES, UNKNOWN_TYPE, tumour_type
 from brasyn_dist.common.panels import _CAPTION, LABEL_COLOURS, label_panel
 from brasyn_dist.data.format.metadata import CaseEntry
 from brasyn_dist.training.segmenter_task import confusion_matrix, dice_scores
@@ -69,7 +69,7 @@ def test_slices_carry_their_type_and_others_have_none(tmp_path: Path):
 def test_panel_colours_labels_where_they_are():
     slices, labels = np.full((4, 8, 8), -1.0), np.zeros((8, 8), dtype=np.uint8)
     labels[2, 5] = 3
-    picture = label_panel(slices, labels, np.zeros_like(labels), (-1.0, 4.0))
+    picture = label_panel(slices, labels, np.zeros_like(labels), (-1.0, 4.0), "axial", MODALITIES)
     blue = tuple(c // 2 for c in LABEL_COLOURS[2])
     found = np.argwhere((picture == blue).all(-1))
     assert len(found) == 1

@@ -1,0 +1,35 @@
+"""The comparison of networks in its small form: all stages run once, the table has all rows, nothing is repeated."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import REPOSITORY
+from tests.small import small_cases
+
+SMALL = (
+    "generator.image_size=48", "augmentation.crop=[32,32]", "generator.widths=[16,32]", "generator.units=1",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_networks_of_one_cost_in_one_table(tmp_path: Path):
+    cases = small_cases(tmp_path / "c", cases=3) / "train_gli"
+    command = [
+        sys.executable, "benchmarks/compare_networks.py", str(cases), "--out", str(tmp_path / "out"), "--folds", "2",
+        "--seconds", "1", "--seeds", "0", "--networks", "laptop", "textbook", "mixed", "--minimum-foreground", "200",
+        "--set", *SMALL,
+    ]  # fmt: skip
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    text = (tmp_path / "out/table.md").read_text()
+    whole = text.partition("t1c:")[0]
+    for row in ("laptop", "textbook", "mixed", "mixed, 1 available", "best copy", "laptop - textbook"):
+        assert whole.count(f"| {row} | 2 |") == 1, row
+    results = sorted((tmp_path / "out").glob("fold-*/*/result.json"))
+    assert len(results) == 2 * 5
+    before = [path.stat().st_mtime_ns for path in results]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    assert [path.stat().st_mtime_ns for path in results] == before
+    assert (tmp_path / "out/table.md").read_text() == text
