@@ -240,8 +240,9 @@ def report(options: argparse.Namespace) -> str:
     runs = [
         json.loads(p.read_text()) | {"run": p.parent.name} for p in options.out.glob("fold-*/*/result.json")
     ]
-    updates = pd.DataFrame(runs).assign(network=lambda f: f.run.str.rpartition("-")[0]).groupby("network")
-    for name, group in updates:  # type: ignore[assignment]
+    updates = pd.DataFrame(runs).assign(network=lambda f: f.run.str.rpartition("-")[0])
+    for name in sorted(set(updates.network)):
+        group = updates[updates.network == name]
         lines.append(
             f"\n{name}: {group.updates.mean():.0f} updates in {options.seconds:.0f} CPU seconds, "
             f"{group.seconds_per_volume.mean():.1f} CPU seconds a volume, {len(group)} runs"
