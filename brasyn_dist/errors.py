@@ -15,3 +15,11 @@ class DataError(BrasynError):
 
 class CheckpointError(BrasynError):
     """A checkpoint or set of weights is incomplete, damaged, or belongs to another run."""
+
+
+def out_of_memory(error: BaseException) -> str:
+    """Message if the host or a GPU has no memory left, for which torch raises RuntimeErrors; else empty."""
+    signs = ("out of memory", "can't allocate memory", "std::bad_alloc", "ALLOC_FAILED")
+    cause = str(error).strip().partition("\n")[0] or type(error).__name__
+    found = isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+    return f"out of memory ({cause})" if found else ""

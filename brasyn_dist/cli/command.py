@@ -37,7 +37,7 @@ from typer.core import TyperCommand
 
 from brasyn_dist.common.files import expand_path, os_error_text
 from brasyn_dist.common.logs import make_printable, redact, set_up_logging
-from brasyn_dist.errors import BrasynError
+from brasyn_dist.errors import BrasynError, out_of_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -157,8 +157,10 @@ class Command(Generic[T]):
         except OSError as error:
             log.debug("%s", self.name, exc_info=True)
             text = os_error_text(error)
-        except MemoryError as error:
-            text = f"out of memory; use fewer --workers or a machine with more ({error})"
+        except (MemoryError, RuntimeError) as error:
+            if not (problem := out_of_memory(error)):
+                raise
+            text = f"{problem}; use a smaller --batch-size, fewer --workers or a larger machine"
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return INTERRUPTED

@@ -14,6 +14,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from brasyn_dist.cli.command import Command
+from brasyn_dist.common.files import atomic_path
 from brasyn_dist.common.resources import Folder, resource_folder
 from brasyn_dist.errors import BrasynError
 
@@ -48,7 +49,8 @@ def run(options: ConfigsOptions) -> None:
             if target.exists() and target.read_bytes() != file.read_bytes():
                 raise BrasynError(f"{target} exists and differs; remove it, or choose another folder")
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, target)
+            with atomic_path(target) as temporary:
+                shutil.copy2(file, temporary)
             print(target)
         elif options.path:
             print(file)

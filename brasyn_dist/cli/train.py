@@ -24,6 +24,7 @@ from brasyn_dist.common.resources import find_resource
 
 if TYPE_CHECKING:
     from brasyn_dist.config import RunConfig
+    from brasyn_dist.training.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -46,29 +47,32 @@ def train(options: TrainOptions) -> int:
 
     path = None if options.config is None else find_resource("configs", options.config)
     config = load_config(path, options.overrides or (), RunConfig)
+    task = task_of(config)
     if options.dry_run:
+        from brasyn_dist.training.build import check
+
+        check(task)
         print(redact(cost(config)))
         return 0
-    status = run(config)
+    from brasyn_dist.training.build import run
+
+    status = run(task)
     if status == 0 and config.telemetry.report and int(os.environ.get("RANK", "0")) == 0:
         write_report(config.run_dir)
     return status
 
 
-def run(config: "RunConfig") -> int:
-    """Train what the configuration's task names; the exit status."""
+def task_of(config: "RunConfig") -> "Task":
+    """What the configuration's task names."""
     with starting_up():
         from brasyn_dist.config import Config, SegmenterRunConfig
-        from brasyn_dist.training import build
-
-    if isinstance(config, SegmenterRunConfig):
+        from brasyn_dist.training.gan_task import GanTask
         from brasyn_dist.training.segmenter_task import SegmenterTask
 
-        return build.run(SegmenterTask(config))
+    if isinstance(config, SegmenterRunConfig):
+        return SegmenterTask(config)
     assert isinstance(config, Config)
-    from brasyn_dist.training.gan_task import GanTask
-
-    return build.run(GanTask(config))
+    return GanTask(config)
 
 
 def cost(config: "RunConfig") -> str:

@@ -40,9 +40,16 @@ def os_error_text(error: OSError) -> str:
 def make_folder(path: Path) -> Path:
     """Create a folder to write to, unless it exists. Raises OSError if nothing can be written there."""
     path.mkdir(parents=True, exist_ok=True)
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    check_folder(path)
     return path
+
+
+def check_folder(path: Path) -> None:
+    """Raise OSError if a folder cannot be written to, or cannot be created."""
+    existing = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    number = errno.ENOTDIR if not existing.is_dir() else errno.EACCES
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OSError(number, os.strerror(number), str(existing))
 
 
 @contextmanager
@@ -51,7 +58,8 @@ def naming(path: Path | str, temporary: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or os.fspath(error.filename) == str(temporary):
+        copying = error.filename2 == str(temporary) and error.errno in FULL  # shutil names both files
+        if copying or error.filename is None or os.fspath(error.filename) == str(temporary):
             error.filename, error.filename2 = str(path), None
         raise
 

@@ -91,6 +91,12 @@ def check_environment(precision: str, environment: Mapping[str, str] = os.enviro
         value = environment.get(name, "").lower()
         if re.fullmatch(refused, value) and (name, value) != ("ACCELERATE_MIXED_PRECISION", precision):
             raise ConfigError(f"{name}={environment[name]}: {remedy.format(value)}")
+    tasks = number(environment, "SLURM_STEP_NUM_TASKS", 1)
+    if tasks > 1 and "RANK" not in environment:
+        raise ConfigError(
+            f"SLURM_STEP_NUM_TASKS={tasks}: srun started processes that do not know of each other; let it "
+            "start one accelerate launch or torchrun on each node (as slurm/train.sbatch), or unset it"
+        )
 
 
 def number(environment: Mapping[str, str], name: str, default: int) -> int:

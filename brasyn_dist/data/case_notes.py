@@ -18,6 +18,9 @@ BORDER_SHARE = 0.05
 BRAIN_LITRES = 2.2
 """Foreground volume above which there is more than a brain. BraTS: 1.2 to 1.6; the largest brains: 2."""
 
+NEGATIVE_SHARE = 0.01
+"""Fraction of negative values above which they are no artefact of an interpolation."""
+
 
 def case_notes(volumes: CaseVolumes) -> tuple[str, ...]:
     """What was assumed about the headers, and what is unusual about spacing and background."""
@@ -34,6 +37,11 @@ def case_notes(volumes: CaseVolumes) -> tuple[str, ...]:
 
 
 def _judge(volume: np.ndarray, litres_per_voxel: float) -> list[str]:
+    negative, values = int(np.count_nonzero(volume < 0)), int(np.count_nonzero(volume))
+    if negative > NEGATIVE_SHARE * values:
+        return [
+            f"{negative / values:.0%} of the values are below 0 and count as background: an offset? add it"
+        ]
     faces = [volume.take(end, axis) > 0 for axis in range(3) for end in (0, -1)]
     if sum(map(np.count_nonzero, faces)) > BORDER_SHARE * sum(face.size for face in faces):
         return ["no background around the brain: not skull-stripped?"]

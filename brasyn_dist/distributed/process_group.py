@@ -9,7 +9,8 @@ ProcessGroup                    rank, world, device, phase timing, agreements be
 
 import os
 import re
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -161,6 +162,8 @@ class Distributed(ProcessGroup):
             for name, value in COMMUNICATION.items():
                 os.environ.setdefault(name, value)
         check_environment(runtime.precision)
+        if cuda:
+            check_devices(torch.cuda.device_count())
         self._zero = zero
         hook = DDPCommunicationHookType.BF16 if bf16_exchange else DDPCommunicationHookType.NO
         try:
@@ -194,6 +197,7 @@ class Distributed(ProcessGroup):
                 "`torchrun`"
             )
         self._control = self._host_group()
+        check_nodes(self.gather((socket.gethostname(), number(os.environ, "LOCAL_WORLD_SIZE", self.world))))
         self._set_device_options()
 
     @property
@@ -267,6 +271,34 @@ class Distributed(ProcessGroup):
     def close(self) -> None:
         """Leave the process group."""
         self.accelerator.end_training()
+
+
+def check_devices(devices: int) -> None:
+    """Raise ConfigError if the launcher started more processes on this node than it has GPUs."""
+    processes = number(os.environ, "LOCAL_WORLD_SIZE", 1)
+    if number(os.environ, "LOCAL_RANK", 0) >= devices:
+        raise ConfigError(
+            f"{socket.gethostname()} has {devices} GPUs for {processes} processes; start as many processes "
+            "on each node as the node with the fewest GPUs has (--nproc_per_node, --num_processes, "
+            "PROCESSES_PER_NODE), or take nodes of one kind"
+        )
+
+
+def check_nodes(processes: Sequence[tuple[str, int]]) -> None:
+    """Refuse nodes with different numbers of processes, as nodes with different numbers of GPUs get them.
+
+    Args:
+        processes: For each rank, the host and its number of processes.
+
+    Raises:
+        ConfigError: Names the nodes.
+    """
+    if len({count for _, count in processes}) > 1:
+        nodes = ", ".join(f"{host} {count}" for host, count in dict.fromkeys(processes))
+        raise ConfigError(
+            f"the nodes have different numbers of processes ({nodes}); start the same number on each "
+            "(--nproc_per_node, --gpus-per-node, PROCESSES_PER_NODE)"
+        )
 
 
 def zero_of_launch(runtime: RuntimeConfig) -> "Zero | None":

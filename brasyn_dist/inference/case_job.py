@@ -15,12 +15,11 @@ from functools import wraps
 from typing import Any
 
 import numpy as np
-import torch
 
 from brasyn_dist.common.files import FULL, os_error_text, sha256_of
 from brasyn_dist.data.case_notes import case_notes, refuse
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
-from brasyn_dist.errors import BrasynError, DataError
+from brasyn_dist.errors import BrasynError, DataError, out_of_memory
 from brasyn_dist.inference.cases import CaseRecord, CaseRequest, failed_record, kept_record
 from brasyn_dist.inference.synthesis import StageTimer
 
@@ -190,8 +189,8 @@ def reason_of(error: Exception, where: str = "") -> str:
     """The error as a message for the user. The traceback of an unexpected error is logged."""
     if isinstance(error, BrasynError):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return f"out of memory; use a smaller --batch-size ({str(error).splitlines()[0]})"
+    if problem := out_of_memory(error):
+        return f"{problem}; use a smaller --batch-size"
     if isinstance(error, OSError):
         return os_error_text(error)
     log.error("%s", where, exc_info=error)

@@ -8,7 +8,10 @@ two files: after an interrupted save or a damaged copy, loading fails with an er
 ORG/NAME names an export on the Hugging Face hub.
 """
 
+import errno
 import json
+import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,7 +88,7 @@ class PretrainedNetwork(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.detach().float().cpu().contiguous() for k, v in self.state_dict().items()}
         with atomic_path(folder / WEIGHTS_FILE) as path:
-            save_file(tensors, path, metadata={"format": "pt"})
+            save_tensors(tensors, path, {"format": "pt"})
             # safetensors creates files that only their owner can read. Other users run the container or
             # share the folder.
             path.chmod(0o644)
@@ -249,6 +252,20 @@ def read_config(path: Path, kind: str = GENERATOR) -> dict[str, Any]:
     return values
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: Also where safetensors raises an error of its own, as on a full disk.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU."""
     try:
@@ -260,9 +277,23 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load `tensors` into `network`; a network on the `meta` device takes them as its parameters."""
-    try:
-        network.load_state_dict(tensors, assign=next(network.parameters()).is_meta)
-    except RuntimeError as error:
-        kind = type(network).__name__.lower()
-        raise CheckpointError(f"{path} does not fit the configured {kind}: {error}") from None
+    """Load `tensors` into `network`; a network on the `meta` device takes them as its parameters.
+
+    Raises:
+        CheckpointError: Names and shapes differ; the message has the first difference and their number.
+    """
+    expected = network.state_dict()
+    missing, unknown = sorted(expected.keys() - tensors), sorted(tensors.keys() - expected)
+    problems = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in unknown]
+    problems += [
+        f"{name} is {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 1} more differences" if len(problems) > 1 else ""
+        raise CheckpointError(
+            f"{path} does not fit the configured {type(network).__name__.lower()}: {problems[0]}{more}; give "
+            "weights of the same configuration"
+        )
+    network.load_state_dict(tensors, assign=next(network.parameters()).is_meta)

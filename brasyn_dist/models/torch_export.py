@@ -10,13 +10,14 @@ The batch size is free, the slice size is that of the training. Slices are norma
 describes, missing ones -1.
 """
 
+import io
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from brasyn_dist.brats import image_shape
-from brasyn_dist.common.files import atomic_path, atomic_write_text, sha256_of
+from brasyn_dist.common.files import atomic_write_bytes, atomic_write_text, sha256_of
 from brasyn_dist.models.model_card import CARD
 from brasyn_dist.models.pretrained import GENERATOR, SEGMENTER, PretrainedNetwork
 
@@ -88,8 +89,9 @@ def write_program(network: PretrainedNetwork, folder: Path, name: str, evaluatio
         name: Name of the model.
         evaluation: Folder of `brasyn evaluate`, whose scores the model card quotes.
     """
-    with atomic_path(folder / PROGRAM_FILE) as temporary:
-        torch.export.save(export_program(network), temporary)
+    program = io.BytesIO()  # errors of the disk have no number when torch writes the file
+    torch.export.save(export_program(network), program)
+    atomic_write_bytes(folder / PROGRAM_FILE, program.getvalue())
     network.save_config(folder, sha256_of(folder / PROGRAM_FILE))
     names = ", ".join(network.modality_set.modalities)
     usage = USAGE.format(names=names, inputs=INPUTS[network.kind])

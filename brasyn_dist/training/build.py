@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from brasyn_dist.common.files import check_folder
 from brasyn_dist.common.processes import starting_up
 from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.distributed.process_group import Distributed, is_lost_peer, resolve_runtime, zero_of_launch
-from brasyn_dist.errors import BrasynError, CheckpointError, ConfigError
+from brasyn_dist.distributed.single_process import SingleProcess
+from brasyn_dist.errors import BrasynError, CheckpointError, ConfigError, out_of_memory
 from brasyn_dist.training import run_dir as run_folder
 from brasyn_dist.training.checkpoint import Checkpoint, newest_intact, open_checkpoint, step_folders
 from brasyn_dist.training.loggers import RunLogger, check_trackers
@@ -69,6 +71,27 @@ def run(task: Task) -> int:
         group.close()
 
 
+def check(task: Task) -> None:
+    """Refuse what `run` would refuse at its start, in one process and without a trace in the run folder.
+
+    Checked are the trackers, the run folder, the shard set, the checkpoint to continue from and the weights
+    to start from.
+
+    Raises:
+        BrasynError: See its subclasses.
+        OSError: The run folder cannot be written.
+    """
+    config = task.config
+    check_trackers(config.telemetry)
+    check_folder(config.run_dir)
+    group = SingleProcess(config.runtime)
+    data = open_data(replace(config, runtime=replace(config.runtime, rank_shares=())), group)
+    task.check(data)
+    identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
+    if find_checkpoint(task, identity) is None and config.checkpoint.init_from is not None:
+        task.build_state(group, data.modality_set)
+
+
 @contextmanager
 def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
     """Context that turns errors of communication and of the run folder into MachineError."""
@@ -79,8 +102,14 @@ def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
         raise MachineError(
             f"rank {group.rank}: {run_dir}: {error}. Free space, or make the folder writable. {intact}"
         ) from error
-    except RuntimeError as error:
-        if not is_lost_peer(error):
+    except (MemoryError, RuntimeError) as error:
+        if problem := out_of_memory(error):
+            raise MachineError(
+                f"rank {group.rank}: {problem}. Reduce training.micro_batch_size (same result), or set "
+                "runtime.recompute=activations or runtime.precision=bf16; `brasyn train --dry-run` says what "
+                f"fits. {intact}"
+            ) from error
+        if isinstance(error, MemoryError) or not is_lost_peer(error):
             raise
         minutes = group.runtime.collective_timeout_minutes
         raise MachineError(

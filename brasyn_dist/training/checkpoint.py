@@ -74,8 +74,7 @@ def save_checkpoint(root: Path, step: int, tensors: TensorGroups, state: dict[st
     Raises:
         CheckpointError: It could not be written. Earlier checkpoints are unchanged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from brasyn_dist.models.pretrained import save_tensors
 
     final = root / folder_name(step)
     root.mkdir(parents=True, exist_ok=True)
@@ -85,7 +84,7 @@ def save_checkpoint(root: Path, step: int, tensors: TensorGroups, state: dict[st
     temporary.mkdir()
     try:
         for name, group in tensors.items():
-            save_file({k: v.contiguous() for k, v in group.items()}, temporary / f"{name}.safetensors")
+            save_tensors({k: v.contiguous() for k, v in group.items()}, temporary / f"{name}.safetensors")
         write_json(temporary / STATE, state)
         files = sorted(temporary.iterdir())
         manifest = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
@@ -97,7 +96,7 @@ def save_checkpoint(root: Path, step: int, tensors: TensorGroups, state: dict[st
         temporary.rename(final)
         fsync(root)
         write_json(final / MANIFEST, {"step": step, "files": manifest})
-    except (OSError, SafetensorError) as error:  # SafetensorError: the disk is full
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"{final}: could not be written: {error}; earlier checkpoints are untouched. Free space or "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from brasyn_dist.common import provenance
-from brasyn_dist.common.files import fsync, json_lines, read_json
+from brasyn_dist.common.files import fsync, json_lines, naming, read_json
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.training import run_dir as run_folder
 from brasyn_dist.training.checkpoint import MANIFEST, step_folders
@@ -180,6 +180,7 @@ def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
 
 def append(run_dir: Path, line: Mapping[str, Any]) -> None:
     """Write a line to attempts.jsonl and flush it to disk."""
-    with (run_dir / ATTEMPTS).open("a") as file:
+    path = run_dir / ATTEMPTS
+    with naming(path), path.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    fsync(run_dir / ATTEMPTS)
+    fsync(path)

@@ -300,10 +300,8 @@ class WorkQueue:
         number = newest.get(item, 0)
         if number and not self._abandoned(item, number):
             return False
-        with (
-            suppress(FileExistsError, FileNotFoundError),
-            self._claim_file(item, number + 1).open("x") as file,
-        ):
+        path = self._claim_file(item, number + 1)
+        with suppress(FileExistsError, FileNotFoundError), naming(path), path.open("x") as file:
             file.write(self.name)
             return True
         return False

@@ -23,7 +23,7 @@ HARMLESS = {
     "CUDA_VISIBLE_DEVICES": "7", "PJRT_DEVICE": "CPU",
     "WANDB_MODE": "online", "WANDB_DISABLED": "true", "WANDB_PROJECT": "x", "WANDB_RUN_ID": "abc", "WANDB_DIR": "w",
     "SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "2", "SLURM_RESTART_COUNT": "2",
-    "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "9", "SLURM_GPUS_ON_NODE": "3",
+    "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "9", "SLURM_GPUS_ON_NODE": "3",
     "SLURM_MEM_PER_CPU": "100", "LC_ALL": "POSIX",
 }  # fmt: skip
 """Set together; if the test fails, set them one by one."""
@@ -89,7 +89,7 @@ def test_equal_settings_of_launcher_and_run_are_accepted():
 @pytest.mark.parametrize(
     "environment",
     [{"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"LOCAL_RANK": "0"},
-     {"PMI_SIZE": "2"}, {"WORLD_SIZE": "two"}],
+     {"PMI_SIZE": "2"}, {"WORLD_SIZE": "two"}, {"SLURM_STEP_NUM_TASKS": "4"}],
     ids=str,
 )  # fmt: skip
 def test_a_training_is_refused_in_one_line(environment: dict[str, str], train: Train):

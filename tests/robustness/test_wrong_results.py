@@ -273,6 +273,7 @@ def spacing(path: Path) -> None:
 
 UNUSUAL: dict[str, tuple[Callable[[Path], None], str]] = {
     "voxels of 3 mm": (spacing, "voxels of 3 mm, trained at 1 mm"),
+    "an offset": (lambda p: rewrite(p, lambda a: a - 200), "below 0 and count as background"),
     "no background": (lambda p: rewrite(p, lambda a: a + 20), "not skull-stripped?"),
     "noise in the air": (
         lambda p: rewrite(p, lambda a: np.maximum(a, np.indices(a.shape).sum(0) % 2).astype(a.dtype)),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import torch
 from torch import distributed as dist
 
 from brasyn_dist.distributed.process_group import Distributed
@@ -39,6 +40,26 @@ def test_file_system():
         machine_errors(Path("runs/x"), RANK_2),
     ):
         raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"
+        ),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_out_of_memory_names_the_options(error: Exception):
+    with (
+        pytest.raises(MachineError, match=r"rank 2: out of memory.*micro_batch_size.*untouched") as caught,
+        machine_errors(Path("runs/x"), RANK_2),
+    ):
+        raise error
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
