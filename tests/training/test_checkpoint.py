@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from brasyn_dist.errors import CheckpointError
 from brasyn_dist.training.checkpoint import (
@@ -73,9 +74,9 @@ def test_failed_save_names_the_folder_and_leaves_nothing(tmp_path: Path, monkeyp
     save_checkpoint(tmp_path, 1, tensors(1.0), {})
 
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("brasyn_dist.models.pretrained.save_file", full)
     with pytest.raises(CheckpointError, match=r"step-00000002.*No space left"):
         save_checkpoint(tmp_path, 2, tensors(2.0), {})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
