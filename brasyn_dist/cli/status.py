@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TAIL_BYTES = 64 * 1024
 """Read from the end of a log file; contains its last lines."""
-STYLES = {"running": "green", "finished": "blue", "stopped": "yellow", "failed": "red"}
+STYLES = {"running": "green", "finished": "blue", "stopped": "yellow", "killed": "yellow", "failed": "red"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ class RunStatus:
     name: str
     task: str
     status: str
+    """That of status.json, or `killed` if it is `running` and no process has the run."""
     step: int
     total_steps: int
     loss: float | None
@@ -91,6 +92,7 @@ def read_run(run_dir: Path) -> RunStatus:
     import yaml
 
     from brasyn_dist.config import task_of
+    from brasyn_dist.training.run_dir import in_use
 
     try:
         config = yaml.safe_load((run_dir / "config.yaml").read_text()) or {}
@@ -106,11 +108,14 @@ def read_run(run_dir: Path) -> RunStatus:
             break
     timing = next((t for t in last_lines(run_dir / "performance.jsonl") if "seconds_per_step" in t), {})
     seconds = timing.get("seconds_per_step")
-    running = status.get("status") == "running"
+    state = str(status.get("status", "unknown"))
+    if state == "running" and not in_use(run_dir):
+        state = "killed"
+    running = state == "running"
     return RunStatus(
         name=run_dir.name,
         task=task_of(config),
-        status=str(status.get("status", "unknown")),
+        status=state,
         step=step,
         total_steps=total,
         loss=loss,
@@ -165,7 +170,7 @@ def table(runs: list[RunStatus]) -> "Table":
         made.add_column(heading, justify="left" if heading in texts else "right", no_wrap=True)
     for run in runs:
         made.add_row(
-            run.name,
+            Text(run.name),
             run.task,
             Text(run.status, style=STYLES.get(run.status, "")),
             f"{run.step}/{run.total_steps}",
@@ -174,7 +179,7 @@ def table(runs: list[RunStatus]) -> "Table":
             duration(run.seconds_left),
             duration(None if run.updated is None else time.time() - run.updated, " ago"),
             run.job,
-            run.reason,
+            Text(" ".join(run.reason.split())),  # no markup: messages contain brackets
         )
     return made
 

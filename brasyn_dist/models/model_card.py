@@ -10,6 +10,8 @@ import yaml
 
 import brasyn_dist
 from brasyn_dist.common.files import read_json
+from brasyn_dist.config import NormalisationMode
+from brasyn_dist.preprocessing.normalisation import CASE_CLIP
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 
 CARD = "README.md"
@@ -25,8 +27,14 @@ LIMITS = (
     "tumour that does not exist, or miss it.",
     "The model was tested on data like its training data only. Other tumours, children, brains after "
     "surgery, other scanners and other preprocessing can give wrong images without a visible sign.",
-    "Slices are processed independently within a view, so neighbouring slices can be inconsistent.",
+    "Slices are synthesised one by one within a view, so neighbouring slices can be inconsistent.",
 )
+NORMALISATIONS: Mapping[NormalisationMode, str] = {
+    "zscore": "each modality is clipped at the maximum of the table, minus its mean, divided by its standard "
+    "deviation",
+    "slice": "each slice linearly to [-1, 1], 0 to -1 and its maximum to 1",
+    "case": f"each volume is divided by the median of its values above 0, clipped at {CASE_CLIP:g}, minus 1",
+}
 
 
 GENERATOR_USAGE = """```bash
@@ -97,7 +105,8 @@ def model_card(
         + (f", SHA-256 of their names {statistics.case_list_hash}." if statistics.case_list_hash else "."),
         *training_facts(run),
         f"Views: {', '.join(preprocessing.views) or 'not recorded'}. "
-        f"Normalisation of the intensities: `{preprocessing.normalisation}`.",
+        f"Normalisation of the intensities: `{preprocessing.normalisation}` "
+        f"({NORMALISATIONS[preprocessing.normalisation]}; values of 0 and below are -1).",
         markdown_table(["Intensities (foreground)", "clipped at", "mean", "standard deviation"], rows),
         "## Metrics",
         *(evaluation_tables(evaluation) if evaluation else ["No evaluation was given for this model card."]),

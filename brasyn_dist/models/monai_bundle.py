@@ -56,7 +56,7 @@ def write_bundle(network: PretrainedNetwork, folder: Path, name: str, evaluation
 def inference_config() -> dict[str, Any]:
     """Content of configs/inference.json."""
     return {
-        "imports": ["$import brasyn_dist"],
+        "imports": ["$import sys", "$import brasyn_dist"],
         "bundle_root": ".",
         "weights": "$@bundle_root + '/models'",
         "dataset_dir": "$@bundle_root + '/data'",
@@ -73,10 +73,12 @@ def inference_config() -> dict[str, Any]:
             "path": "@weights",
         },
         "initialize": [],
+        "results": "$brasyn_dist.infer_batch(@dataset_dir, @output_dir, weights=@weights, "
+        "modalities=@modalities, views=@views, batch_size=@batch_size, precision=@precision, "
+        "device=@device, tta=@tta, overwrite=@overwrite)",
         "run": [
-            "$brasyn_dist.infer_batch(@dataset_dir, @output_dir, weights=@weights, "
-            "modalities=@modalities, views=@views, batch_size=@batch_size, precision=@precision, "
-            "device=@device, tta=@tta, overwrite=@overwrite)"
+            "$any(r.status == 'failed' for r in @results) and "
+            "sys.exit('a case failed: see manifest.json in ' + @output_dir)"
         ],
         "finalize": [],
     }

@@ -3,7 +3,7 @@
     network --torch.export--> model.pt2
 
     program = torch.export.load("model.pt2").module()
-    generator: image_B1HW = program(x_BMHW, available_BM, target_B, view_B)
+    generator: image_B1HW = program(x_BMHW, available_BM, target_B, view_B[, context_BNMHW])
     segmenter: logits_BCHW = program(x_BMHW, view_B, type_B)
 
 The batch size is free, the slice size is that of the training. Slices are normalised as config.json
@@ -29,16 +29,21 @@ program = torch.export.load("model.pt2").module()
 ```
 
 {inputs} The batch size B is free. `slices` are float32 (B, M, H, W) in the order {names}, normalised as
-`config.json` describes: background and missing slices are -1."""
+described below: background and missing slices are -1."""
 INPUTS = {
     GENERATOR: "`program(slices, available, target, view)` returns the slices (B, 1, H, W), normalised. "
     "`available` is bool (B, M), `target` int64 (B,) the number of the modality, `view` int64 (B,): 0 axial, "
-    "1 sagittal, 2 coronal. A network with a context has a fifth argument: the neighbouring slices "
-    "(B, 2 x context, M, H, W).",
+    "1 sagittal, 2 coronal.",
     SEGMENTER: "`program(slices, view, tumour_type)` returns logits (B, background and labels, H, W). "
     "`view` is int64 (B,): 0 axial, 1 sagittal, 2 coronal; `tumour_type` int64 (B,): 0 glioma, 1 metastasis, "
     "-1 unknown.",
 }
+CONTEXT = (
+    " `view` is followed by the neighbouring slices, float32 (B, {count}, M, H, W): {context} before and "
+    "{context} after each slice, normalised in the same way. At the ends of the brain its "
+    "first or last slice is repeated."
+)
+"""Further input of a network with a context."""
 BATCH = torch.export.Dim("batch", min=1, max=1024)
 
 
@@ -55,6 +60,11 @@ class FirstOutput(nn.Module):
         return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
+def context_of(network: PretrainedNetwork) -> int:
+    """Neighbouring slices on each side that are inputs of a network."""
+    return getattr(network, "context", 0)
+
+
 def example_inputs(network: PretrainedNetwork, batch: int = 2) -> tuple[Tensor, ...]:
     """Inputs of `forward` in the right shapes and types."""
     modalities = len(network.modality_set)
@@ -64,7 +74,7 @@ def example_inputs(network: PretrainedNetwork, batch: int = 2) -> tuple[Tensor, 
     if network.kind == GENERATOR:
         available_BM = torch.ones(batch, modalities, dtype=torch.bool)
         inputs = (x_BMHW, available_BM, first_B, second_B)
-        context = getattr(network, "context", 0)
+        context = context_of(network)
         if not context:
             return inputs
         return (*inputs, x_BMHW[:, None].expand(-1, 2 * context, -1, -1, -1).contiguous())
@@ -94,5 +104,8 @@ def write_program(network: PretrainedNetwork, folder: Path, name: str, evaluatio
     atomic_write_bytes(folder / PROGRAM_FILE, program.getvalue())
     network.save_config(folder, sha256_of(folder / PROGRAM_FILE))
     names = ", ".join(network.modality_set.modalities)
-    usage = USAGE.format(names=names, inputs=INPUTS[network.kind])
+    inputs, context = INPUTS[network.kind], context_of(network)
+    if context:
+        inputs += CONTEXT.format(count=2 * context, context=context)
+    usage = USAGE.format(names=names, inputs=inputs)
     atomic_write_text(folder / CARD, network.card(name, usage, evaluation))

@@ -238,8 +238,8 @@ def report(config: Config) -> str:
         if cost.discriminator_parameters
         else "none",
         "operations": f"{cost.operations_per_slice / 1e9:.0f} GFLOP per slice and update, "
-        f"{operations / 1e18:.3f} EFLOP in all",
-        "at 100 TFLOP/s": f"{operations / 1e14 / 3600:.1f} GPU hours",
+        f"{operations / 1e15:,.2f} PFLOP in all",
+        "at 100 TFLOP/s": f"{operations / 1e14 / 3600:.2f} GPU hours",
         "memory, fixed": f"{cost.fixed_bytes / GIB:.2f} GiB a process "
         "(weights, gradients, Adam, average, buckets)",
         "memory, slices": f"{cost.bytes_per_slice / GIB:.3f} GiB a slice of the micro-batch, "

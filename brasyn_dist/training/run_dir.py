@@ -69,6 +69,16 @@ class RunLock:
         self._file.close()
 
 
+def in_use(run_dir: Path) -> bool:
+    """Whether a process holds the lock of a run; True where this cannot be known."""
+    try:
+        with (run_dir / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
 def write_status(run_dir: Path, status: str, step: int, total_steps: int, reason: str = "") -> None:
     """Write status.json.
 
@@ -86,24 +96,28 @@ def write_status(run_dir: Path, status: str, step: int, total_steps: int, reason
 
 @contextmanager
 def noting_failure(run_dir: Path, is_main: bool) -> Iterator[None]:
-    """Context that writes the reason of an exception to status.json, on rank 0.
+    """Context that writes the reason of an exception to status.json, on rank 0; Ctrl-C as `stopped`.
 
     The caller must hold the lock.
     """
     try:
         yield
+    except KeyboardInterrupt as interruption:
+        if is_main:
+            note_failure(run_dir, interruption, "stopped")
+        raise
     except Exception as error:
         if is_main:
             note_failure(run_dir, error)
         raise
 
 
-def note_failure(run_dir: Path, error: BaseException) -> None:
-    """Write `failed` to status.json; the steps stay as they are there."""
+def note_failure(run_dir: Path, error: BaseException, status: str = "failed") -> None:
+    """Write the status to status.json; the steps stay as they are there."""
     known = read_json(run_dir / STATUS)
-    reason = redact(f"{type(error).__name__}: {error}")
+    reason = redact(": ".join(filter(None, (type(error).__name__, str(error)))))
     with suppress(OSError):  # the disk can be the cause
-        write_status(run_dir, "failed", known.get("step", 0), known.get("total_steps", 0), reason)
+        write_status(run_dir, status, known.get("step", 0), known.get("total_steps", 0), reason)
 
 
 def record(run_dir: Path, config: RunConfig, world: int, device: str, sources: dict[str, Any]) -> None:

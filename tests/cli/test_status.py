@@ -8,6 +8,7 @@ import pytest
 
 from brasyn_dist.cli.status import find_runs, main
 from brasyn_dist.config import Config, SegmenterRunConfig, to_yaml
+from brasyn_dist.training.run_dir import RunLock, noting_failure
 
 
 def make_run(
@@ -59,11 +60,32 @@ def test_the_age_of_the_last_update_shows_a_run_that_was_killed(
         "step": 4,
         "total_steps": 20,
         "time": time.time() - 7200,
-        "reason": "x" * 90,
+        "reason": f"{'x' * 90}\n[/src/pair.cc:545] reset",
     }
     make_run(tmp_path / "a", Config(), status, [])
     (run,) = find_runs(tmp_path)
     assert run.updated == status["time"]
     assert main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and "2:00:0" in lines[1] and " ago" in lines[1] and "x" * 90 in lines[1]
+    assert (
+        len(lines) == 2
+        and "2:00:0" in lines[1]
+        and " ago" in lines[1]
+        and f"{'x' * 90} [/src/pair.cc:545] reset" in lines[1]
+    )
+
+
+def test_a_run_whose_process_is_gone_is_not_running(tmp_path: Path):
+    make_run(tmp_path / "a", Config(), {"status": "running", "step": 4, "total_steps": 20}, [])
+    lock = RunLock(tmp_path / "a")
+    assert find_runs(tmp_path)[0].status == "running"
+    lock.release()
+    assert find_runs(tmp_path)[0].status == "killed"
+
+
+def test_an_interrupted_run_is_stopped(tmp_path: Path):
+    make_run(tmp_path / "a", Config(), {"status": "running", "step": 4, "total_steps": 20}, [])
+    with pytest.raises(KeyboardInterrupt), noting_failure(tmp_path / "a", is_main=True):
+        raise KeyboardInterrupt
+    (run,) = find_runs(tmp_path)
+    assert (run.status, run.step, run.reason) == ("stopped", 4, "KeyboardInterrupt")

@@ -5,28 +5,39 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from brasyn_dist.brats import MODALITIES
 from brasyn_dist.cli.export import main as export_command
-from brasyn_dist.config import SegmenterConfig
+from brasyn_dist.config import SegmenterConfig, UNetConfig
 from brasyn_dist.inference.api import infer_batch
+from brasyn_dist.models.registry import build_generator
 from brasyn_dist.models.segmenter import build_segmenter
+from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.conftest import REPOSITORY
-from tests.inference.small import export, write_subject
+from tests.inference.small import write_subject
 
 TARGET = "t2f"
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the recommended network at a small size: 2.5-D, slices that are not square, normalised by case."""
     folder = tmp_path_factory.mktemp("bundle")
-    export(folder / "export", ["axial", "coronal"])
+    config = UNetConfig(image_size=(48, 32), widths=(16, 16), full_channels=16, condition=16, context=1)
+    generator = build_generator(config, 1)
+    with torch.no_grad():  # a new U-Net gives the mean of the inputs
+        generator.output.weight.add_(0.1)
+    scales = IntensityScaleModel.fit(np.array([[100.0, 200, 300, 400], [110.0, 190, 330, 380]]))
+    views = ("sagittal", "coronal")
+    generator.save_pretrained(folder / "export", Preprocessing(PUBLISHED, views, "case", scales))
     assert (
         export_command(
             [str(folder / "export"), str(folder / "out"), "--format", "monai-bundle", "--name", "brain"]
@@ -84,12 +95,26 @@ def test_monai_runs_it_on_a_folder_of_cases(bundle: Path, tmp_path: Path):
         assert ours.any() and np.array_equal(ours, theirs)
 
 
-def test_monai_reads_the_network(bundle: Path):
+def parsed(bundle: Path, **options: str) -> Any:
+    """The bundle's configuration, read by MONAI."""
     parser = pytest.importorskip("monai.bundle").ConfigParser()
     parser.read_config(bundle / "configs/inference.json")
-    parser["bundle_root"] = str(bundle)
-    network = parser.get_parsed_content("network_def")
-    assert network.kind == "generator" and network.preprocessing.views == ("axial", "coronal")
+    for name, value in {"bundle_root": str(bundle), **options}.items():
+        parser[name] = value
+    return parser
+
+
+def test_monai_reads_the_network(bundle: Path):
+    network = parsed(bundle).get_parsed_content("network_def")
+    assert network.kind == "generator" and network.preprocessing.views == ("sagittal", "coronal")
+
+
+def test_a_case_that_fails_ends_the_bundle_with_a_message(bundle: Path, tmp_path: Path):
+    folder = write_subject(tmp_path / "cases", "BraTS-GLI-00000-000", ["t1c", "t1n", "t2w"])
+    (folder / f"{folder.name}-t1n.nii.gz").write_bytes(b"")
+    options = {"dataset_dir": str(tmp_path / "cases"), "output_dir": str(tmp_path / "out"), "device": "cpu"}
+    with pytest.raises(SystemExit, match="a case failed"):
+        parsed(bundle, **options).get_parsed_content("run")
 
 
 def test_a_segmenter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

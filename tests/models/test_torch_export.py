@@ -31,7 +31,8 @@ from safetensors.torch import load_file, save_file
 program = torch.export.load(sys.argv[1]).module()
 inputs = load_file(sys.argv[2])
 with torch.no_grad():
-    results = {k: program(*(inputs[f"{k}/{i}"] for i in range(int(sys.argv[4])))) for k in ("one", "three")}
+    arguments = {k: [inputs[f"{k}/{i}"] for i in range(int(sys.argv[4]))] for k in ("one", "three")}
+    results = {k: program(*values).contiguous() for k, values in arguments.items()}
 save_file(results, sys.argv[3])
 assert not any(m.startswith("brasyn_dist") for m in sys.modules)
 """
@@ -55,10 +56,16 @@ def slices(batch: int) -> torch.Tensor:
     return torch.randn(batch, len(MODALITIES), 48, 48, generator=torch.Generator().manual_seed(batch))
 
 
-UNET = UNetConfig(image_size=48, widths=(16, 32), units=1, full_channels=16, condition=16)
+def unet(context: int) -> UNetConfig:
+    """Slices of 48 x 48 are padded to 64 x 64."""
+    return UNetConfig(
+        image_size=48, widths=(16,) * 5, units=1, full_channels=16, condition=16, context=context
+    )
 
 
-@pytest.mark.parametrize("config", [small_config(view_embedding=True), UNET], ids=["hfgan", "unet"])
+@pytest.mark.parametrize(
+    "config", [small_config(view_embedding=True), unet(0), unet(1)], ids=["hfgan", "unet", "unet 2.5-D"]
+)
 def test_a_generator_for_any_batch_and_availability(tmp_path: Path, config: AnyGeneratorConfig):
     built = build_generator(config, 1)
     with torch.no_grad():  # a new U-Net gives the mean of the inputs: its last layers are 0
@@ -75,12 +82,15 @@ def test_a_generator_for_any_batch_and_availability(tmp_path: Path, config: AnyG
             torch.tensor([0, 1, 2]),
         ),
     }
-    results = run_alone(tmp_path / "out", inputs)
     network = load_network(tmp_path / "export")
+    if network.context:
+        inputs = {k: (*v, torch.stack([v[0].flip(2), v[0].flip(3)], 1)) for k, v in inputs.items()}
+    results = run_alone(tmp_path / "out", inputs)
     for name, values in inputs.items():
         with torch.no_grad():
             torch.testing.assert_close(results[name], network(*values)[0], rtol=0, atol=1e-5)
-    assert "torch.export.load" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert "torch.export.load" in card and ("(B, 2, M, H, W)" in card) == bool(network.context)
     assert (tmp_path / "out/config.json").is_file()
 
 
