@@ -4,7 +4,7 @@
 
 For each fold of the patients: shards of the other cases; two segmenters (the guide, and a judge with other
 initial weights and another order of slices); one generator without guidance; from it, as R6 starts from R3,
-one generator for each term, and `none` for as many updates; synthesis of every modality of the held-out
+one generator for each term, and `none` for as many updates; synthesis of each modality of the held-out
 cases; scores with the judge's segmentations of the completed cases. `real` is the judge on the complete real
 cases. DIR/guidance.md compares the terms with `none` on the same volumes. The same command again continues.
 """
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="updates of the generator without guidance")
     parser.add_argument("--term-steps", type=int, default=1500, help="updates of each term after these")
     parser.add_argument("--segmenter-steps", type=int, default=2000)
+    parser.add_argument("--targets", nargs="+", default=MODALITIES, help="modalities to synthesise")
     parser.add_argument("--weight", type=float, default=0.5, help="weight of each term")
     parser.add_argument("--minimum-foreground", default="2000", help="as of brasyn shard")
     parser.add_argument("--set", nargs="*", default=[], help="options of the generators, section.key=value")
@@ -99,7 +100,7 @@ def run_fold(options: argparse.Namespace, cases: Sequence[Case], held_out: Seque
         train("laptop", name, options.term_steps, f"checkpoint.init_from={out / 'start'}",
               f"objective.segmenter={out / 'guide'}", *options.set, *guided, head)  # fmt: skip
         predictions = out / f"predictions-{name}"
-        for modality in MODALITIES:
+        for modality in options.targets:
             call(
                 brasyn("infer", "--weights", out / name, "--input", unseen, "--output", predictions,
                        "--modality", modality)
@@ -120,7 +121,7 @@ def table(out: Path) -> str:
         gains = (scores[name] - scores[NONE])[[*SCORES]].groupby("case").mean()
         lines.append([f"{name} - none", str(len(gains)), *(number(mean_of(gains[s])) for s in SCORES)])
     rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return f"{rows}\n± half of the 95 % interval over cases (means over the four synthetic modalities).\n"
+    return f"{rows}\n± half of the 95 % interval over cases (means over the synthetic modalities).\n"
 
 
 def scores_of(out: Path, name: str) -> pd.DataFrame:
