@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from brasyn_dist.errors import DataError
-from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.modality_set import ModalitySet, read_modality_set
 
 log = logging.getLogger(__name__)
 MODALITIES = ("t1c", "t1n", "t2f", "t2w")
@@ -85,6 +85,12 @@ _SUFFIXES = {
 }  # fmt: skip
 BRATS = ModalitySet("brats", MODALITIES, MODALITY_NAMES, _SUFFIXES, LABEL_NAMES, REGIONS)
 """Modality set of all shard sets and exports that do not name one."""
+
+
+def modality_set_in(path: Path | None) -> ModalitySet:
+    """Modality set of a file; without one, BraTS."""
+    return BRATS if path is None else read_modality_set(path)
+
 
 _TIMEPOINT = re.compile(
     r"""^(?P<patient>

@@ -4,15 +4,17 @@ The paths in the files (such as `runs/r3`) are not changed: the tests run in the
 """
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from brasyn_dist.cli.train import main as train
-from brasyn_dist.config import Config, RunConfig, load_config
+from brasyn_dist.config import Config, DataConfig, RunConfig, load_config
 from brasyn_dist.inference.ensemble import load_inference
-from brasyn_dist.training.schedule import scaled_rate, total_steps
+from brasyn_dist.training import cost_model
+from brasyn_dist.training.schedule import scaled_rate
 from tests.small import small_shard_set
 
 CONFIGS = Path(__file__).parents[1] / "configs/thesis"
@@ -247,31 +249,76 @@ def test_what_the_published_code_did_in_each_run():
     assert {runs[name].checkpoint.init_from for name in ("r6", "r7")} == {"runs/published/r3"}
 
 
-AXIAL_GLI, SAGITTAL_GLI, AXIAL_AND_SAGITTAL = 158_867, 158_976, 377_733
-"""Slices of the training sets (T, Table 4.3)."""
+SLICES = {
+    "axial": (158_867, 20_723, 9_156),
+    "sagittal": (158_976, 20_765, 9_246),
+    "coronal": (194_472, 25_857, 11_541),
+}
+"""Training slices of GLI, MET and MET additional (T, Table 4.3)."""
+TEN_EPOCHS = 1_588_670
+"""Slices of 10 epochs of axial GLI."""
+BATCHES = {
+    **dict.fromkeys(("r1", "r2", "r3", "r4", "r5", "hfgan", "ablation_no_attention"), TEN_EPOCHS / 64),
+    **dict.fromkeys(
+        ("r8", "r8_view_embedding", "r8_three_views", "r8_three_views_embedding"), TEN_EPOCHS / 64
+    ),
+    "r6": 3 * 158_867 / 64,
+    "r7": 3 * 158_976 / 64,
+    "published/r1": TEN_EPOCHS / 64,
+    **dict.fromkeys(("published/r2", "published/r3", "published/r4"), TEN_EPOCHS / 48),
+    "published/r5": TEN_EPOCHS / 128,
+    "published/r6": 3 * 158_867 / 32,
+    "published/r7": 3 * 158_976 / 32,
+    **dict.fromkeys(("published/r8", "published/r8_view_embedding"), 5 * 377_733 / 32),
+}
+"""Global batches of each run: 10 epochs of axial GLI; R6 and R7 three epochs more; published R8 5 epochs of two views."""
 
 
-@pytest.mark.parametrize(
-    ("file", "slices", "updates"),
-    [
-        *((f"r{n}.yaml", AXIAL_GLI, 4 * 24_823) for n in range(1, 6)),
-        ("r6.yaml", AXIAL_GLI, 4 * 7_447),
-        ("r7.yaml", SAGITTAL_GLI, 4 * 7_452),
-        ("r8.yaml", AXIAL_AND_SAGITTAL, 4 * 24_823),
-        ("published/r5.yaml", AXIAL_GLI, 4 * 12_412),
-        ("published/r8.yaml", AXIAL_AND_SAGITTAL, 4 * 59_021),
-    ],
-)
-def test_updates_of_each_run(file: str, slices: int, updates: int):
-    """As many as 10 epochs of axial GLI; R6 and R7 three epochs more; published R8 5 epochs of two views."""
-    assert total_steps(load_config(CONFIGS / file).training, slices) == updates
+@pytest.fixture(scope="module")
+def measured() -> cost_model.Cost:
+    return cost_model.measure(load_config(CONFIGS / "r3.yaml", GENERATOR))
+
+
+@pytest.mark.parametrize("file", BATCHES)
+def test_dry_run_prints_the_updates_of_the_source(file: str, work: Path, measured, monkeypatch, capsys):
+    """On a shard set with as many slices as the thesis had: four updates for each batch."""
+
+    def slices(index: object, data: DataConfig) -> range:
+        cohorts = 1 if data.cohorts == ("train_gli",) else 3
+        return range(sum(sum(SLICES[view][:cohorts]) for view in data.views))
+
+    monkeypatch.setattr(cost_model, "choose_training", slices)
+    monkeypatch.setattr(cost_model, "measure", lambda config, modality_set: measured)
+    words = ["--config", str(CONFIGS / f"{file}.yaml"), "--dry-run", f"data.shards={work / 'shards'}"]
+    assert train([*words, *GENERATOR]) == 0
+    batches = math.ceil(BATCHES[file])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("steps"))
+    assert line.split()[1:5] == [str(4 * batches), "=", str(batches), "global"]
+
+
+def test_dry_run_before_the_segmenter_is_trained(work: Path, tmp_path: Path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", str(CONFIGS / "r6.yaml"), "--dry-run", f"data.shards={work / 'shards'}"]
+    assert train([*words, *GENERATOR]) == 0
+    assert "runs/segmenter does not exist yet" in caplog.text
+
+
+def test_every_run_of_a_source_has_a_dry_run():
+    files = {str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml")}
+    no_runs = {
+        "base",
+        "published/code",
+        "segmenter",
+        *(f"{d}{r}" for d in ("", "published/") for r in ("r9", "r10")),
+    }
+    assert files - no_runs == set(BATCHES)
 
 
 def test_variants_of_r8():
     found = {p.stem: load_config(p) for p in CONFIGS.glob("r8*.yaml")}
     shapes = {(len(run.data.views), run.generator.view_embedding) for run in found.values()}
     assert len(found) == 4 and shapes == {(2, False), (2, True), (3, False), (3, True)}
-    assert {run.training.samples for run in found.values()} == {10 * AXIAL_GLI}
+    assert {run.training.samples for run in found.values()} == {TEN_EPOCHS}
 
 
 def test_the_segmenters_training_is_that_of_the_published_code():

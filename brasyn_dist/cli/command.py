@@ -55,6 +55,14 @@ LabelEditionOption = Annotated[
         "ped: 1 enhancing, 2 non-enhancing, 3 cyst, 4 oedema.",
     ),
 ]
+ModalitySetOption = Annotated[
+    Path | None,
+    Option(
+        "--modality-set",
+        help="YAML file with name, modalities and optionally titles, suffixes, labels and regions of other "
+        "studies.  [default: BraTS]",
+    ),
+]
 SkipBadOption = Annotated[
     bool, Option("--skip-bad", help="Leave out bad cases instead of stopping; each is reported.")
 ]

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
-from brasyn_dist.cli.command import Command, Folds, Headroom, Index, Overrides, SkipBadOption
+from brasyn_dist.cli.command import (
+    Command,
+    Folds,
+    Headroom,
+    Index,
+    ModalitySetOption,
+    Overrides,
+    SkipBadOption,
+)
 from brasyn_dist.cli.subprocesses import brasyn, call, title
 from brasyn_dist.common.files import atomic_link, atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
@@ -23,6 +31,7 @@ from brasyn_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from brasyn_dist.brats import Case
+    from brasyn_dist.modality_set import ModalitySet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,7 @@ class CrossValidateOptions:
     patients: Path | None = None
     """Patient of each case, as of `brasyn shard`; default: by names."""
     skip_bad: SkipBadOption = False
+    modality_set: ModalitySetOption = None
     fold: int | None = None
     """Do only this fold (from 0), without the pooled table."""
 
@@ -56,12 +66,14 @@ def run(options: CrossValidateOptions) -> None:
     """All folds, or one of them; then the pooled table."""
     import pandas as pd
 
+    from brasyn_dist.brats import modality_set_in
     from brasyn_dist.data.case_folders import unreadable_cases, usable_cases, without_bad
     from brasyn_dist.data.label_editions import with_label_editions
     from brasyn_dist.data.patients import read_patients_file, with_patients
     from brasyn_dist.evaluation import tables
 
-    cases = usable_cases([options.cases], skip_bad=options.skip_bad, complete=True)
+    modality_set = modality_set_in(options.modality_set)
+    cases = usable_cases([options.cases], modality_set, options.skip_bad, complete=True)
     if options.patients is not None:
         cases = with_patients(cases, read_patients_file(options.patients))
     cases, _ = with_label_editions(cases)
@@ -81,7 +93,7 @@ def run(options: CrossValidateOptions) -> None:
     atomic_write_text(options.out / "cases.csv", tables.table_csv(table))
     write_json(options.out / "summary.json", {"means": tables.summary_json(summary)})
     title(f"All folds: {len(cases)} cases, each by a network trained without its patient")
-    print(tables.text_table(summary))
+    print(tables.text_table(summary, modality_set))
 
 
 def split_into_folds(cases: "Sequence[Case]", folds: int, seed: int) -> "list[list[Case]]":
@@ -108,7 +120,7 @@ def evaluate_fold(
     options: CrossValidateOptions, cases: "Sequence[Case]", held_out: "Sequence[Case]", out: Path, name: str
 ) -> None:
     """All stages of one fold; each stage skips what is complete."""
-    from brasyn_dist.brats import MODALITIES
+    from brasyn_dist.brats import modality_set_in
     from brasyn_dist.config import load_config
 
     title(f"{name}: {', '.join(c.name for c in held_out)} left out")
@@ -116,13 +128,16 @@ def evaluate_fold(
     atomic_write_text(out / "held_out.txt", "".join(f"{c.name}\n" for c in held_out))
     unseen = link(held_out, out / "unseen")
     training = link([c for c in cases if c not in held_out], out / "training")
-    overrides, config = options.overrides or (), find_resource("configs", options.config)
+    modality_set = modality_set_in(options.modality_set)
+    overrides = [*updates_of(modality_set), *(options.overrides or ())]
+    config = find_resource("configs", options.config)
     views = load_config(config, overrides).data.views
     shards, trained, predictions = out / "shards", out / "run", out / "predictions"
     call(
         brasyn("shard", options.cases, "--out", shards, "--split", out / "held_out.txt", "--views", *views,
                *(["--skip-bad"] if options.skip_bad else []),
                *(["--patients", str(options.patients)] if options.patients else []),
+               *(["--modality-set", str(options.modality_set)] if options.modality_set else []),
                "--headroom", str(options.headroom), "--minimum-foreground", str(options.minimum_foreground))
     )  # fmt: skip
     call(
@@ -130,7 +145,7 @@ def evaluate_fold(
             "train", "--config", config, f"data.shards={shards}", f"runs_dir={out}", "name=run", *overrides
         )
     )
-    for modality in MODALITIES:
+    for modality in modality_set.modalities:
         call(
             brasyn("infer", "--weights", trained, "--input", unseen, "--output", predictions,
                    "--modality", modality)
@@ -141,6 +156,14 @@ def evaluate_fold(
             "--statistics", shards / "statistics.json", "--regression-cases", training, "--curves", trained,
         )
     )  # fmt: skip
+
+
+def updates_of(modality_set: "ModalitySet") -> list[str]:
+    """Override of the updates of a batch, one for each target, for another number than BraTS'."""
+    from brasyn_dist.brats import BRATS
+
+    count = len(modality_set)
+    return [] if count == len(BRATS) else [f"training.updates_per_batch={count}"]
 
 
 def link(cases: "Sequence[Case]", folder: Path) -> Path:

@@ -15,13 +15,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from brasyn_dist.brats import MODALITIES
-from brasyn_dist.cli.command import CaseNumber, Command, Index, Overrides
+from brasyn_dist.brats import BRATS, modality_set_in
+from brasyn_dist.cli.command import CaseNumber, Command, Index, ModalitySetOption, Overrides
+from brasyn_dist.cli.cross_validate import updates_of
 from brasyn_dist.cli.subprocesses import brasyn, call, check, environment, show, title
 from brasyn_dist.common.files import atomic_link
 from brasyn_dist.common.processes import kill_tree
 from brasyn_dist.common.resources import find_resource, resource_folder
 from brasyn_dist.errors import BrasynError
+from brasyn_dist.modality_set import ModalitySet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +46,29 @@ class DemoOptions:
     """Kill the training when this step is saved; 0: never."""
     seed: Index = 0
     """Seed of the cohort and of the split."""
+    modality_set: ModalitySetOption = None
 
 
 def run(options: DemoOptions) -> None:
     """All stages."""
     begun = time.monotonic()
     out = options.out
-    cohorts = cohort_folders(options.data) if options.data else synthesise_cohorts(options)
-    check_patients(cohorts)
+    modality_set = modality_set_in(options.modality_set)
+    cohorts = cohort_folders(options.data, modality_set) if options.data else synthesise_cohorts(options)
+    check_patients(cohorts, modality_set)
     title("Shard: statistics, slices, tars")
     shards, workers = out / "shards", str(os.cpu_count())
     call(
         brasyn("shard", *cohorts, "--out", shards, "--views", "axial", "--validation-fraction", "0.25",
+               *(["--modality-set", str(options.modality_set)] if options.modality_set else []),
                "--workers", workers, "--seed", str(options.seed))
     )  # fmt: skip
     title("Train on every processor, kill it, run the same command again")
-    train(options, shards)
+    train(options, shards, modality_set)
     held_out = link_held_out(shards, cohorts, out / "held_out")
     title(f"Synthesise each modality of {len(list(held_out.iterdir()))} held-out cases from the others")
     predictions, weights = out / "predictions", out / "runs" / "demo"
-    for modality in MODALITIES:
+    for modality in modality_set.modalities:
         call(
             brasyn("infer", "--weights", weights, "--input", held_out, "--output", predictions,
                    "--modality", modality, "--workers", workers)
@@ -88,7 +93,7 @@ def synthesise_cohorts(options: DemoOptions) -> list[Path]:
     return cohort_folders(cases)
 
 
-def cohort_folders(data: Path) -> list[Path]:
+def cohort_folders(data: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
     """`data` itself if it contains cases, otherwise its subfolders that do.
 
     Raises:
@@ -97,26 +102,28 @@ def cohort_folders(data: Path) -> list[Path]:
     from brasyn_dist.brats import modality_of
 
     if not data.is_dir():
-        raise BrasynError(f"{data}: no such folder; DATA must be a folder of BraTS cases")
+        raise BrasynError(f"{data}: no such folder; DATA must be a folder of cases")
 
     def holds_cases(folder: Path) -> bool:
-        return any(modality_of(file) for case in folder.iterdir() if case.is_dir() for file in case.iterdir())
+        files = (file for case in folder.iterdir() if case.is_dir() for file in case.iterdir())
+        return any(modality_of(file, modality_set) for file in files)
 
     if holds_cases(data):
         return [data]
     cohorts = sorted(p for p in data.iterdir() if p.is_dir() and holds_cases(p))
     if not cohorts:
         raise BrasynError(
-            f"{data}: no BraTS case found; expected CASE/CASE-t1c.nii.gz and so on, or cohorts of these"
+            f"{data}: no case of modality set {modality_set.name} found; expected "
+            f"CASE/CASE-{modality_set.modalities[0]}.nii.gz and so on, or cohorts of these"
         )
     return cohorts
 
 
-def check_patients(cohorts: list[Path]) -> None:
+def check_patients(cohorts: list[Path], modality_set: ModalitySet = BRATS) -> None:
     """Raise BrasynError unless one patient of a cohort can be held out and another one is left."""
     from brasyn_dist.data.case_folders import find_cohorts
 
-    cases, bad = find_cohorts(cohorts)
+    cases, bad = find_cohorts(cohorts, modality_set)
     patients = {(case.cohort, case.patient) for case in cases}
     if len(patients) == len({cohort for cohort, _ in patients}):
         names = ", ".join(sorted(patient for _, patient in patients)) or "none"
@@ -127,12 +134,13 @@ def check_patients(cohorts: list[Path]) -> None:
         )
 
 
-def train(options: DemoOptions, shards: Path) -> None:
+def train(options: DemoOptions, shards: Path, modality_set: ModalitySet) -> None:
     """Launch the training, kill all its processes when step `kill_at` is saved, launch it again."""
     config = find_resource("configs", options.config)
     command = [
         *launch_command(), "-m", "brasyn_dist.train", "--config", str(config),
-        "name=demo", f"runs_dir={options.out / 'runs'}", f"data.shards={shards}", *(options.overrides or ()),
+        "name=demo", f"runs_dir={options.out / 'runs'}", f"data.shards={shards}", *updates_of(modality_set),
+        *(options.overrides or ()),
     ]  # fmt: skip
     checkpoints = options.out / "runs" / "demo" / "checkpoints"
     if options.kill_at and saved_step(checkpoints) == 0:

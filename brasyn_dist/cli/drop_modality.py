@@ -4,7 +4,7 @@
 
 The random choice is the challenge's (docs/explanation/method.md, section 1): cases sorted by name,
 `numpy.random.seed(123456)`, `numpy.random.randint(0, 4, size=number_of_cases)` as index of t1c, t1n, t2f,
-t2w. OUT/dropped.json lists what was left out.
+t2w (or of the modalities of another set). OUT/dropped.json lists what was left out.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
-from brasyn_dist.cli.command import Command, Index, SkipBadOption
+from brasyn_dist.cli.command import Command, Index, ModalitySetOption, SkipBadOption
 from brasyn_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -43,37 +43,37 @@ class DropOptions:
     link: bool = False
     """Symbolic links instead of copies."""
     skip_bad: SkipBadOption = False
+    modality_set: ModalitySetOption = None
 
 
 def run(options: DropOptions) -> None:
     """Write the incomplete cases and the list of what was left out."""
-    from brasyn_dist.brats import MODALITIES
+    from brasyn_dist.brats import modality_set_in
     from brasyn_dist.common.files import make_folder, write_json
     from brasyn_dist.data.case_folders import usable_cases
 
-    if options.modality not in (None, *MODALITIES):
-        raise ConfigError(f"--modality {options.modality}: expected {' or '.join(MODALITIES)}")
-    cases = usable_cases([options.cases], skip_bad=options.skip_bad, complete=True)
-    dropped = choose([c.name for c in cases], options.seed, options.modality)
+    modality_set = modality_set_in(options.modality_set)
+    modalities = modality_set.modalities
+    if options.modality not in (None, *modalities):
+        raise ConfigError(f"--modality {options.modality}: expected {' or '.join(modalities)}")
+    cases = usable_cases([options.cases], modality_set, options.skip_bad, complete=True)
+    among = modalities if options.modality is None else (options.modality,)
+    dropped = choose([c.name for c in cases], among, options.seed)
     check_record(options.out, dropped)
     make_folder(options.out)
     write_json(options.out / RECORD, dropped)
     for case in cases:
         write_case(case, dropped[case.name], options.out, options.keep_segmentation, options.link)
-    counts = ", ".join(f"{m} {list(dropped.values()).count(m)}" for m in MODALITIES)
+    counts = ", ".join(f"{m} {list(dropped.values()).count(m)}" for m in modalities)
     print(f"{len(cases)} cases in {options.out}; dropped {counts}")
 
 
-def choose(names: Sequence[str], seed: int = CHALLENGE_SEED, modality: str | None = None) -> dict[str, str]:
-    """Dropped modality by case name; `names` must be sorted."""
+def choose(names: Sequence[str], modalities: Sequence[str], seed: int = CHALLENGE_SEED) -> dict[str, str]:
+    """Dropped modality by case name, one of `modalities`; `names` must be sorted."""
     import numpy as np
 
-    from brasyn_dist.brats import MODALITIES
-
-    if modality is not None:
-        return dict.fromkeys(names, modality)
-    indices = np.random.RandomState(seed).randint(0, len(MODALITIES), size=len(names))
-    return {name: MODALITIES[i] for name, i in zip(names, indices)}
+    indices = np.random.RandomState(seed).randint(0, len(modalities), size=len(names))
+    return {name: modalities[i] for name, i in zip(names, indices)}
 
 
 def check_record(out: Path, dropped: dict[str, str]) -> None:

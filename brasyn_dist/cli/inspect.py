@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
-from brasyn_dist.cli.command import Command, LabelEditionOption, Positive
+from brasyn_dist.cli.command import Command, LabelEditionOption, ModalitySetOption, Positive
 from brasyn_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,24 +35,22 @@ class InspectOptions:
     workers: Positive = 1
     """Processes."""
     label_edition: LabelEditionOption = "auto"
-    modality_set: Path | None = None
-    """As of `brasyn shard`.  [default: BraTS]"""
+    modality_set: ModalitySetOption = None
 
 
 def run(options: InspectOptions) -> None:
     """Measure all cases, print the tables of the cohorts and what is unusual."""
-    from brasyn_dist.brats import BRATS
+    from brasyn_dist.brats import modality_set_in
     from brasyn_dist.common.files import atomic_write_text, make_folder, write_json
     from brasyn_dist.common.process_pool import parallel_map
     from brasyn_dist.data.case_folders import find_cohorts
     from brasyn_dist.data.qc.anomalies import Finding, find_anomalies, to_json
     from brasyn_dist.data.qc.cohort_tables import as_text, cohort_tables
     from brasyn_dist.data.qc.measurements import inspect_case
-    from brasyn_dist.modality_set import read_modality_set
     from brasyn_dist.report.dataset_report import case_table_csv, write_dataset_report
 
     make_folder(options.out)
-    modality_set = BRATS if options.modality_set is None else read_modality_set(options.modality_set)
+    modality_set = modality_set_in(options.modality_set)
     cases, unrecognised = find_cohorts(options.cohorts, modality_set)
     cases, findings = with_editions(cases, options)
     found = parallel_map("inspect", inspect_case, cases, options.workers)

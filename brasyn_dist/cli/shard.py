@@ -18,6 +18,7 @@ from brasyn_dist.cli.command import (
     Headroom,
     Index,
     LabelEditionOption,
+    ModalitySetOption,
     Positive,
     SkipBadOption,
     View,
@@ -67,9 +68,7 @@ class ShardCommandOptions:
     headroom: Headroom = 1.0
     """Computed statistics clip at F x the percentile; above 1 for small cohorts, whose scans may be
     darker than unseen ones."""
-    modality_set: Path | None = None
-    """YAML file with name, modalities and optionally titles, suffixes, labels and regions of other
-    studies.  [default: BraTS]"""
+    modality_set: ModalitySetOption = None
     label_edition: LabelEditionOption = "auto"
     patients: Path | None = None
     """Patient of each case: lines `case,patient`, or a JSON object.  [default: from the names]"""
@@ -104,7 +103,7 @@ def run(options: ShardCommandOptions) -> None:
 
 def shard(options: ShardCommandOptions) -> None:
     """Write the shard set."""
-    from brasyn_dist.brats import BRATS, VIEWS
+    from brasyn_dist.brats import VIEWS, modality_set_in
     from brasyn_dist.common.processes import available_processors
     from brasyn_dist.data.format.codec import DEFAULT_CODEC
     from brasyn_dist.data.nifti import check_axes
@@ -112,7 +111,6 @@ def shard(options: ShardCommandOptions) -> None:
     from brasyn_dist.data.sharding.exclusions import read_exclusions
     from brasyn_dist.data.sharding.patient_split import read_split_file
     from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
-    from brasyn_dist.modality_set import read_modality_set
     from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
     from brasyn_dist.preprocessing.statistics import Statistics
 
@@ -134,7 +132,7 @@ def shard(options: ShardCommandOptions) -> None:
             round_values=options.round,
             clip_percentile=options.clip_percentile,
             headroom=options.headroom,
-            modality_set=BRATS if options.modality_set is None else read_modality_set(options.modality_set),
+            modality_set=modality_set_in(options.modality_set),
             label_edition=options.label_edition,
             assume=check_axes(options.assume),
             strict=options.strict,

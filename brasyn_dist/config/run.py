@@ -192,6 +192,11 @@ TASKS: dict[str, type[RunConfig]] = {"generator": Config, "segmenter": Segmenter
 """Dataclass of a run by its `task`."""
 
 
+REMOVED = {("runtime", "measure_rank_shares"): False}
+"""Options of version 0.1 that do not exist any more, and the value without effect, which its saved
+configurations state."""
+
+
 def task_of(values: dict[str, Any]) -> str:
     """Task of a file's mapping; files of old segmenter runs have a section `segmenter` and no `task`."""
     old_segmenter = "segmenter" in values and "generator" not in values
@@ -215,6 +220,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), kind: ty
     """
     where = str(path) if path else "command line"
     values = read_yaml(Path(path)) if path is not None else {}
+    for (section, name), unused in REMOVED.items():
+        if isinstance(values.get(section), dict) and values[section].get(name) is unused:
+            del values[section][name]
     task = next((name for name, cls in TASKS.items() if cls is kind), task_of(values))
     values.setdefault("task", task)
     for item in overrides:

@@ -32,7 +32,9 @@ TITLES = {
 }
 """Metrics in the order of the table; the first three are those of Table 5.1."""
 CLASSES = {"tumour": "WT", "healthy": "HT", "brain": "brain", "ET": "ET", "TC": "TC", "WT": "WT"}
-"""Title of each region, in the order of the rows of a metric."""
+"""Title of each region, in the order of the rows of a metric. Regions of other modality sets follow."""
+LEFT_OUT = ("NETC", "ED", "tutorial")
+"""Masks of BraTS that Table 5.1 does not have."""
 PERCENT = ("challenge_ssim", "dice", "nsd", "voxel_nsd", "ssim", "ms_ssim")
 LEVELS = ("metric", "validation set", "class")
 
@@ -40,7 +42,8 @@ LEVELS = ("metric", "validation set", "class")
 def rows_of(table: pd.DataFrame) -> list[tuple[str, str]]:
     """(metric, region) of the known scores, in the order of the comparison."""
     found = [tuple(name.partition("/")[::2]) for name in metrics_of(table) if table[name].notna().any()]
-    return [(m, r) for m in TITLES for r in CLASSES if (m, r) in found]
+    regions = dict.fromkeys([*CLASSES, *(r for _, r in found if r not in LEFT_OUT)])
+    return [(m, r) for m in TITLES for r in regions if (m, r) in found]
 
 
 def comparison(evaluations: Mapping[str, pd.DataFrame], method: str = SYNTHETIC) -> pd.DataFrame:
@@ -77,14 +80,14 @@ def mean_in(table: pd.DataFrame | None, name: str) -> float:
 
 def titled(frame: pd.DataFrame) -> pd.DataFrame:
     """The comparison with the titles of metrics and classes, sorted as in Table 5.1: metric, set, class."""
-    order = {key: i for i, key in enumerate(frame.index)}
-    sets = list(dict.fromkeys(which for _, which, _ in frame.index))
-    keys = sorted(
-        order, key=lambda k: (list(TITLES).index(k[0]), sets.index(k[1]), list(CLASSES).index(k[2]))
-    )
+    metrics, sets, regions = (list(dict.fromkeys(frame.index.get_level_values(level))) for level in LEVELS)
+    keys = sorted(frame.index, key=lambda k: (metrics.index(k[0]), sets.index(k[1]), regions.index(k[2])))
     sorted_frame = frame.loc[keys]
     sorted_frame.index = pd.MultiIndex.from_tuples(
-        [(TITLES[m] + " %" * (m in PERCENT), w.upper() if w == ALL else w, CLASSES[r]) for m, w, r in keys],
+        [
+            (TITLES[m] + " %" * (m in PERCENT), w.upper() if w == ALL else w, CLASSES.get(r, r))
+            for m, w, r in keys
+        ],
         names=LEVELS,
     )
     return sorted_frame
@@ -127,7 +130,7 @@ def cohort_rows(cohorts: Mapping[str, pd.DataFrame], method: str = SYNTHETIC) ->
     return [
         [
             TITLES[metric],
-            CLASSES[region],
+            CLASSES.get(region, region),
             *(number(mean_of(p[name])) if p[name].notna().any() else "-" for p in parts),
         ]
         for metric, region in rows_of(parts[0])

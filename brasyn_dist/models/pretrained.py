@@ -37,6 +37,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 EXPORT_FOLDER = "export"
 """Folder of the export in a run folder."""
+HEAD = "segmentation_head."
+"""Start of the parameters of a generator's segmentation head."""
 AVERAGE = "average.safetensors"
 """Averaged weights in a training checkpoint. The current weights are in `<kind>.safetensors`."""
 
@@ -191,11 +193,15 @@ class PretrainedNetwork(nn.Module):
 def load_weights(network: PretrainedNetwork, path: Path | str) -> None:
     """Load only the weights, from an export, a run folder or a checkpoint (see `weights_file`).
 
+    A segmentation head that only one of both has is left out: it is trained for a term of the objective.
+
     Raises:
         CheckpointError: There are no weights, or they do not fit.
     """
     file = weights_file(Path(path), network.kind)
-    load_state(network, load_tensors(file), file)
+    head = {n: t for n, t in network.state_dict().items() if n.startswith(HEAD)}
+    given = {n: t for n, t in load_tensors(file).items() if n in head or not n.startswith(HEAD)}
+    load_state(network, head | given, file)
 
 
 def weights_file(path: Path, kind: str = GENERATOR) -> Path:

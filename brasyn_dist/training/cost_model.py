@@ -8,8 +8,10 @@ both phases of an update. What exists before the update is the fixed part, the r
 """
 
 import dataclasses
+import logging
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from brasyn_dist.brats import BRATS
-from brasyn_dist.config import Config
+from brasyn_dist.config import Config, SegmenterConfig
 from brasyn_dist.data.loading.loader import BatchMemory
 from brasyn_dist.data.loading.sampler import targets_and_masks
 from brasyn_dist.data.loading.storage import open_shard_set
@@ -31,6 +33,7 @@ from brasyn_dist.models.discriminator import Discriminator
 from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.registry import build_generator
+from brasyn_dist.models.segmenter import Guidance, Segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.gan_step import GanStep
@@ -38,6 +41,7 @@ from brasyn_dist.training.gan_task import GanTask, check_updates, generator_opti
 from brasyn_dist.training.schedule import total_steps
 from brasyn_dist.training.training_data import DeviceBatch, choose_training
 
+log = logging.getLogger(__name__)
 GIB = 2**30
 CARDS = {24: 23.6, 48: 44.5, 80: 79.1, 141: 139.8}
 """GB in the name of a card -> GiB that programs can use (24,564, 46,068, 81,559 and 143,771 MiB, less 0.5
@@ -118,7 +122,7 @@ def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) 
     config = dataclasses.replace(config, training=training)
     with FakeTensorMode(allow_non_fake_inputs=True), Counter() as counter:
         generator, discriminator = fake_networks(config, distributed, modality_set)
-        guidance = GanTask(config).guidance
+        guidance = guidance_of(config, modality_set)
         step = GanStep(
             config, distributed, generator, discriminator, Normaliser(PUBLISHED), guidance, modality_set
         )
@@ -139,6 +143,16 @@ def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) 
     return Counted(
         counts[0], counts[1], counter.operations, counter.operators, counter.traffic, fixed, counter.peak
     )
+
+
+def guidance_of(config: Config, modality_set: ModalitySet) -> Guidance | None:
+    """Guidance by the segmenter of the objective; one of the default widths if it is not trained yet."""
+    task, path = GanTask(config), config.objective.segmenter
+    if not config.objective.uses_segmenter or Path(str(path)).exists():
+        return task.guidance
+    log.warning("objective.segmenter=%s does not exist yet: counted with the default widths", path)
+    shape = SegmenterConfig(image_size=config.generator.image_size)
+    return task.guidance_of(Segmenter(shape, modality_set).requires_grad_(False))
 
 
 def fake_networks(

@@ -52,10 +52,14 @@ class GanTask:
     @property
     def guidance(self) -> Guidance | None:
         """What the objective needs of that segmenter."""
-        if self.segmenter is None:
+        return self.guidance_of(self.segmenter)
+
+    def guidance_of(self, segmenter: Segmenter | None) -> Guidance | None:
+        """What the objective needs of a segmenter."""
+        if segmenter is None:
             return None
         objective = self.config.objective
-        return Guidance(self.segmenter, objective.tversky > 0, objective.segmenter_features > 0)
+        return Guidance(segmenter, objective.tversky > 0, objective.segmenter_features > 0)
 
     @cached_property
     def segmenter_sha256(self) -> str | None:

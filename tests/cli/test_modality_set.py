@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from brasyn_dist.cli.cross_validate import main as cross_validate
+from brasyn_dist.cli.demo import main as demo
+from brasyn_dist.cli.drop_modality import main as drop_modality
 from brasyn_dist.cli.evaluate import main as evaluate
 from brasyn_dist.cli.infer import main as infer
 from brasyn_dist.cli.shard import main as shard
@@ -32,8 +35,49 @@ def cohort(tmp_path: Path) -> Path:
     return folder
 
 
-def test_two_modalities_with_other_names(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "set.yaml").write_text("name: ctmr\nmodalities: [ct, mr]\n")
+@pytest.fixture
+def set_file(tmp_path: Path) -> Path:
+    path = tmp_path / "set.yaml"
+    path.write_text("name: ctmr\nmodalities: [ct, mr]\n")
+    return path
+
+
+UNET = ("generator.image_size=48", "augmentation.crop=[32,32]", "generator.widths=[16,32]", "training.max_steps=2",
+        "checkpoint.every_steps=1", "runtime.threads=1", "telemetry.report=false")  # fmt: skip
+
+
+def test_one_modality_of_each_case_is_dropped(cohort: Path, set_file: Path, tmp_path: Path):
+    words = [str(cohort), str(tmp_path / "out"), "--modality-set", str(set_file)]
+    assert drop_modality(words) == 0
+    dropped = json.loads((tmp_path / "out/dropped.json").read_text())
+    assert set(dropped.values()) == {"ct", "mr"}
+    for case, modality in dropped.items():
+        (kept,) = {"ct", "mr"} - {modality}
+        assert [p.name for p in (tmp_path / "out" / case).iterdir()] == [f"{case}-{kept}.nii.gz"]
+    assert drop_modality([*words, "--modality", "t2f"]) == 1
+
+
+@pytest.mark.slow
+def test_cross_validation(cohort: Path, set_file: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    options = ["--modality-set", str(set_file), "--folds", "2", "--minimum-foreground", "100"]
+    assert cross_validate([str(cohort), "--out", str(out), *options, *UNET]) == 0
+    rows = (out / "cases.csv").read_text().splitlines()
+    for modality in ("ct", "mr"):
+        assert sum(f",{modality},synthetic," in row for row in rows) == 4
+
+
+@pytest.mark.slow
+def test_demo(cohort: Path, set_file: Path, tmp_path: Path):
+    out = tmp_path / "demo"
+    options = ["--modality-set", str(set_file), "--kill-at", "0"]
+    assert demo(["--data", str(cohort), "--out", str(out), *options, *UNET]) == 0
+    assert {p.name.rpartition("-")[2] for p in out.glob("predictions/*.gz")} == {"ct.nii.gz", "mr.nii.gz"}
+
+
+def test_two_modalities_with_other_names(
+    cohort: Path, set_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     shards, runs, out = tmp_path / "shards", tmp_path / "runs", tmp_path / "out"
     options = [
         "--views",
@@ -45,10 +89,7 @@ def test_two_modalities_with_other_names(cohort: Path, tmp_path: Path, capsys: p
         "--workers",
         "1",
     ]
-    assert (
-        shard([str(cohort), "--out", str(shards), "--modality-set", str(tmp_path / "set.yaml"), *options])
-        == 0
-    )
+    assert shard([str(cohort), "--out", str(shards), "--modality-set", str(set_file), *options]) == 0
     assert train(["name=ctmr", f"runs_dir={runs}", f"data.shards={shards}", *SMALL]) == 0
     metrics = [json.loads(line) for line in (runs / "ctmr/metrics.jsonl").read_text().splitlines()]
     assert {"ct/mae", "mr/mae"} <= set(metrics[-1])

@@ -1,6 +1,7 @@
 """Layout and numbers of the comparison of runs; scores by cohort."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,14 @@ def test_rows_are_metric_set_and_class_and_columns_are_runs():
     assert not [row for row in body if row[2] == "NETC"]
 
 
+def test_regions_of_other_modality_sets_have_rows():
+    names = {"dice/ET": "dice/lesion", "dice/WT": "dice/organ at risk", "dice/NETC": "nsd/lesion"}
+    frame = comparison({"r1": TWO["r1"].rename(columns=names)})
+    body = [line.split(" | ")[:3] for line in markdown(frame).splitlines()[2:]]
+    dice = [row[2] for row in body if row[:2] == ["| Dice %", "ALL"]]
+    assert dice == ["lesion", "organ at risk"]
+
+
 def test_runs_with_other_cohorts_have_no_value_there():
     only_gli = TWO["r1"][TWO["r1"].case.str.contains("GLI")]
     frame = comparison({"gli": only_gli, "both": TWO["r2"]})
@@ -60,6 +69,11 @@ def test_latex_is_a_booktabs_table_with_escaped_names():
     text = latex(comparison({"r_1": TWO["r1"], "r2": TWO["r2"]}))
     assert text.startswith("\\begin{tabular}{lllrr}") and "\\toprule" in text
     assert "r\\_1" in text and "Dice \\%" in text and "\\textbf{70.00}" in text
+    assert not re.search(r"(?<!\\)[_#$%]", text), "special characters are escaped"
+    assert text.count("{") == text.count("}")
+    body = text.partition("\\midrule")[2].partition("\\bottomrule")[0]
+    rows = [row for row in body.split(r"\\") if "&" in row]
+    assert len(rows) == len(comparison(TWO)) and {row.count("&") for row in rows} == {4}
 
 
 def test_command_writes_three_files_and_names_equal_columns(tmp_path: Path, capsys):

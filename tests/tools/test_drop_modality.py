@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brasyn_dist.brats import find_cases
+from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.cli.drop_modality import choose, main
 from tests.small import small_cases
 
@@ -20,7 +20,7 @@ def test_draw_is_the_challenges():
     names = [f"case-{i:03d}" for i in range(219)]
     np.random.seed(123456)
     expected = [["t1c", "t1n", "t2f", "t2w"][i] for i in np.random.randint(0, 4, size=219)]
-    assert list(choose(names).values()) == expected
+    assert list(choose(names, MODALITIES).values()) == expected
 
 
 def test_cases_lose_one_modality_and_the_segmentation(cases: Path, tmp_path: Path):

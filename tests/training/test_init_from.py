@@ -66,6 +66,20 @@ def test_a_discriminator_of_another_width_is_refused_with_the_remedy(run_dir: Pa
         started(run_dir, "discriminator.base_channels=16")
 
 
+HEAD = ("generator.segmentation_head=true", "objective.auxiliary_segmentation=1")
+
+
+def test_a_segmentation_head_may_be_added_and_left_out(run_dir: Path, tmp_path: Path):
+    with_head, _ = started(run_dir, *HEAD)
+    untrained = build_generator(small_config(*HEAD).generator, CONFIG.seed)
+    assert equal(with_head.segmentation_head, untrained.segmentation_head)
+    weights = with_head.state_dict()
+    assert all(torch.equal(weights[n], t) for n, t in GENERATOR.state_dict().items())
+    with_head.save_pretrained(tmp_path / "head", Preprocessing(PUBLISHED, ("axial",)))
+    without, _ = started(tmp_path / "head")
+    assert equal(without, GENERATOR)
+
+
 def test_weight_decay_reaches_the_optimiser():
     for form, kind in (("l2", torch.optim.Adam), ("decoupled", torch.optim.AdamW)):
         options = ("optimizer.weight_decay=1e-5", f"optimizer.weight_decay_form={form}")
