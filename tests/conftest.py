@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers and the processes of runs share the cores
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: workers and the processes of runs share the cores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -40,6 +42,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 def shared_dir() -> Path:
     """Folder with the real subjects and reference outputs; never part of the repository."""
     return Path(os.environ.get("BRASYN_SHARED", REPOSITORY.parent / "shared"))
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations in this process write no report, which takes as long as the scores; tests/report tests it."""
+    monkeypatch.setattr("brasyn_dist.report.evaluation_report.write_report", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
