@@ -150,11 +150,9 @@ def read_modality_set(path: Path | str) -> ModalitySet:
     Raises:
         DataError: The file cannot be read, or its content is not a modality set.
     """
+    text = read_text(path)
     try:
-        values = yaml.safe_load(read_text(path))  # JSON is a subset of YAML
-        return ModalitySet.from_dict(values)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        return ModalitySet.from_dict(yaml.safe_load(text))  # JSON is a subset of YAML
     except (yaml.YAMLError, ValueError) as error:
         raise DataError(f"{path}: not valid YAML or JSON ({' '.join(str(error).split())})") from None
     except DataError as error:

@@ -91,7 +91,7 @@ def test_off_and_no_are_words_not_booleans():
 
 
 def test_missing_file_and_bad_yaml_are_named(tmp_path: Path):
-    with pytest.raises(ConfigError, match="nowhere.yaml: no such"):
+    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read .*`brasyn configs` lists"):
         load_config(tmp_path / "nowhere.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="bad.yaml: not valid YAML"):

@@ -81,14 +81,16 @@ def expand_path(path: str) -> str:
     return expanded
 
 
-def read_text(path: Path | str) -> str:
+def read_text(path: Path | str, remedy: str = "give a file that exists") -> str:
     """Text of a file that a user wrote: UTF-8, or UTF-16 with a byte order mark; line ends of any system.
 
     Raises:
-        DataError: The file is no such text.
-        OSError: It cannot be read.
+        DataError: The file cannot be read, with the remedy, or is no such text.
     """
-    data = Path(path).read_bytes()
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
@@ -146,7 +148,7 @@ def read_json(path: Path | str) -> dict[str, Any]:
     """The mapping in a JSON file; empty if the file is missing or damaged."""
     try:
         values = json.loads(read_text(path))
-    except (OSError, ValueError, DataError):
+    except (ValueError, DataError):
         return {}
     return values if isinstance(values, dict) else {}
 

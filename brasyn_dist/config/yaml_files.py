@@ -43,14 +43,10 @@ def read_yaml(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
         ConfigError: A file cannot be read, is no mapping, or is a base of itself.
     """
     try:
-        values = yaml.load(read_text(path), Loader) or {}
+        values = yaml.load(read_text(path, "`brasyn configs` lists the packaged ones"), Loader) or {}
         json.dumps(values, default=str)  # ValueError: an alias of a part of itself
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
     except DataError as error:
         raise ConfigError(str(error)) from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

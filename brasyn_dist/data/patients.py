@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from brasyn_dist.brats import Case
+from brasyn_dist.common.files import read_text
 from brasyn_dist.errors import DataError
 
 _NUMBERED = re.compile(r"^(?P<stem>.*\d)[-_ ](?P<number>\d{1,3}|[a-z])$", re.I)
@@ -25,12 +26,10 @@ def read_patients_file(path: Path) -> dict[str, str]:
     Raises:
         DataError: The file cannot be read, or a line has another form.
     """
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("{"):
             return {str(case): str(patient) for case, patient in json.loads(text).items()}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise DataError(f"{path}: no mapping of cases to patients ({error})") from None
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]

@@ -123,8 +123,6 @@ class Regression:
             gram, modalities = np.array(values["products"], float), tuple(values["terms"][1:])
             fitted = cls(gram, modalities, tuple(values["cases"]), values["statistics_hash"])
             valid = values["version"] == VERSION and gram.shape == (1 + len(modalities),) * 2
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: no fitted regression ({error!r}); make it with --regression-cases"

@@ -173,14 +173,9 @@ def read_table(path: Path) -> pd.DataFrame:
         DataError: The file cannot be read or is no score table.
     """
     path = path / "cases.csv" if path.is_dir() else path
+    text = io.StringIO(read_text(path, "give a cases.csv that `brasyn evaluate` wrote"))
     try:
-        table = pd.read_csv(
-            io.StringIO(read_text(path)), dtype=dict.fromkeys(KEYS, str), float_precision="round_trip"
-        )
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give a cases.csv that `brasyn evaluate` wrote"
-        ) from None
+        table = pd.read_csv(text, dtype=dict.fromkeys(KEYS, str), float_precision="round_trip")
     except ValueError as error:
         raise DataError(f"{path}: no score table ({error}); evaluate again") from None
     if not set(KEYS) <= set(table) or table.empty:

@@ -50,12 +50,13 @@ def load_fusion(path: Path | str, members: Sequence[Member]) -> WeightedFusion:
     """Read the fusion in a file.
 
     Raises:
-        CheckpointError: The file is damaged, was fitted for other members, or has a kind that is no longer
+        DataError: The file cannot be read.
+        CheckpointError: It is damaged, was fitted for other members, or has a kind that is no longer
             supported.
     """
     path = Path(path)
     try:
-        values = json.loads(read_text(path))
+        values = json.loads(read_text(path, "make one with `brasyn fit-fusion`"))
         if (values["format"], values["format_version"]) != (FORMAT, FORMAT_VERSION):
             raise ValueError(f"format {values['format']} {values['format_version']}")
         if values["kind"] != KIND:
@@ -66,10 +67,6 @@ def load_fusion(path: Path | str, members: Sequence[Member]) -> WeightedFusion:
         _check_members(values["members"], members, path)
         targets = members[0].modality_set.modalities
         return WeightedFusion({t: _checked(values["weights"][t], t, len(members)) for t in targets})
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: no fusion ({error.strerror}); make one with `brasyn fit-fusion`"
-        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: no fusion of {FORMAT} version {FORMAT_VERSION} ({error}); "

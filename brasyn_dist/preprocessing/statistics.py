@@ -104,12 +104,9 @@ class Statistics:
                     "statistics.json of a shard set"
                 )
             return PUBLISHED
+        text = read_text(path, "give a statistics.json, or `published`")
         try:
-            return cls.from_dict(json.loads(read_text(path)), path, modality_set)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); give a statistics.json, or `published`"
-            ) from None
+            return cls.from_dict(json.loads(text), path, modality_set)
         except ValueError as error:
             raise DataError(f"{path}: not valid JSON ({error})") from None
 

@@ -70,6 +70,7 @@ def test_scores_baselines_and_report(predictions: Path, references: Path, tmp_pa
     assert "best copy" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_report")
 def test_problems_are_listed_and_the_rest_is_scored(
     predictions: Path, references: Path, tmp_path: Path, capsys
 ):
@@ -95,6 +96,7 @@ def test_nothing_to_score_is_an_error(references: Path, tmp_path: Path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_case_without_segmentation_has_brain_scores_only(
     references: Path, predictions: Path, tmp_path: Path
 ):

@@ -76,6 +76,7 @@ def test_prediction_in_the_units_of_the_files():
     np.testing.assert_allclose(volume[2:], images[3, 2:], atol=1e-3)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_evaluation_has_it_as_a_method_and_keeps_the_fit(cases: Path, tmp_path: Path, capsys):
     case = find_cases(cases)[0]
     volumes = read_case(case)

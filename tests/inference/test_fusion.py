@@ -167,7 +167,7 @@ def test_files_bring_back_the_same_fusion(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path, two = tmp_path / "fusion.json", members("axial", "sagittal")
-    with pytest.raises(CheckpointError, match="no fusion"):
+    with pytest.raises(DataError, match="cannot be read .*make one with `brasyn fit-fusion`"):
         load_fusion(path, two)
     path.write_text("{")
     with pytest.raises(CheckpointError, match="brasyn fit-fusion"):

@@ -86,6 +86,7 @@ def test_what_cannot_be_segmented(segmenter, images):
         segment_volume(bare, images, 0)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_evaluation_segments_the_completed_case(segmenter, tmp_path: Path, capsys):
     """The synthetic volume takes its place among the real ones, and the type follows the name."""
     for number, kind in enumerate(("GLI", "MET")):

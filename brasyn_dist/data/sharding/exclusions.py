@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from brasyn_dist.common.files import read_text
 from brasyn_dist.errors import DataError
 
 
@@ -19,8 +20,8 @@ def read_exclusions(path: Path, kinds: Collection[str] = ()) -> tuple[tuple[str,
     Raises:
         DataError: The file has another content, or no finding of one of the kinds.
     """
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         values: Any
         if text.lstrip().startswith(("[", "{")):
             values = json.loads(text)
@@ -28,8 +29,6 @@ def read_exclusions(path: Path, kinds: Collection[str] = ()) -> tuple[tuple[str,
             values = [name for line in text.splitlines() if (name := line.partition("#")[0].strip())]
         entries = values["findings"] if isinstance(values, dict) else values
         findings = [_finding(entry) for entry in entries]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: no findings ({error!r}); give findings.json of `brasyn inspect`, or names of cases"

@@ -60,14 +60,12 @@ def _rank(seed: int, name: str) -> bytes:
 
 def read_split_file(path: Path) -> tuple[str, ...]:
     """Names in a split file: a JSON list, or one name on each line, with # comments."""
+    text = read_text(path)
     try:
-        text = read_text(path)
         if not text.lstrip().startswith("["):
             lines = (line.partition("#")[0].strip() for line in text.splitlines())
             return tuple(line for line in lines if line)
         return tuple(str(name) for name in json.loads(text))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise DataError(
             f"{path}: not a list of case names ({error}); give a JSON list or one name on each line"
