@@ -146,6 +146,7 @@ def monai(cohort: Path, work: Path, size: tuple[int, ...], kind: str) -> Iterato
         ]
     )
     files = [{key: str(case.files[key]) for key in keys} for case in cases]
+    dataset: Any
     if kind == "persistent":
         dataset = PersistentDataset(files, steps, work / "persistent", hash_transform=lambda _: b"")
     else:
