@@ -28,7 +28,7 @@ from brasyn_dist.models.hub import download, is_hub_name, upload
 from brasyn_dist.models.model_card import CARD, CardFacts, export_usage, model_card
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 
-GENERATOR, SEGMENTER = "generator", "segmenter"
+GENERATOR, SEGMENTER, VOLUME, REFINER = "generator", "segmenter", "volume", "refiner"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
