@@ -58,9 +58,13 @@ def train(options: TrainOptions) -> int:
 def run(config: "RunConfig") -> int:
     """Train what the configuration's task names; the exit status."""
     with starting_up():
-        from brasyn_dist.config import Config, SegmenterRunConfig
+        from brasyn_dist.config import Config, PatchRunConfig, SegmenterRunConfig
         from brasyn_dist.training import build
 
+    if isinstance(config, PatchRunConfig):
+        from brasyn_dist.training.volume_task import VolumeTask
+
+        return build.run(VolumeTask(config))
     if isinstance(config, SegmenterRunConfig):
         from brasyn_dist.training.segmenter_task import SegmenterTask
 

@@ -224,7 +224,7 @@ def export_folder(path: Path | str, kind: str = GENERATOR, revision: str | None 
 
 
 def kind_of(path: Path) -> str:
-    """`generator` or `segmenter`: what a config.json describes, as far as it can be read."""
+    """Kind of network (such as GENERATOR) that a config.json describes, as far as it can be read."""
     return str(read_json(path).get("format", GENERATOR)).rpartition(".")[2]
 
 

@@ -2,7 +2,9 @@
 
     available patches --+-- 2x2x2 convolution, stride 2 --> stages at 1/2, 1/4, ... --> doubling --+
        + brain mask     |                                                                          |
-                        +-- 3x3x3 convolution at full resolution ------------------------------- (+) --> output
+                        +-- 3x3x3 convolution at full resolution ------------------------------- (+)
+                        |                                                                          |
+                        |                                                         3x3x3 convolutions
                         |                                                                          |
                         +-- mean of the available patches -------------------------------------- (+) --> patch
 
@@ -79,7 +81,8 @@ class VolumeUNet(VolumeNetwork):
 
     def _half_resolution(self, x_BCXYZ: Tensor, condition_BE: Tensor) -> Tensor:
         """Features (B, widths[0], X / 2, Y / 2, Z / 2)."""
-        hidden, skips = self.reduction(x_BCXYZ), []
+        hidden = self.reduction(x_BCXYZ)
+        skips: list[Tensor] = []
         for stage in self.encoder:
             hidden = stage(F.avg_pool3d(hidden, 2) if skips else hidden, condition_BE)
             skips.append(hidden)

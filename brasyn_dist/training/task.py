@@ -3,7 +3,7 @@
     build.py   data, checkpoint, loggers ----------+
     Task       networks, step, validator, export --+--> Trainer (trainer.py)
 
-Implementations: GanTask (gan_task.py), SegmenterTask (segmenter_task.py).
+Implementations: GanTask (gan_task.py), SegmenterTask (segmenter_task.py), VolumeTask (volume_task.py).
 """
 
 from pathlib import Path
@@ -60,6 +60,9 @@ class Task(Protocol):
 
     def sources(self) -> dict[str, Any]:
         """Weights of other runs that this run uses without training them, for environment.json."""
+
+    def open_data(self, group: ProcessGroup) -> TrainingData:
+        """Open the shard set and select the samples of the run."""
 
     def check(self, data: TrainingData) -> None:
         """Raise ConfigError or DataError if the data does not fit the networks."""
