@@ -81,3 +81,14 @@ class AugmentationConfig:
     """One factor for all modalities of a slice, log-uniform in [exp(-intensity), exp(intensity)]."""
     contrast: Spread = 0.0
     """An additional factor for each modality of a slice, log-uniform in [exp(-contrast), exp(contrast)]."""
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """Patches of volumes that a network of volumes is trained on (data/loading/patches.py)."""
+
+    size: tuple[Few, Few, Few] = (64, 64, 32)
+    """[x, y, z]: voxels of a patch."""
+    tumour_share: Probability = 0.5
+    """Share of the patches whose centre is a tumour voxel, in cases with a tumour; the centre of the others is
+    any voxel of the brain."""
