@@ -11,6 +11,7 @@ from brasyn_dist.config.data import (
     DataConfig,
     NormalisationMode,
     OrderConfig,
+    PatchConfig,
     SampleOrderConfig,
 )
 from brasyn_dist.config.models import (
@@ -42,7 +43,8 @@ __all__ = [
     "BEFORE_OPTIONS", "TASKS", "AdamConfig", "AnyGeneratorConfig", "AugmentationConfig", "CheckpointConfig",
     "Config", "DataConfig",
     "DiscriminatorConfig", "GeneratorConfig", "LengthConfig", "NormalisationMode",
-    "ObjectiveConfig", "OptimizerConfig", "OrderConfig", "Recompute", "RunConfig", "RuntimeConfig",
+    "ObjectiveConfig", "OptimizerConfig", "OrderConfig", "PatchConfig", "Recompute", "RunConfig",
+    "RuntimeConfig",
     "SampleOrderConfig", "SegmenterConfig", "SegmenterRunConfig", "TelemetryConfig",
     "TrainingConfig", "TverskyConfig", "UNetConfig", "ValidationConfig", "all_options",
     "check_image_size",
