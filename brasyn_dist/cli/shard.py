@@ -1,6 +1,6 @@
-"""Convert cohort folders of BraTS cases into shards of slices.
+"""Convert cohort folders of BraTS cases into shards of slices, and of chunks of whole volumes.
 
-    brasyn shard COHORT_DIR [COHORT_DIR ...] --out shards
+    brasyn shard COHORT_DIR [COHORT_DIR ...] --out shards [--chunks 32 [--stage1 PREDICTIONS]]
 
 Each COHORT_DIR contains case folders (CASE/CASE-t1c.nii.gz, or the names of older editions); its name is
 recorded with every slice. To continue after an interruption, run the same command again. Stages:
@@ -35,6 +35,13 @@ class ShardCommandOptions:
     """Folder of the shard set."""
     views: list[View] | None = None
     """Views to slice.  [default: all]"""
+    chunks: Annotated[int | None, Option(metavar="SIDE", min=8, max=128)] = None
+    """Also store the whole volumes, as chunks of SIDE voxels (32), for networks of volumes.  [default: no]"""
+    slices: Annotated[bool, Option("--slices/--no-slices")] = True
+    """Store slices; without them, the set is for networks of volumes only."""
+    stage1: Path | None = None
+    """Folder with <case>-<modality>.nii.gz of every modality of each case, as `brasyn infer` writes them;
+    stored in the chunks."""
     workers: Annotated[int | None, Option(min=1)] = None
     """Processes, 0.5 GB each.  [default: the processors, at most 8]"""
     statistics: str | None = None
@@ -79,6 +86,10 @@ class ShardCommandOptions:
 
     def __post_init__(self) -> None:
         at_most_one(split=self.split, validation_fraction=self.validation_fraction is not None)
+        if not self.slices and (self.views or not self.chunks):
+            raise BadParameter("--no-slices needs --chunks, and excludes --views")
+        if self.stage1 is not None and not self.chunks:
+            raise BadParameter("--stage1 is stored in chunks; give --chunks 32 too")
         if self.rebuild_index is None and not (self.cohorts and self.out):
             raise BadParameter("give at least one COHORT_DIR, and --out")
 
@@ -111,7 +122,9 @@ def shard(options: ShardCommandOptions) -> None:
         options.cohorts,
         options.out,
         ShardOptions(
-            views=tuple(map(str, options.views or VIEWS)),
+            views=tuple(map(str, options.views or VIEWS)) if options.slices else (),
+            chunks=options.chunks,
+            stage1=options.stage1,
             seed=options.seed,
             validation_fraction=0.1 if fraction is None else fraction,
             validation_cases=read_split_file(options.split) if options.split else None,

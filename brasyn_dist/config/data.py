@@ -90,5 +90,5 @@ class PatchConfig:
     size: tuple[Few, Few, Few] = (64, 64, 32)
     """[x, y, z]: voxels of a patch."""
     tumour_share: Probability = 0.5
-    """Share of the patches whose centre is a tumour voxel, in cases with a tumour; the centre of the others
-    is any voxel of the brain."""
+    """Share of the patches whose centre is a tumour voxel, in cases with a tumour; the others have any voxel
+    of the brain as centre."""

@@ -8,6 +8,7 @@ on the division.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class SliceValidator:
         # Shards are written in a seeded random order, so their first slices are a random sample of patients.
         mine = range(group.rank, min(options.slices, len(data.validation)), group.world)
         chunks = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
-        self._batches = [
+        self._batches: list[tuple[range, Any]] = [
             (rows, read_samples(data.validation, rows, config.image_shape, config.context)) for rows in chunks
         ]
 

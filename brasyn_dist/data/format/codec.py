@@ -1,11 +1,12 @@
-"""One slice as bytes: a NumPy `.npy` file, uncompressed or compressed with Zstandard.
+"""One sample as bytes: a NumPy `.npy` file, uncompressed or compressed with Zstandard.
 
     planes (P, H, W) int16 | int32 --encode_slice--> payload bytes --decode_slice--> the same planes
 
-P is the number of modalities, plus one for the labels if the case has a segmentation. The name of the codec
-is the file extension of the payload in the tar, as the WebDataset convention requires. `npy.zst` has a
-checksum of its content: a flipped bit is an error when the slice is read. `npy` has none (only the SHA-256 of
-its shard) and is 7 times larger.
+A chunk of a volume (P, X, Y, Z) is stored in the same way. P is the number of modalities, twice that in a
+chunk with stage-1 volumes, plus one for the labels if the case has a segmentation. The name of the codec is
+the file extension of the payload in the tar, as the WebDataset convention requires. `npy.zst` has a checksum
+of its content: a flipped bit is an error when the sample is read. `npy` has none (only the SHA-256 of its
+shard) and is 7 times larger.
 """
 
 import functools
@@ -26,7 +27,7 @@ ZSTD_LEVEL = 3
 
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(?P<type><i[24])', 'fortran_order': False, "
-    rb"'shape': \((?P<shape>\d{1,3}, \d+, \d+)\), \} *\n",
+    rb"'shape': \((?P<shape>\d{1,3}, \d+, \d+(?:, \d+)?)\), \} *\n",
     re.DOTALL,
 )
 MAX_PLANES = 256
@@ -35,7 +36,7 @@ MAX_BYTES = 2**28
 
 
 def encode_slice(planes: np.ndarray, codec: str = DEFAULT_CODEC) -> bytes:
-    """Payload of `planes` (P, H, W), int16 or int32. Equal planes give equal bytes."""
+    """Payload of `planes` (P, H, W) or (P, X, Y, Z), int16 or int32. Equal planes give equal bytes."""
     return SliceEncoder(codec)(planes)
 
 
@@ -50,20 +51,20 @@ class SliceEncoder:
         self._memory = bytearray()
 
     def __call__(self, planes: np.ndarray, labels: np.ndarray | None = None) -> bytes:
-        """Payload of a slice.
+        """Payload of a slice or chunk.
 
         Args:
-            planes: (M, H, W) int16 or int32, in any memory order.
-            labels: (H, W), stored as an additional plane.
+            planes: (M, H, W) or (M, X, Y, Z) int16 or int32, in any memory order.
+            labels: (H, W) or (X, Y, Z), stored as an additional plane.
 
         Raises:
             DataError: Another shape or type.
         """
         shape = (len(planes) + (labels is not None), *planes.shape[1:])
-        if len(shape) != 3 or not 2 <= shape[0] <= MAX_PLANES or planes.dtype.name not in DTYPES:
+        if len(shape) not in (3, 4) or not 2 <= shape[0] <= MAX_PLANES or planes.dtype.name not in DTYPES:
             raise DataError(
-                f"a slice is (2 to {MAX_PLANES}, H, W) of {' or '.join(DTYPES)}, got {shape} of "
-                f"{planes.dtype}"
+                f"a sample is (2 to {MAX_PLANES}, H, W) or (..., X, Y, Z) of {' or '.join(DTYPES)}, "
+                f"got {shape} of {planes.dtype}"
             )
         header = npy_header(shape, planes.dtype.name)
         size = len(header) + planes.itemsize * math.prod(shape)
@@ -89,7 +90,7 @@ def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def decode_slice(data: bytes | memoryview, codec: str) -> np.ndarray:
-    """Planes (P, H, W) of a payload. Raises DataError if it is damaged."""
+    """Planes (P, H, W) or (P, X, Y, Z) of a payload. Raises DataError if it is damaged."""
     return SliceDecoder(codec)(data).copy()
 
 
@@ -106,9 +107,10 @@ class SliceDecoder:
         self._headers: dict[bytes, tuple[np.dtype, tuple[int, ...]]] = {}
 
     def __call__(self, data: bytes | memoryview) -> np.ndarray:
-        """Planes (P, H, W), valid until the next call. Raises DataError if the payload is damaged.
+        """Planes (P, H, W) or (P, X, Y, Z), valid until the next call.
 
-        `npy` payloads have no checksum: only damage to their header or length is detected.
+        Raises DataError if the payload is damaged. `npy` payloads have no checksum: only damage to their
+        header or length is detected.
         """
         return self._parse(data if self._zstandard is None else self._decompress(self._zstandard, data))
 
@@ -154,7 +156,7 @@ def _parse_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     match = _HEADER.fullmatch(header)
     if not match:
         raise DataError(
-            f"damaged .npy, or no slice: its header is {header[:120]!r}, "
-            f"expected (planes, H, W) of {' or '.join(DTYPES)}"
+            f"damaged .npy, or no sample: its header is {header[:120]!r}, "
+            f"expected (planes, H, W) or (planes, X, Y, Z) of {' or '.join(DTYPES)}"
         )
     return np.dtype(match["type"].decode()), tuple(int(n) for n in match["shape"].split(b","))

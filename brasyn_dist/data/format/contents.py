@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from brasyn_dist.brats import VIEWS
 from brasyn_dist.common.text_table import render_text_table
 from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.format.metadata import CHUNK, KINDS
 
 
 def summary(index: ShardIndex) -> str:
@@ -12,7 +12,7 @@ def summary(index: ShardIndex) -> str:
     header, (head, *rows) = index.header, table_rows(index)
     lines = [
         render_text_table(head, rows, text_columns=2).rstrip(),
-        f"{len(index)} slices in {len(index.shards)} shards, {header.codec}, {header.dtype}",
+        f"{_samples(index)} in {len(index.shards)} shards, {header.codec}, {header.dtype}",
     ]
     lines += [
         f"left out: {skipped['cohort']}/{line}"
@@ -27,7 +27,7 @@ def table_rows(index: ShardIndex) -> list[tuple[str, ...]]:
     header = index.header
     groups = sorted({(c.cohort, c.split) for c in header.cases})
     group_of_case = np.array([groups.index((c.cohort, c.split)) for c in header.cases])
-    rows = [("cohort", "split", "cases", "unlabelled", *header.views, "MB")]
+    rows = [("cohort", "split", "cases", "unlabelled", *header.kinds, "MB")]
     rows += [
         (cohort, split, *_counts(index, group_of_case == number))
         for number, (cohort, split) in enumerate(groups)
@@ -36,14 +36,23 @@ def table_rows(index: ShardIndex) -> list[tuple[str, ...]]:
     return rows
 
 
+def _samples(index: ShardIndex) -> str:
+    header = index.header
+    if not header.chunk:
+        return f"{len(index)} slices"
+    chunks = np.count_nonzero(index.columns["view"] == KINDS.index(CHUNK))
+    stage1 = " with stage-1 volumes" if header.stage1 else ""
+    return f"{len(index) - chunks} slices and {chunks} chunks of {header.chunk} voxels{stage1}"
+
+
 def _counts(index: ShardIndex, chosen_cases: np.ndarray) -> tuple[str, ...]:
     """Cells of one row; `chosen_cases` is (cases,) bool."""
     columns = index.columns
     chosen = chosen_cases[columns["case"]]
     cases = [case for case, wanted in zip(index.header.cases, chosen_cases) if wanted]
-    slices = [np.count_nonzero(columns["view"][chosen] == VIEWS.index(view)) for view in index.header.views]
+    samples = [np.count_nonzero(columns["view"][chosen] == KINDS.index(kind)) for kind in index.header.kinds]
     unlabelled = sum(not case.segmentation for case in cases)
     return (
-        *(str(n) for n in (len(cases), unlabelled, *slices)),
+        *(str(n) for n in (len(cases), unlabelled, *samples)),
         f"{columns['size'][chosen].sum() / 1e6:.1f}",
     )

@@ -5,9 +5,9 @@
                                               .select(split, views, ...) --> Selection: numbered samples
 
 `index.json` has the metadata of the set, and for each shard its name, size, SHA-256 and its samples as
-columns of integers (COLUMNS in tar_shards.py); sample keys are derived from them. `fingerprint` covers all of
-it, and through the SHA-256 every byte of the data. `Selection.fingerprint` also covers the choice: equal ones
-mean the same samples.
+columns of integers (`columns_of` in tar_shards.py); sample keys are derived from them. `fingerprint` covers
+all of it, and through the SHA-256 every byte of the data. `Selection.fingerprint` also covers the choice:
+equal ones mean the same samples.
 """
 
 import functools
@@ -23,12 +23,12 @@ from urllib.parse import quote
 import numpy as np
 import yaml
 
-from brasyn_dist.brats import IMAGE_SIZE, VIEWS, tumour_type
+from brasyn_dist.brats import IMAGE_SIZE, tumour_type
 from brasyn_dist.common.files import atomic_write_text, canonical_json
-from brasyn_dist.data.format.metadata import SetHeader
+from brasyn_dist.data.format.metadata import CHUNK, KINDS, SetHeader
 from brasyn_dist.data.format.tar_shards import (
-    COLUMNS,
     ShardEntry,
+    columns_of,
     is_shard_name,
     read_shard,
     sample_key,
@@ -90,7 +90,7 @@ class ShardIndex:
         try:
             values = json.loads(data)
             header = SetHeader.from_dict(values, where)
-            index = cls(header, tuple(_entry_from_dict(shard) for shard in values["shards"]), storage)
+            index = cls(header, tuple(_entry_from_dict(s, header) for s in values["shards"]), storage)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(f"{where}: damaged index ({error!r}); {REBUILD}") from None
         if index.fingerprint != values.get("fingerprint"):
@@ -101,7 +101,7 @@ class ShardIndex:
         """Content of index.json: one line for each field of the metadata and for each shard."""
         facts = {**self.header.to_dict(), "statistics_sha256": self.statistics_sha256}
         lines = [f"{json.dumps(key)}: {_compact(value)}" for key, value in facts.items()]
-        shards = ",\n".join(_compact(_entry_to_dict(shard)) for shard in self.shards)
+        shards = ",\n".join(_compact(_entry_to_dict(shard, self.header)) for shard in self.shards)
         lines += [f'"shards": [\n{shards}\n]', f'"fingerprint": {json.dumps(self.fingerprint)}']
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -129,10 +129,11 @@ class ShardIndex:
 
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        """(samples,) int64 arrays of all shards: COLUMNS, and `shard`, the number in `shards`."""
-        table = np.concatenate([shard.columns for shard in self.shards] or [np.empty((0, len(COLUMNS)))])
+        """(samples,) int64 arrays of all shards: `columns_of`, and `shard`, the number in `shards`."""
+        names = columns_of(self.header)
+        table = np.concatenate([shard.columns for shard in self.shards] or [np.empty((0, len(names)))])
         lengths = [len(shard) for shard in self.shards]
-        columns = {name: np.ascontiguousarray(table[:, i], dtype=np.int64) for i, name in enumerate(COLUMNS)}
+        columns = {name: np.ascontiguousarray(table[:, i], dtype=np.int64) for i, name in enumerate(names)}
         return {**columns, "shard": np.repeat(np.arange(len(lengths)), lengths)}
 
     def __len__(self) -> int:
@@ -141,7 +142,7 @@ class ShardIndex:
     def key(self, row: int) -> str:
         """Key of the sample in row `row` of `columns`."""
         case, view, index = (int(self.columns[name][row]) for name in ("case", "view", "index"))
-        return sample_key(self.header.cases[case].name, VIEWS[view], index)
+        return sample_key(self.header.cases[case].name, KINDS[view], index)
 
     def rows_of(self, keys: Iterable[str]) -> np.ndarray:
         """Rows of `columns` of the keys. Raises DataError for a key that is not in the set."""
@@ -167,24 +168,30 @@ class ShardIndex:
 
         Args:
             split: `train` or `val`.
-            views: Empty: all.
+            views: Empty: all. `chunk`, alone: the chunks, see `select_chunks` in chunks.py.
             cohorts: Empty: all.
-            quarantine: Keys of samples to leave out.
+            quarantine: Keys of samples to leave out; that of a chunk leaves out all chunks of its case.
             min_tumour_fraction: Labelled pixels as a fraction of 240 x 240; 0 without a segmentation.
 
         Raises:
             DataError: A name is not in the set, or no sample is left.
         """
         self._check_known("split", [split], [case.split for case in self.header.cases])
-        self._check_known("views", views, self.header.views)
+        slices = [view for view in views if view != CHUNK]
+        if slices and not self.header.views:
+            raise DataError("the shard set has chunks, but no slices; shard the cases without --no-slices")
+        if len(slices) < len(views) and not self.header.chunk:
+            raise DataError("the shard set has slices, but no chunks; shard the cases with --chunks 32")
+        self._check_known("views", slices, self.header.views)
         self._check_known("cohorts", cohorts, [case.cohort for case in self.header.cases])
         cases, columns = self.header.cases, self.columns
         good_case = [c.split == split and (not cohorts or c.cohort in cohorts) for c in cases]
         keep = np.array(good_case, dtype=bool)[columns["case"]]
-        if views:
-            keep &= np.isin(columns["view"], [VIEWS.index(view) for view in views])
+        keep &= np.isin(columns["view"], [KINDS.index(view) for view in views or self.header.views])
         keep &= columns["tumour_pixels"] >= min_tumour_fraction * IMAGE_SIZE**2
-        keep[self.rows_of(quarantine)] = False
+        keep[rows := self.rows_of(quarantine)] = False
+        is_chunk = columns["view"] == KINDS.index(CHUNK)
+        keep &= ~(is_chunk & np.isin(columns["case"], columns["case"][rows[is_chunk[rows]]]))
         if not keep.any():
             raise DataError(
                 f"no sample is left of split {split}, views {list(views)}, cohorts {list(cohorts)}, "
@@ -221,7 +228,7 @@ class Selection:
         return len(self.rows)
 
     def column(self, name: str, samples: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """(n,) int64: case, view, index, offset, size, tumour_pixels or shard of `samples` (default: all)."""
+        """(n,) int64: a column of the index of `samples` (default: all); see `ShardIndex.columns`."""
         return self.index.columns[name][self.rows[samples]]
 
     @functools.cached_property
@@ -301,18 +308,18 @@ def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def _entry_to_dict(shard: ShardEntry) -> dict[str, Any]:
-    samples = {name: shard.columns[:, i].tolist() for i, name in enumerate(COLUMNS)}
+def _entry_to_dict(shard: ShardEntry, header: SetHeader) -> dict[str, Any]:
+    samples = {name: shard.columns[:, i].tolist() for i, name in enumerate(columns_of(header))}
     return {
         "name": shard.name, "split": shard.split, "size": shard.size, "sha256": shard.sha256,
         "samples": samples,
     }  # fmt: skip
 
 
-def _entry_from_dict(values: dict[str, Any]) -> ShardEntry:
+def _entry_from_dict(values: dict[str, Any], header: SetHeader) -> ShardEntry:
     if not is_shard_name(values["name"]):
         raise ValueError(f"shard name {values['name']!r}")
-    columns = np.array([values["samples"][name] for name in COLUMNS], dtype=np.int64).T
+    columns = np.array([values["samples"][name] for name in columns_of(header)], dtype=np.int64).T
     return ShardEntry(
         values["name"], values["split"], values["size"], values["sha256"], np.ascontiguousarray(columns)
     )

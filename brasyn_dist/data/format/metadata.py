@@ -13,6 +13,16 @@ from brasyn_dist.modality_set import ModalitySet
 
 FORMAT = "brasyn_dist shards"
 VERSION = 1
+CHUNKS_VERSION = 2
+"""Version of sets with chunks; earlier versions of the package refuse them."""
+CHUNK = "chunk"
+"""Kind of the samples that are parts of volumes; the others are slices of a view."""
+KINDS = (*VIEWS, CHUNK)
+"""The position is the number of a kind in the index."""
+
+
+OPTIONAL = ("medians", "shape", "stage1_medians")
+"""Columns of the case table that not every set has."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,10 @@ class CaseEntry:
     """False: the case has no segmentation, and its slices have no label plane."""
     medians: tuple[int, ...] | None = None
     """Median of the foreground of each modality, in modality order; None in sets of earlier versions."""
+    shape: tuple[int, ...] | None = None
+    """(x, y, z) of its volumes; None in sets without chunks."""
+    stage1_medians: tuple[int, ...] | None = None
+    """Like `medians`, of the stage-1 volumes; None in sets without them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,10 @@ class SetHeader:
     """Other options of the set, for the record."""
     modality_set: ModalitySet = BRATS
     """Modalities, labels and regions of its cases."""
+    chunk: int | None = None
+    """Side of the chunks in voxels; None: the set has none."""
+    stage1: bool = False
+    """The chunks also have each modality as stage-1 networks synthesised it."""
 
     def __post_init__(self) -> None:
         check_codec(self.codec)
@@ -57,9 +75,22 @@ class SetHeader:
         if set(self.views) - set(VIEWS):
             raise DataError(f"shard set with unknown views {self.views}; expected {', '.join(VIEWS)}")
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of its samples."""
+        return (*self.views, *([CHUNK] if self.chunk else []))
+
+    def planes(self, case: int, kind: str) -> int:
+        """Number of planes of a sample of a case."""
+        images = len(self.modality_set) * (2 if kind == CHUNK and self.stage1 else 1)
+        return images + self.cases[case].segmentation
+
     def to_dict(self) -> dict[str, Any]:
         """JSON content. The case table is stored as columns, in a third of the size."""
-        values = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        version = CHUNKS_VERSION if self.chunk else VERSION
+        values = {"format": FORMAT, "version": version, **asdict(self)}
+        if not self.chunk:
+            del values["chunk"], values["stage1"]
         del values["modality_set"]
         if self.modality_set != BRATS:  # sets of BraTS cases keep their fingerprint
             values["modality_set"] = self.modality_set.to_dict()
@@ -67,17 +98,19 @@ class SetHeader:
         values["cases"] = {
             name: [getattr(case, name) for case in self.cases] for name in CaseEntry.__dataclass_fields__
         }
-        if all(case.medians is None for case in self.cases):
-            del values["cases"]["medians"]  # sets of earlier versions keep their fingerprint
+        for name in OPTIONAL:  # sets of earlier versions keep their fingerprint
+            if all(getattr(case, name) is None for case in self.cases):
+                del values["cases"][name]
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: object) -> "SetHeader":
         """Inverse of `to_dict`. Raises DataError, naming `where`, if this version cannot read the set."""
         found = (values.get("format"), values.get("version"))
-        if found != (FORMAT, VERSION):
+        if found not in ((FORMAT, VERSION), (FORMAT, CHUNKS_VERSION)):
             raise DataError(
-                f"{where}: expected {FORMAT!r} version {VERSION}, found {found[0]!r} version {found[1]!r}; "
+                f"{where}: expected {FORMAT!r} version {VERSION} or {CHUNKS_VERSION}, "
+                f"found {found[0]!r} version {found[1]!r}; "
                 "write the shards again with this version, or use the version that wrote them"
             )
         try:
@@ -94,16 +127,19 @@ class SetHeader:
                 modality_set=ModalitySet.from_dict(values["modality_set"])
                 if "modality_set" in values
                 else BRATS,
+                chunk=values.get("chunk"),
+                stage1=values.get("stage1", False),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where}: damaged description of the shard set ({error!r})") from None
 
 
 def _case_table(columns: dict[str, list[Any]]) -> tuple[CaseEntry, ...]:
-    names = [name for name in CaseEntry.__dataclass_fields__ if name != "medians"]
-    medians = columns.get("medians", [None] * len(columns["name"]))
+    names = [name for name in CaseEntry.__dataclass_fields__ if name not in OPTIONAL]
     rows = zip(*(columns[name] for name in names), strict=True)
+    missing = [None] * len(columns["name"])
+    optional = zip(*(columns.get(name, missing) for name in OPTIONAL), strict=True)
     return tuple(
-        CaseEntry(**dict(zip(names, row)), medians=None if of_case is None else tuple(of_case))
-        for row, of_case in zip(rows, medians, strict=True)
+        CaseEntry(**dict(zip((*names, *OPTIONAL), (*row, *(value and tuple(value) for value in more)))))
+        for row, more in zip(rows, optional, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Shards: POSIX tar files of slices, written once, reproducibly.
+"""Shards: POSIX tar files of samples, written once, reproducibly.
 
     SetHeader + samples --write_shard--> train-00003.tar + ShardEntry --read_shard--> SetHeader + ShardEntry
 
@@ -6,6 +6,7 @@
       pax global header, keyword `comment`: {"set": SetHeader, "split": "train", "number": 3} as JSON
       BraTS-GLI-00000-000/axial/077.npy.zst     payload (see codec.py) BraTS-GLI-00000-000/axial/077.json
       {"case", "cohort", "split", "view", "index", "segmentation", ...} ...
+      BraTS-GLI-00000-000/chunk/117.npy.zst     a chunk of the volumes (preprocessing/chunking.py)
 
 Each sample has two members, named after the WebDataset convention: any tar tool and `webdataset` read them.
 Owner, time and mode are constants, so equal samples give equal bytes. Each tar has the metadata of the set:
@@ -25,33 +26,36 @@ from urllib.parse import quote
 
 import numpy as np
 
-from brasyn_dist.brats import VIEWS
 from brasyn_dist.common.files import atomic_path, sha256_of
 from brasyn_dist.data.format.codec import decode_slice
-from brasyn_dist.data.format.metadata import SetHeader
+from brasyn_dist.data.format.metadata import CHUNK, KINDS, SetHeader
 from brasyn_dist.errors import DataError
+from brasyn_dist.preprocessing.chunking import chunk_box
 
 COLUMNS = ("case", "view", "index", "offset", "size", "tumour_pixels")
-"""Integers of each sample: number in the case table, number in VIEWS, slice number, position of the payload
-in the tar, its size, and labelled pixels."""
+"""Integers of each sample: number in the case table, number in KINDS, number of the slice or chunk, position
+of the payload in the tar, its size, and labelled pixels."""
+BRAIN = "brain"
+"""One more column of sets with chunks: voxels of a chunk in which a modality is above 0; 0 for slices."""
 
 _NAME = re.compile(r"(?P<split>[a-z][a-z0-9_]*)-(?P<number>\d{5})\.tar")
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """An encoded slice; `case` is its number in the case table of the header."""
+    """An encoded slice or chunk; `case` is its number in the case table of the header."""
 
     case: int
     view: str
     index: int
     tumour_pixels: int
     payload: bytes
+    brain: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class ShardEntry:
-    """Entry of one shard in the index; `columns` is (samples, 6) int64 in the order of COLUMNS."""
+    """Entry of one shard in the index; `columns` is (samples, 6 or 7) int64, see `columns_of`."""
 
     name: str
     split: str
@@ -61,6 +65,11 @@ class ShardEntry:
 
     def __len__(self) -> int:
         return len(self.columns)
+
+
+def columns_of(header: SetHeader) -> tuple[str, ...]:
+    """Names of the integers of each sample of a set."""
+    return (*COLUMNS, BRAIN) if header.chunk else COLUMNS
 
 
 def sample_key(case: str, view: str, index: int) -> str:
@@ -113,12 +122,14 @@ def _add_sample(
     description = {
         "case": case.name, "cohort": case.cohort, "split": case.split, "view": sample.view,
         "index": sample.index, "segmentation": case.segmentation, "tumour_pixels": sample.tumour_pixels,
+        **({BRAIN: sample.brain} if sample.view == CHUNK else {}),
     }  # fmt: skip
     _add_member(tar, sink, f"{key}.{header.codec}", sample.payload)
     size = len(sample.payload)
     offset = sink.position - _padded(size)
     _add_member(tar, sink, f"{key}.json", json.dumps(description).encode())
-    return (sample.case, VIEWS.index(sample.view), sample.index, offset, size, sample.tumour_pixels)
+    row = (sample.case, KINDS.index(sample.view), sample.index, offset, size, sample.tumour_pixels)
+    return (*row, sample.brain) if header.chunk else row
 
 
 def _add_member(tar: tarfile.TarFile, sink: "_HashingFile", name: str, data: bytes) -> None:
@@ -211,16 +222,21 @@ def _read_sample(
     if sample_key(sample["case"], sample["view"], sample["index"]) != key:
         raise ValueError(f"{description.name} describes another sample, {sample}")
     try:
-        planes = len(decode_slice(_content(tar, payload), header.codec))
+        planes = decode_slice(_content(tar, payload), header.codec)
     except DataError as error:
         raise ValueError(f"{payload.name}: {error}") from None
     case = case_numbers[sample["case"]]
-    if planes != len(header.modality_set) + header.cases[case].segmentation:
-        raise ValueError(f"{payload.name} has {planes} planes, against the case table")
-    return (
-        case, VIEWS.index(sample["view"]), sample["index"], payload.offset_data, payload.size,
+    if len(planes) != header.planes(case, sample["view"]):
+        raise ValueError(f"{payload.name} has {len(planes)} planes, against the case table")
+    if sample["view"] == CHUNK:
+        box = chunk_box(sample["index"], header.cases[case].shape or (), header.chunk or 1)
+        if planes.shape[1:] != tuple(span.stop - span.start for span in box):
+            raise ValueError(f"{payload.name} has shape {planes.shape[1:]}, against the case table")
+    row = (
+        case, KINDS.index(sample["view"]), sample["index"], payload.offset_data, payload.size,
         sample["tumour_pixels"],
     )  # fmt: skip
+    return (*row, sample.get(BRAIN, 0)) if header.chunk else row
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -1,20 +1,12 @@
-"""Loader: global batches in order, read ahead by threads.
+"""Loader: global batches of slices in order, read ahead by threads (stream.py).
 
     order.batch(k)[rows] --> SampleReader in threads, each a part of the batch --> SliceBatch k --> trainer
 
-A stream has no state to resume: a stream that starts at batch k reads only what batch k needs. Memory is
-bounded by `prefetch` batches beyond the one in use. Batches hold the stored integers; the device casts, masks
-and normalises them.
+Batches hold the stored integers; the device casts, masks and normalises them.
 """
 
-import time
-import weakref
-from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -24,6 +16,7 @@ from brasyn_dist.brats import BRATS, IMAGE_SIZE, ImageSize, image_shape
 from brasyn_dist.data.format.index import Selection
 from brasyn_dist.data.loading.reader import SampleReader
 from brasyn_dist.data.loading.sampler import SampleOrder
+from brasyn_dist.data.loading.stream import BatchStream, HostMemory
 from brasyn_dist.errors import DataError
 
 
@@ -85,12 +78,8 @@ class SliceBatch:
             self.keys[row] = selection.key(sample)
 
 
-class BatchMemory:
-    """Allocates batches in memory that is reused when a batch is no longer referenced.
-
-    New memory takes as long as copying into it, because the kernel clears it first. torch caches pinned
-    memory itself.
-    """
+class BatchMemory(HostMemory):
+    """Allocates batches of slices."""
 
     def __init__(
         self,
@@ -100,11 +89,10 @@ class BatchMemory:
         pin_memory: bool = False,
         context: int = 0,
     ) -> None:
+        super().__init__(pin_memory)
         self._modalities, self._neighbours = modalities, 2 * context
         self._shape_HW = image_shape(image_size)
         self._dtype = dtype
-        self._pin_memory = pin_memory and torch.cuda.is_available()
-        self._free: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
 
     def batch(self, index: int, rows: slice) -> SliceBatch:
         """An empty batch of rows.stop - rows.start samples."""
@@ -112,31 +100,19 @@ class BatchMemory:
         return SliceBatch(
             index,
             rows,
-            self._large((count, self._modalities, *shape_HW), self._dtype),
-            torch.empty((count, *shape_HW), dtype=torch.uint8, pin_memory=self._pin_memory),
-            torch.empty(count, dtype=torch.bool, pin_memory=self._pin_memory),
-            torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
-            torch.empty(count, dtype=torch.int64, pin_memory=self._pin_memory),
-            torch.ones(count, self._modalities, pin_memory=self._pin_memory),
+            self.large((count, self._modalities, *shape_HW), self._dtype),
+            self.small((count, *shape_HW), torch.uint8),
+            self.small((count,), torch.bool),
+            self.small((count,), torch.int64),
+            self.small((count,), torch.int64),
+            self.small((count, self._modalities), torch.float32).fill_(1),
             [""] * count,
-            self._large((count, self._neighbours, self._modalities, *shape_HW), self._dtype),
+            self.large((count, self._neighbours, self._modalities, *shape_HW), self._dtype),
         )
 
-    def _large(self, shape: tuple[int, ...], dtype: str) -> Tensor:
-        if self._pin_memory:
-            return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
-        free = self._free[shape]
-        memory = free.pop() if free else np.empty(shape, dtype)
-        # The tensor references the view; the memory is free when the view is deleted.
-        view = memory[:]
-        weakref.finalize(view, free.append, memory).atexit = False
-        return torch.from_numpy(view)
 
-
-class SliceStream:
-    """Iterator over the part of a rank of global batches. As a context manager it ends its threads.
-
-    A read error is raised by `next()` for its batch, as DataError with shard, key, offset and remedy.
+class SliceStream(BatchStream[SliceBatch]):
+    """Stream of slices, see BatchStream.
 
     Args:
         selection: Samples.
@@ -170,71 +146,22 @@ class SliceStream:
     ) -> None:
         if order.samples != len(selection):
             raise DataError(f"order of {order.samples} samples does not fit a selection of {len(selection)}")
-        self.wait_seconds = 0.0
-        """Time that the consumer has waited for data."""
+        super().__init__(SampleReader(selection), start, stop, threads, prefetch)
         self._selection = selection
         self._order = order
         self._rows = rows
-        self._next, self._stop = start, stop
-        self._threads, self._prefetch = threads, prefetch
         header = selection.index.header
         self._memory = BatchMemory(image_size, header.dtype, len(header.modality_set), pin_memory, context)
         self._shifts = shifts
-        self._reader = SampleReader(selection)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="slices")
-        self._pending: deque[tuple[SliceBatch, list[Future[None]]]] = deque()
 
-    def __iter__(self) -> "SliceStream":
-        return self
+    def _allocate(self, k: int) -> SliceBatch:
+        return self._memory.batch(k, self._rows)
 
-    def __next__(self) -> SliceBatch:
-        self._read_ahead()
-        if not self._pending:
-            self.close()
-            raise StopIteration
-        batch, parts = self._pending.popleft()
-        self._read_ahead()
-        started = time.perf_counter()
-        try:
-            for part in parts:
-                part.result()
-        except BaseException:
-            self.close()
-            raise
-        self.wait_seconds += time.perf_counter() - started
-        return batch
-
-    def _read_ahead(self) -> None:
-        while self._next < self._stop and len(self._pending) < self._prefetch:
-            self._pending.append(self._submit(self._next))
-            self._next += 1
-
-    def _submit(self, k: int) -> tuple[SliceBatch, list[Future[None]]]:
-        batch = self._memory.batch(k, self._rows)
-        edges = np.linspace(0, len(batch), min(self._threads, len(batch)) + 1).astype(int).tolist()
-        parts = [range(a, b) for a, b in pairwise(edges)]
-        return batch, [self._pool.submit(self._read_part, batch, part) for part in parts]
-
-    def _read_part(self, batch: SliceBatch, part: range) -> None:
+    def _fill(self, batch: SliceBatch, rows: range) -> None:
         # Computed in this thread, so that the consumer does not wait for the permutation of an epoch.
         samples = self._order.batch(batch.index)[batch.rows]
         shifts = None if self._shifts is None else self._shifts(batch.index)[batch.rows]
-        batch.fill(self._reader, self._selection, samples, part, shifts)
-
-    def close(self) -> None:
-        """Discard the batches that were read ahead, end the threads, close the shards. Idempotent."""
-        self._next = self._stop
-        self._pending.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._reader.close()
-
-    def __enter__(self) -> "SliceStream":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        batch.fill(self._reader, self._selection, samples, rows, shifts)
 
 
 def read_samples(

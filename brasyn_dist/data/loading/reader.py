@@ -11,7 +11,8 @@ import functools
 import os
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -121,15 +122,41 @@ class SampleReader:
         Raises:
             DataError: With shard, key, offset and remedy.
         """
-        shard, offset, size = (int(column[sample]) for column in self._locations)
-        try:
+        with self._located(sample) as (shard, offset, size):
             if self._codec == "npy" and not any(shift):
                 has_labels = self._read_in_place(shard, offset, size, planes, labels)
                 if has_labels is not None:
                     return has_labels
-            payload = self._scratch.bytes(size)
-            self._files.read(shard, offset, payload)
-            return _place_all(self._scratch.decoder(payload), planes, labels, shift)
+            return _place_all(self._decoded(shard, offset, size), planes, labels, shift)
+
+    def read(self, sample: int, shape: Sequence[int]) -> np.ndarray:
+        """Planes of one sample as stored, valid until the next read in this thread.
+
+        Args:
+            sample: Number of the sample in the selection.
+            shape: Expected shape.
+
+        Raises:
+            DataError: With shard, key, offset and remedy; also if it has another shape or type.
+        """
+        dtype = self._selection.index.header.dtype
+        with self._located(sample) as location:
+            found = self._decoded(*location)
+            if found.shape != tuple(shape) or found.dtype != dtype:
+                raise DataError(f"stored as {found.dtype} {found.shape}, but the index says {dtype} {shape}")
+            return found
+
+    def _decoded(self, shard: int, offset: int, size: int) -> np.ndarray:
+        payload = self._scratch.bytes(size)
+        self._files.read(shard, offset, payload)
+        return self._scratch.decoder(payload)
+
+    @contextmanager
+    def _located(self, sample: int) -> Iterator[tuple[int, int, int]]:
+        """Shard, offset and size of a sample; errors name them and the remedy."""
+        shard, offset, size = (int(column[sample]) for column in self._locations)
+        try:
+            yield shard, offset, size
         except TransferError:
             raise  # the sample may be intact: it is no reason to leave it out
         except DataError as error:

@@ -43,6 +43,7 @@ class Purpose(IntEnum):
     WRITING = 5
     AUGMENTATION = 6
     CROPS = 7
+    PATCHES = 8
 
 
 def random_words(seed: int, purpose: Purpose, count: int, a: int = 0, b: int = 0) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from brasyn_dist.brats import BRATS, VIEWS, Case
 from brasyn_dist.data.format.codec import DEFAULT_CODEC, check_codec
@@ -10,10 +11,11 @@ from brasyn_dist.data.nifti import check_axes
 from brasyn_dist.data.sharding.patient_split import held_out_by_fraction, held_out_by_list
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.preprocessing.chunking import LARGEST, SMALLEST
 from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
 from brasyn_dist.preprocessing.statistics import PERCENTILE
 
-ADDED = ("label_edition", "clip_percentile", "assume", "strict", "patients", "exclude")
+ADDED = ("label_edition", "clip_percentile", "assume", "strict", "patients", "exclude", "chunks", "stage1")
 """Fields that sets of version 0.1 do not have. They are recorded only if they differ from the default."""
 
 
@@ -22,6 +24,7 @@ class ShardOptions:
     """Content of a shard set. All fields are part of the identity of the set."""
 
     views: tuple[str, ...] = VIEWS
+    """Views of the slices; empty: only chunks."""
     seed: int = 0
     validation_fraction: float = 0.1
     validation_cases: tuple[str, ...] | None = None
@@ -48,13 +51,19 @@ class ShardOptions:
     """(case, patient), sorted; other cases have the patient of their name."""
     exclude: tuple[tuple[str, str], ...] = ()
     """(case, reason) of cases to leave out, sorted."""
+    chunks: int | None = None
+    """Side of the chunks of the volumes, in voxels; None: no chunks."""
+    stage1: Path | None = None
+    """Folder of stage-1 volumes to store in the chunks; recorded by the names and sizes of its files."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.views) - set(VIEWS))
-        if unknown or not self.views or len(set(self.views)) < len(self.views):
+        if unknown or not (self.views or self.chunks) or len(set(self.views)) < len(self.views):
             raise DataError(
                 f"views {', '.join(self.views) or 'none'}: choose from {', '.join(VIEWS)}, each once"
             )
+        if self.chunks is not None and not SMALLEST <= self.chunks <= LARGEST:
+            raise DataError(f"chunks of {self.chunks} voxels: choose a side of {SMALLEST} to {LARGEST}")
         if self.samples_per_shard < 1:
             raise DataError("samples per shard: must be at least 1")
         if self.headroom < 1:

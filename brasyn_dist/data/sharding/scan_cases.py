@@ -1,7 +1,7 @@
 r"""First pass of sharding: every case is read once, in parallel.
 
 cases --in lots, to the workers--> histogram, medians, problems of each lot --> ScanResult
-                              \--> encoded slices of good cases in the staging folder
+                              \--> encoded samples of good cases in the staging folder
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from brasyn_dist.data.case_notes import case_notes, equal_volumes, refuse
 from brasyn_dist.data.format.codec import DTYPES
 from brasyn_dist.data.patients import unite_equal
 from brasyn_dist.data.sharding.options import ShardOptions
+from brasyn_dist.data.sharding.stage1 import read_stage1
 from brasyn_dist.data.sharding.staging import is_staged, stage_volumes
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.preprocessing.intensity_scale import foreground_counts, median_of_counts
@@ -42,6 +43,10 @@ class Scan:
     """Smallest type that stores every intensity."""
     medians: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of each good case -> median of the foreground of each modality."""
+    stage1_medians: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """The same of the stage-1 volumes, if there are any."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name of each good case -> shape of its volumes."""
     fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of each good case -> hash of the intensity histogram of each modality: equal volumes are found."""
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -51,6 +56,8 @@ class Scan:
         self.histogram.add(other.histogram.counts)
         self.problems |= other.problems
         self.medians |= other.medians
+        self.stage1_medians |= other.stage1_medians
+        self.shapes |= other.shapes
         self.fingerprints |= other.fingerprints
         self.notes |= other.notes
         self.dtype = max(self.dtype, other.dtype, key=DTYPES.index)
@@ -72,7 +79,7 @@ class ScanResult:
 def scan_cases(
     cases: Sequence[Case], options: ShardOptions, dtype: str, work: Path, workers: int
 ) -> ScanResult:
-    """Read all cases, and encode the slices of those that `dtype` can store into the staging folder `work`.
+    """Read all cases, and encode the samples of those that `dtype` can store into the staging folder `work`.
 
     Bad cases have no influence on the result: the split is drawn among the good ones.
     """
@@ -135,6 +142,7 @@ def scan_lot(
     for case in cases:
         try:
             volumes = read_usable_case(case, options.views, options.round_values, options.assume)
+            stage1 = read_stage1(volumes, options.stage1, options.assume) if options.stage1 else None
             counts = [foreground_counts(*both) for both in zip(volumes.images, volumes.foreground)]
             prints = tuple(hashlib.sha256(c.tobytes()).hexdigest()[:16] for c in counts)
             notes = (*case_notes(volumes), *equal_volumes(volumes.modalities, prints))
@@ -148,12 +156,16 @@ def scan_lot(
             continue
         if notes:
             scan.notes[case.name] = notes
-        scan.dtype = max(scan.dtype, volumes.images.dtype.name, key=DTYPES.index)
+        stored = np.result_type(volumes.images, *([] if stage1 is None else [stage1]))
+        scan.dtype = max(scan.dtype, stored.name, key=DTYPES.index)
         scan.medians[case.name] = tuple(map(median_of_counts, counts))
         scan.fingerprints[case.name] = prints
+        if stage1 is not None:
+            made = [foreground_counts(image, image > 0) for image in stage1]
+            scan.stage1_medians[case.name] = tuple(median_of_counts(c) if len(c) else 1 for c in made)
+        scan.shapes[case.name] = volumes.images.shape[1:]
         if case.name in training:
             scan.histogram.add(counts)
-        fits = np.can_cast(volumes.images.dtype, dtype)
-        if work is not None and fits and not is_staged(case.name, work):
-            stage_volumes(volumes, options, dtype, work)
+        if work is not None and np.can_cast(stored, dtype) and not is_staged(case.name, work):
+            stage_volumes(volumes, stage1, options, dtype, work)
     return scan

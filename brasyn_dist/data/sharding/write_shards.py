@@ -2,12 +2,15 @@
 
     scan     every case, once         --> problems (nothing is written), statistics of the training cases,
                                           encoded slices in the staging folder
-    write    seeded order of a split  --> train-00000.tar, ...: slices from the staging folder
+    write    seeded order of a split  --> train-00000.tar, ...: samples from the staging folder
     last     index.json               --> the set is complete; the staging folder is removed
 
-Slices hold the stored integers, so they can be encoded before the statistics are known. The common type of
-all slices is known only after the first pass: int16 is presumed, and if a case needs int32, all cases are
+Samples hold the stored integers, so they can be encoded before the statistics are known. The common type of
+all samples is known only after the first pass: int16 is presumed, and if a case needs int32, all cases are
 read and encoded again.
+
+Chunks are in shards of their own after those of the slices: a run on slices does not fetch them. The chunks
+of a case are in one shard, in the order of the grid, because a patch needs several of them.
 
 Cases and shards are independent of each other, so any number of workers writes the same bytes. After a kill
 at any moment the same command continues: finished cases are not encoded again, and a folder without
@@ -35,7 +38,7 @@ from brasyn_dist.data.case_folders import (
 )
 from brasyn_dist.data.format.contents import summary
 from brasyn_dist.data.format.index import INDEX_NAME, ShardIndex
-from brasyn_dist.data.format.metadata import CaseEntry, SetHeader
+from brasyn_dist.data.format.metadata import CHUNK, CaseEntry, SetHeader
 from brasyn_dist.data.format.tar_shards import ShardEntry, write_shard
 from brasyn_dist.data.label_editions import recorded, with_label_editions
 from brasyn_dist.data.loading.sampler import Purpose, permutation
@@ -45,6 +48,7 @@ from brasyn_dist.data.sharding import staging
 from brasyn_dist.data.sharding.options import ADDED, ShardOptions
 from brasyn_dist.data.sharding.patient_split import check_known
 from brasyn_dist.data.sharding.scan_cases import ScanResult, scan_cases
+from brasyn_dist.data.sharding.stage1 import stage1_files
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import SEGMENTATION
 from brasyn_dist.preprocessing.statistics import Statistics
@@ -108,7 +112,8 @@ def make_shards(
         # Another run may have finished the set before this one had the lock.
         if (done := _finished(out, identity, skip_bad)) is not None:
             return done
-        staging.prepare_staging(work, _staging_identity(identity, cases, PRESUMED))
+        inputs = [*cases, *(stage1_files(c, options.stage1) for c in cases if options.stage1)]
+        staging.prepare_staging(work, _staging_identity(identity, inputs, PRESUMED))
         result = scan_cases(cases, options, PRESUMED, work, workers)
         bad = listed + result.bad
         if bad and not skip_bad:
@@ -118,7 +123,7 @@ def make_shards(
         record = {**identity, **{key: value for key, value in facts.items() if value}}
         header = _header(result, options, statistics, [*excluded, *bad], record)
         if header.dtype != PRESUMED:
-            staging.prepare_staging(work, _staging_identity(identity, cases, header.dtype))
+            staging.prepare_staging(work, _staging_identity(identity, inputs, header.dtype))
         log.info(summary(_write(result.cases, header, options, work, workers)))
     return open_shard_set(out)
 
@@ -146,6 +151,8 @@ def _identity(options: ShardOptions, cases: Sequence[Case], statistics: Statisti
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
     if options.exclude:
         values["exclude"] = dict(options.exclude)
+    if options.stage1 is not None:
+        values["stage1"] = input_hash(stage1_files(case, options.stage1) for case in cases)
     if options.patients:  # a file may name patients that are not in the set
         values["patients"] = hashlib.sha256(canonical_json(values["patients"])).hexdigest()
     return {
@@ -156,7 +163,7 @@ def _identity(options: ShardOptions, cases: Sequence[Case], statistics: Statisti
 
 
 def _staging_identity(identity: dict[str, Any], cases: Sequence[Case], dtype: str) -> dict[str, Any]:
-    """Encoded slices are reused only if no input file was modified since."""
+    """Encoded samples are reused only if no input file was modified since."""
     names = [c.name for c in cases]
     return {**identity, "dtype": dtype, "cases": names, "modified": modified_hash(cases)}
 
@@ -227,6 +234,8 @@ def _header(
                 patient=case.patient,
                 segmentation=SEGMENTATION in case.files,
                 medians=scan.medians[case.name],
+                shape=scan.shapes[case.name] if options.chunks else None,
+                stage1_medians=scan.stage1_medians.get(case.name),
             )
             for case in result.cases
         ),
@@ -234,6 +243,8 @@ def _header(
         skipped=[case.to_dict() for case in bad],
         options=identity,
         modality_set=options.modality_set,
+        chunk=options.chunks,
+        stage1=options.stage1 is not None,
     )
 
 
@@ -246,10 +257,10 @@ def _write(
         encode = partial(staging.stage_case, options=options, dtype=header.dtype, work=work)
         for _ in parallel_map("encode", encode, missing, workers):
             pass
-    plans = plan_shards(staging.staged_slices(work, [case.name for case in cases]), header, options)
+    plans = plan_shards(staging.staged_samples(work, [case.name for case in cases]), header, options)
     header = replace(header, shard_counts=dict(Counter(plan.split for plan in plans)))
     write = partial(write_planned_shard, header=header, work=work)
-    entries = parallel_map("write shards", write, plans, workers, weight=lambda plan: len(plan.slices))
+    entries = parallel_map("write shards", write, plans, workers, weight=lambda plan: len(plan.samples))
     index = ShardIndex(header, tuple(sorted(entries, key=lambda entry: entry.name)))
     index.save(work.parent)
     staging.remove_staging(work.parent)
@@ -258,31 +269,52 @@ def _write(
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Slices of one shard, in order."""
+    """Samples of one shard, in order."""
 
     split: str
     number: int
-    slices: list[staging.StagedSlice]
+    samples: list[staging.StagedSample]
 
 
 def plan_shards(
-    slices: Sequence[Sequence[staging.StagedSlice]], header: SetHeader, options: ShardOptions
+    samples: Sequence[Sequence[staging.StagedSample]], header: SetHeader, options: ShardOptions
 ) -> list[ShardPlan]:
-    """Slices of every split in a seeded order, divided into shards. Raises DataError if there are none."""
+    """Samples of every split in a seeded order, divided into shards. Raises DataError if there are no slices.
+
+    Args:
+        samples: Slices and chunks of each case.
+        header: Its cases have a split.
+        options: Seed and size of the shards.
+    """
     plans: list[ShardPlan] = []
-    size = options.samples_per_shard
     for number, split in enumerate((TRAIN, VALIDATION)):
-        flat = [s for case, of_case in zip(header.cases, slices) if case.split == split for s in of_case]
-        if not flat and split == TRAIN:
+        of_split = [of_case for case, of_case in zip(header.cases, samples) if case.split == split]
+        slices = [s for of_case in of_split for s in of_case if s.view != CHUNK]
+        if not slices and split == TRAIN and options.views:
             raise DataError(
                 f"no training slice has {options.minimum_foreground} foreground pixels in every modality; "
                 "check that the volumes are brains, or lower --minimum-foreground"
             )
-        mixed = [flat[i] for i in permutation(options.seed, Purpose.WRITING, number, len(flat))]
-        plans += [ShardPlan(split, i // size, mixed[i : i + size]) for i in range(0, len(mixed), size)]
+        mixed = permutation(options.seed, Purpose.WRITING, number, len(slices))
+        shards = _divided([[slices[i]] for i in mixed], options.samples_per_shard)
+        chunks = [[s for s in of_case if s.view == CHUNK] for of_case in of_split]
+        mixed = permutation(options.seed, Purpose.WRITING, 2 + number, len(chunks))
+        shards += _divided([chunks[i] for i in mixed], options.samples_per_shard)
+        plans += [ShardPlan(split, i, of_shard) for i, of_shard in enumerate(shards)]
     return plans
+
+
+def _divided(groups: Sequence[list[staging.StagedSample]], size: int) -> list[list[staging.StagedSample]]:
+    """Consecutive groups together, up to `size` samples or one group."""
+    parts: list[list[staging.StagedSample]] = []
+    for group in groups:
+        if parts and len(parts[-1]) + len(group) <= size:
+            parts[-1] += group
+        elif group:
+            parts.append([*group])
+    return parts
 
 
 def write_planned_shard(plan: ShardPlan, header: SetHeader, work: Path) -> ShardEntry:
     """Write one shard beside the staging folder `work`."""
-    return write_shard(work.parent, header, plan.split, plan.number, staging.read_staged(plan.slices, work))
+    return write_shard(work.parent, header, plan.split, plan.number, staging.read_staged(plan.samples, work))

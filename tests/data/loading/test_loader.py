@@ -175,7 +175,7 @@ def test_memory_is_reused_without_references(selection: Selection) -> None:
 
 
 def stream_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("slices")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
 def test_threads_and_descriptors_are_gone_after_every_kind_of_end(selection: Selection) -> None:

@@ -1,0 +1,33 @@
+"""Stage-1 volumes of a case: each modality, synthesised from the others (`brasyn infer`)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from brasyn_dist.brats import Case
+from brasyn_dist.data.nifti import CaseVolumes, check_geometry, read_case
+from brasyn_dist.errors import DataError
+
+
+def stage1_files(case: Case, folder: Path) -> Case:
+    """The case with the files `<folder>/<case>-<modality>.nii.gz` that exist, instead of its own."""
+    paths = {m: folder / f"{case.name}-{m}.nii.gz" for m in case.modality_set.modalities}
+    return replace(case, folder=folder, files={m: path for m, path in paths.items() if path.exists()})
+
+
+def read_stage1(volumes: CaseVolumes, folder: Path, assume: str | None = None) -> np.ndarray:
+    """(M, x, y, z) integers, x the fastest axis in memory: the stage-1 volumes of a case.
+
+    Raises:
+        DataError: A volume is missing or unusable, or its geometry differs from that of the case.
+    """
+    case = stage1_files(volumes.case, folder)
+    if case.missing:
+        raise DataError(
+            f"{folder}: no stage-1 volume {case.name}-{case.missing[0]}.nii.gz; synthesise every modality of "
+            "each case into that folder with `brasyn infer`"
+        )
+    synthesised = read_case(case, segmentation=False, round_values=True, assume=assume)
+    check_geometry(volumes.reference, synthesised.reference)
+    return synthesised.images
