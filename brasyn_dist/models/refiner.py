@@ -42,12 +42,12 @@ class ChannelNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, 1, 1, 1))
+        self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x_BCXYZ: Tensor) -> Tensor:
         """(B, C, X, Y, Z) to the same shape."""
         square_B1XYZ = x_BCXYZ.square().mean(1, keepdim=True)
-        return x_BCXYZ * torch.rsqrt(square_B1XYZ + EPSILON) * self.weight
+        return x_BCXYZ * torch.rsqrt(square_B1XYZ + EPSILON) * self.weight[:, None, None, None]
 
 
 def units(inputs: int, channels: int, count: int) -> nn.Sequential:

@@ -30,7 +30,9 @@ THREE = ["t1c", "t1n", "t2w"]
 CASE = Preprocessing(
     PUBLISHED,
     normalisation="case",
-    intensity_scale=IntensityScaleModel.fit(np.array([[500, 600, 700, 800], [900, 700, 800, 600]], np.float32)),
+    intensity_scale=IntensityScaleModel.fit(
+        np.array([[500, 600, 700, 800], [900, 700, 800, 600]], np.float32)
+    ),
     patch=PATCH,
 )
 
@@ -140,7 +142,9 @@ def test_command_with_a_refiner(axial_weights: Path, tmp_path: Path) -> None:
     assert infer(tmp_path, axial_weights, "--refiner", str(refiner)) == 0
     images = four(brain() | {"t2f": np.zeros_like(brain()["t2f"])})
     first = synthesise_case(load_members(axial_weights, CPU), images, THREE, ["t2f"])["t2f"]
-    second = synthesise_patches(network(REFINER), torch.from_numpy(images), THREE, "t2f", torch.from_numpy(first))
+    second = synthesise_patches(
+        network(REFINER), torch.from_numpy(images), THREE, "t2f", torch.from_numpy(first)
+    )
     made = read_volume(tmp_path / "out/a-t2f.nii.gz").array
     np.testing.assert_array_equal(made, second.round().numpy())
     assert (made != first).any()
