@@ -5,11 +5,12 @@
     for each fold, network and seed: train on the other cases --> synthesise each modality of the fold's cases
                                      from the other ones --> `brasyn evaluate` --> DIR/table.md
 
-Networks: `laptop` (configs/laptop.yaml), `mixed` (the same, trained with one to three available modalities, and
-scored with each number), `narrow` (configs/narrow.yaml) and `textbook`, MONAI's BasicUNet with mean absolute
-error only. The baselines are scored, too. Data, normalisation, augmentation and the prediction of the missing
-volume's scale are the same. All volumes of a subject are
-averaged before the intervals are computed: intervals are over subjects. The same command again continues.
+Networks: `laptop` (configs/laptop.yaml; also scored with the mean over mirrored slices, `--tta`), `views` (the
+same, trained on three views, whose volumes are averaged), `mixed` (the same, trained with one to three available
+modalities, and scored with each number), `narrow` (configs/narrow.yaml) and `textbook`, MONAI's BasicUNet with
+mean absolute error only. The baselines are scored, too. Data, normalisation, augmentation and the prediction of
+the missing volume's scale are the same. All volumes of a subject are averaged before the intervals are computed:
+intervals are over subjects. The same command again continues.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brasyn_dist.brats import MODALITIES, find_cases
+from brasyn_dist.brats import MODALITIES, VIEWS, find_cases
 from brasyn_dist.cli.cross_validate import link, split_into_folds
 from brasyn_dist.cli.subprocesses import brasyn, call
 from brasyn_dist.common.files import atomic_write_text, write_json
@@ -48,7 +49,12 @@ from brasyn_dist.training.schedule import ema_decay, scaled_rate
 from brasyn_dist.training.state import TrainState, average_of
 from brasyn_dist.training.training_data import TrainingData, open_data
 
-NETWORKS = ("laptop", "textbook", "mixed", "narrow")
+NETWORKS = ("laptop", "textbook", "views", "mixed", "narrow")
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "laptop": {"laptop, mirrored": {"mirror": True}},
+    "mixed": {"mixed, 2 available": {"count": 2}, "mixed, 1 available": {"count": 1}},
+}
+"""Further syntheses by a trained network: name in the table -> arguments of `synthesise`."""
 SCORES = {
     "psnr/brain": "PSNR, dB", "matched_psnr/brain": "matched PSNR, dB", "nmae/brain": "normalised MAE",
     "matched_nmae/brain": "matched nMAE", "ssim/healthy": "SSIM, healthy", "ssim/tumour": "SSIM, tumour",
@@ -96,6 +102,8 @@ def network_and_config(name: str, seed: int, overrides: list[str]) -> tuple[Gene
     more = [*overrides, f"seed={seed}", f"order.seed={seed}"]
     if name == "mixed":
         name, more = "laptop", [*more, "order.availability=mixed"]
+    if name == "views":
+        name, more = "laptop", [*more, f"data.views=[{','.join(VIEWS)}]"]
     if name != "textbook":
         config = load_config(find_resource("configs", name), more)
         return build_generator(config.generator, seed), config
@@ -128,7 +136,13 @@ def train(network: Generator, config: Config, data: TrainingData, seconds: float
 
 
 def synthesise(
-    network: Any, data: TrainingData, cases: list[Any], folder: Path, precision: Any, count: int = 3
+    network: Any,
+    data: TrainingData,
+    cases: list[Any],
+    folder: Path,
+    precision: Any,
+    count: int = 3,
+    mirror: bool = False,
 ) -> float:
     """Each modality of each case from the `count` next ones (in a circle); CPU seconds for each volume."""
     network.preprocessing = data.preprocessing
@@ -141,7 +155,9 @@ def synthesise(
         for target in MODALITIES:
             first = MODALITIES.index(target) + 1
             others = tuple((MODALITIES * 2)[first : first + count])
-            made = synthesise_case(members, images, others, [target], precision=precision)[target]
+            made = synthesise_case(members, images, others, [target], precision=precision, mirror=mirror)[
+                target
+            ]
             path = folder / f"{case.name}-{target}.nii.gz"
             write_like(path, made, volumes.reference, stored_type(volumes.stored_types, made))
     return (time.process_time() - begun) / len(cases) / len(MODALITIES)
@@ -158,11 +174,11 @@ def run_one(options: argparse.Namespace, fold: int, cases: list[Any], name: str,
     data = open_data(config, SingleProcess(config.runtime))
     average, updates = train(network, config, data, options.seconds)
     seconds = synthesise(average, data, cases, folder / "predictions", config.runtime.precision)
-    for count in (1, 2) if name == "mixed" else ():
-        part = root / f"mixed, {count} available-{seed}"
-        synthesise(average, data, cases, part / "predictions", config.runtime.precision, count)
+    for variant, how in VARIANTS.get(name, {}).items():
+        part = root / f"{variant}-{seed}"
+        taken = synthesise(average, data, cases, part / "predictions", config.runtime.precision, **how)
         evaluate(root, part, ["--no-baselines"])
-        write_json(part / "result.json", {"updates": updates, "seconds_per_volume": seconds})
+        write_json(part / "result.json", {"updates": updates, "seconds_per_volume": taken})
     baselines = [] if (name, seed) == (options.networks[0], options.seeds[0]) else ["--no-baselines"]
     evaluate(root, folder, baselines or ["--regression-cases", str(root / "training")])
     write_json(folder / "result.json", {"updates": updates, "seconds_per_volume": seconds})
@@ -187,7 +203,7 @@ def collect(options: argparse.Namespace) -> pd.DataFrame:
     table = pd.concat(rows, ignore_index=True)
     synthetic = table.method == "synthetic"
     table.loc[~synthetic, "network"] = table.loc[~synthetic, "method"]
-    return table[synthetic | table.method.isin(["mean of available", "best copy", "regression"])]
+    return table[synthetic | table.method.isin(["linear regression", "mean of available", "best copy"])]
 
 
 def bootstrap(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
@@ -206,14 +222,8 @@ def report(options: argparse.Namespace) -> str:
         by_case = chosen.groupby(["network", "case"])[list(SCORES)].mean()
         lines += ["", f"{target}:", "", "| network | subjects | " + " | ".join(SCORES.values()) + " |"]
         lines.append("|---" * (2 + len(SCORES)) + "|")
-        order = (
-            *NETWORKS,
-            "mixed, 2 available",
-            "mixed, 1 available",
-            "regression",
-            "mean of available",
-            "best copy",
-        )
+        scored = [name for network in NETWORKS for name in (network, *VARIANTS.get(network, ()))]
+        order = (*scored, "linear regression", "mean of available", "best copy")
         names = [n for n in order if n in by_case.index]
         for name in names:
             own = by_case.loc[name]
@@ -230,8 +240,9 @@ def report(options: argparse.Namespace) -> str:
     runs = [
         json.loads(p.read_text()) | {"run": p.parent.name} for p in options.out.glob("fold-*/*/result.json")
     ]
-    updates = pd.DataFrame(runs).assign(network=lambda f: f.run.str.rpartition("-")[0]).groupby("network")
-    for name, group in updates:  # type: ignore[assignment]
+    updates = pd.DataFrame(runs).assign(network=lambda f: f.run.str.rpartition("-")[0])
+    for name in sorted(set(updates.network)):
+        group = updates[updates.network == name]
         lines.append(
             f"\n{name}: {group.updates.mean():.0f} updates in {options.seconds:.0f} CPU seconds, "
             f"{group.seconds_per_volume.mean():.1f} CPU seconds a volume, {len(group)} runs"

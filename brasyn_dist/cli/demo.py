@@ -34,9 +34,9 @@ class DemoOptions:
     """Folder of BraTS cases, or of cohort folders."""
     out: Path = Path("demo")
     """Folder for everything."""
-    gli: CaseNumber = 6
+    gli: CaseNumber = 8
     """Synthetic glioma cases."""
-    met: CaseNumber = 2
+    met: CaseNumber = 4
     """Synthetic metastasis cases."""
     config: str = "demo"
     """YAML file of the training, or a packaged one's name."""

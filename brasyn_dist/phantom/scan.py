@@ -13,9 +13,10 @@ from brasyn_dist.phantom.anatomy import TISSUES, Anatomy
 from brasyn_dist.phantom.lesions import Kind
 
 # Signal of TISSUES (csf, grey, white, oedema, necrosis, enhancing, vessel); white matter is about 1.
+# No modality is an affine function of another one: T1c has less contrast of grey and white matter than T1n.
 CONTRAST = {
-    "t1n": (0.36, 0.78, 1.00, 0.72, 0.55, 0.74, 0.85),
-    "t1c": (0.38, 0.84, 1.00, 0.74, 0.58, 1.95, 2.30),
+    "t1n": (0.32, 0.70, 1.00, 0.66, 0.50, 0.70, 0.80),
+    "t1c": (0.46, 0.93, 1.00, 0.82, 0.62, 1.95, 2.30),
     "t2w": (2.70, 1.22, 0.88, 1.85, 2.00, 1.45, 0.75),
     "t2f": (0.28, 1.14, 0.94, 1.75, 1.10, 1.40, 0.80),
 }

@@ -25,10 +25,13 @@ def test_networks_of_one_cost_in_one_table(tmp_path: Path):
     subprocess.run(command, cwd=REPOSITORY, check=True)
     text = (tmp_path / "out/table.md").read_text()
     whole = text.partition("t1c:")[0]
-    for row in ("laptop", "textbook", "mixed", "mixed, 1 available", "best copy", "laptop - textbook"):
+    for row in (
+        "laptop", "laptop, mirrored", "textbook", "mixed", "mixed, 1 available", "linear regression", "best copy",
+        "laptop - textbook",
+    ):  # fmt: skip
         assert whole.count(f"| {row} | 2 |") == 1, row
     results = sorted((tmp_path / "out").glob("fold-*/*/result.json"))
-    assert len(results) == 2 * 5
+    assert len(results) == 2 * 6
     before = [path.stat().st_mtime_ns for path in results]
     subprocess.run(command, cwd=REPOSITORY, check=True)
     assert [path.stat().st_mtime_ns for path in results] == before
