@@ -77,13 +77,13 @@ def run(config: "RunConfig") -> int:
 
 def cost(config: "RunConfig") -> str:
     """What a run would execute and need, as text."""
-    from brasyn_dist.config import Config, SegmenterRunConfig
+    from brasyn_dist.config import Config, PatchRunConfig, SegmenterRunConfig
 
     if isinstance(config, SegmenterRunConfig):
         from brasyn_dist.training import segmenter_task
 
         return segmenter_task.cost(config)
-    assert isinstance(config, Config)
+    assert isinstance(config, Config | PatchRunConfig)
     from brasyn_dist.training import cost_model
 
     return cost_model.report(config)

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from brasyn_dist.config import PatchRunConfig
+from brasyn_dist.config import DataConfig, PatchRunConfig
 from brasyn_dist.data.format.chunks import ChunkSelection, select_chunks
+from brasyn_dist.data.format.index import ShardIndex
 from brasyn_dist.data.loading.augmentation import Augmentation, sample_augmentation
 from brasyn_dist.data.loading.patches import PatchBatch, PatchOrder, PatchStream
 from brasyn_dist.data.loading.sampler import rank_rows
@@ -69,7 +70,7 @@ def open_volumes(config: PatchRunConfig, group: ProcessGroup) -> VolumeData:
     """
     data, size = config.data, config.training.global_batch_size
     index = open_shard_set(data.shards, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
-    training = select_chunks(index, "train", data.cohorts, data.quarantine)
+    training = choose_cases(index, data)
     modality_set = index.header.modality_set
     scale = IntensityScaleModel.fit(training.medians) if data.normalisation == "case" else None
     return VolumeData(
@@ -91,7 +92,12 @@ def open_volumes(config: PatchRunConfig, group: ProcessGroup) -> VolumeData:
     )
 
 
-def held_out_cases(config: PatchRunConfig, index: Any) -> ChunkSelection | None:
+def choose_cases(index: ShardIndex, data: DataConfig) -> ChunkSelection:
+    """The cases that a run trains on."""
+    return select_chunks(index, "train", data.cohorts, data.quarantine)
+
+
+def held_out_cases(config: PatchRunConfig, index: ShardIndex) -> ChunkSelection | None:
     """Validation cases of the run's cohorts; of all cohorts if none is held out in those."""
     for cohorts in (config.data.cohorts, ()):
         try:

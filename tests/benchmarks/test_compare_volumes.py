@@ -11,7 +11,12 @@ from benchmarks.compare_volumes import inconsistency
 from tests.distributed.launch import REPOSITORY
 from tests.small import small_cases
 
-SLICES = ("generator.image_size=48", "augmentation.crop=[32,32]", "generator.widths=[16,32]", "generator.units=1")
+SLICES = (
+    "generator.image_size=48",
+    "augmentation.crop=[32,32]",
+    "generator.widths=[16,32]",
+    "generator.units=1",
+)
 VOLUME = ("patches.size=[16,16,16]",)
 
 
@@ -24,7 +29,9 @@ def test_only_gradients_along_the_axis_count() -> None:
     assert inconsistency(real + 7, real) == 0
     assert inconsistency(2 * real, real) == 0
     ramp = real + np.arange(4.0)
-    assert inconsistency(2 * ramp, ramp) > 0 and inconsistency(2 * ramp, ramp, matched=True) == pytest.approx(0)
+    assert inconsistency(2 * ramp, ramp) > 0 and inconsistency(2 * ramp, ramp, matched=True) == pytest.approx(
+        0
+    )
 
 
 @pytest.mark.slow
