@@ -49,7 +49,7 @@ def test_equal_planes_give_equal_bytes_whatever_their_memory_layout(codec: str) 
     "values", [np.zeros((5, 4, 4), "float32"), np.zeros((1, 4, 4), "int16"), np.zeros((4, 4), "int16")]
 )
 def test_what_is_no_slice_is_not_encoded(values: np.ndarray) -> None:
-    with pytest.raises(DataError, match="a slice is"):
+    with pytest.raises(DataError, match="a sample is"):
         encode_slice(values)
 
 
@@ -97,7 +97,7 @@ def test_absurd_length_asks_for_no_memory() -> None:
 def test_other_npy_files_are_refused(values: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, values)
-    with pytest.raises(DataError, match="no slice"):
+    with pytest.raises(DataError, match="no sample"):
         decode_slice(buffer.getvalue(), "npy")
 
 
