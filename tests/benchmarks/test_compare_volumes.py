@@ -37,7 +37,7 @@ def test_only_gradients_along_the_axis_count() -> None:
 @pytest.mark.slow
 def test_all_rows_are_in_the_table_and_nothing_is_repeated(tmp_path: Path) -> None:
     pytest.importorskip("monai")
-    cases = small_cases(tmp_path / "c", cases=4) / "train_gli"
+    cases = small_cases(tmp_path / "c") / "train_gli"
     command = [
         sys.executable, "benchmarks/compare_volumes.py", str(cases), "--out", str(tmp_path / "out"), "--folds", "2",
         "--fold", "0", "--seconds", "1", "--minimum-foreground", "200", "--set-slices", *SLICES, "--set-volume", *VOLUME,

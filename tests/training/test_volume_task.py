@@ -6,11 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.cli.train import cost, main
 from brasyn_dist.config import RunConfig, load_config
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
@@ -19,8 +17,7 @@ from brasyn_dist.models.export import load_network
 from brasyn_dist.training.cost_model import measure
 from brasyn_dist.training.training_data import DATA_FILE
 from tests.distributed.launch import REPOSITORY
-from tests.small import small_cases
-from tests.training.volumes import TASKS, Update, small_config
+from tests.training.volumes import TASKS, Update, small_config, volume_shards
 
 every_task = pytest.mark.parametrize("task", TASKS)
 RUN = ("training.max_steps=2", "validation.every_steps=2", "validation.slices=3", "telemetry.report=false")
@@ -28,20 +25,7 @@ RUN = ("training.max_steps=2", "validation.every_steps=2", "validation.slices=3"
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phantoms of 48 x 48 x 40 voxels; their stage-1 volumes are the real ones, each voxel times 2."""
-    import nibabel
-
-    folder = tmp_path_factory.mktemp("volumes")
-    cases = find_cases(small_cases(folder / "cases", 4) / "train_gli")
-    (folder / "stage1").mkdir()
-    for case in cases:
-        for modality in MODALITIES:
-            image = nibabel.load(case.files[modality])
-            doubled = nibabel.Nifti1Image(2 * np.asarray(image.dataobj), image.affine)
-            nibabel.save(doubled, folder / "stage1" / f"{case.name}-{modality}.nii.gz")
-    options = ShardOptions(views=(), chunks=16, stage1=folder / "stage1", validation_fraction=0.34)
-    make_shards([folder / "cases/train_gli"], folder / "shards", options)
-    return folder / "shards"
+    return volume_shards(tmp_path_factory.mktemp("volumes"))
 
 
 def options_of(task: str, shards: Path, root: Path) -> list[str]:

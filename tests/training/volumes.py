@@ -1,15 +1,21 @@
 """Small networks of volumes and made-up patches for tests of one update, in this process, without Accelerate."""
 
+from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import torch
 
+from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.config import PatchRunConfig, load_config
 from brasyn_dist.data.loading.patches import PatchBatch, PatchMemory
+from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.distributed.single_process import SingleProcess
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.volume_task import VolumeStep, VolumeTask
+from tests.small import small_cases
 
 SIZE, BATCH = (16, 12, 8), 4
 SMALL = (
@@ -65,3 +71,17 @@ class Update:
 
         self.state.main.clip_and_step = clip_and_step  # type: ignore[method-assign]
         return self(), kept
+
+
+def volume_shards(folder: Path) -> Path:
+    """Phantoms of 48 x 48 x 40 voxels as chunks; their stage-1 volumes are the real ones, each voxel times 2."""
+    cases = find_cases(small_cases(folder / "cases", 4) / "train_gli")
+    (folder / "stage1").mkdir()
+    for case in cases:
+        for modality in MODALITIES:
+            image = nibabel.load(case.files[modality])
+            doubled = nibabel.Nifti1Image(2 * np.asarray(image.dataobj), image.affine)
+            nibabel.save(doubled, folder / "stage1" / f"{case.name}-{modality}.nii.gz")
+    options = ShardOptions(views=(), chunks=16, stage1=folder / "stage1", validation_fraction=0.34)
+    make_shards([folder / "cases/train_gli"], folder / "shards", options)
+    return folder / "shards"
