@@ -77,6 +77,8 @@ class Training:
     """Updates of a whole run with 1,489 cases."""
     micro_batch: int
     """Slices that fit at a time; only the last micro-batch's backward hides communication."""
+    batch: int = 64
+    """Slices, or patches, of a global batch of `--hours`."""
 
     def slice_seconds(self, machine: Machine) -> float:
         return max(
@@ -92,6 +94,13 @@ TRAININGS = {
     # R2 and R3: 158,867 slices x 10 epochs x 4 updates / 64; GLI only.
     "thesis": Training(
         "published/r3", 641.2e9, 13.05e9, 3660, (Network(80.0e6, 0.95), Network(4.5e6, 0.05)), steps=99_292, micro_batch=16
+    ),
+    # Tasks on volumes: patches of 128 x 128 x 32 in place of slices.
+    "volume": Training(
+        "volume", 471.9e9, 9.72e9, 1019, (Network(16.99e6),), steps=40_000, micro_batch=8, batch=8
+    ),
+    "refiner": Training(
+        "refiner", 229.7e9, 75.9e9, 1426, (Network(23.8e3),), steps=40_000, micro_batch=8, batch=8
     ),
 }  # fmt: skip
 
@@ -158,7 +167,7 @@ def table(
 
 
 def hours_table(gpu_counts: Sequence[int], machine: Machine) -> str:
-    """Markdown: predicted hours of whole trainings with a global batch of 64, with and without fusion."""
+    """Markdown: predicted hours of whole trainings, with and without fusion."""
     lines = [
         f"| training | unfused part | {' | '.join(f'{n} L40S' for n in gpu_counts)} |",
         "|---|---:|" + "---:|" * len(gpu_counts),
@@ -166,8 +175,12 @@ def hours_table(gpu_counts: Sequence[int], machine: Machine) -> str:
     for name, training in TRAININGS.items():
         for unfused in (0.5, 1.0):
             of = replace(machine, unfused=unfused)
-            hours = [training.steps * update_seconds(training, n, 64, of) / 3600 for n in gpu_counts]
-            lines.append(f"| {name} | {unfused:g} | {' | '.join(f'{h:.1f}' for h in hours)} |")
+            batch = training.batch
+            hours = [
+                f"{training.steps * update_seconds(training, n, batch, of) / 3600:.1f}" if n <= batch else "-"
+                for n in gpu_counts
+            ]
+            lines.append(f"| {name} | {unfused:g} | {' | '.join(hours)} |")
     return "\n".join(lines)
 
 

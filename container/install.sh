@@ -8,7 +8,7 @@ python3 -m venv "$ROOT/venv"
 cd "$ROOT/source"
 # Unquoted: TORCH may hold options, such as --index-url.
 "$ROOT/venv/bin/pip" install --no-cache-dir ${TORCH:-$(grep '^torch==' constraints.txt)}
-"$ROOT/venv/bin/pip" install --no-cache-dir --constraint constraints.txt .
+"$ROOT/venv/bin/pip" install --no-cache-dir --constraint constraints.txt '.[volumes]'
 # The user of a container may have any number and owns no file in the image.
 chmod -R a+rX "$ROOT"
 "$ROOT/venv/bin/python" -c 'import brasyn_dist'

@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from brasyn_dist.config import (
+    TASKS,
     Config,
     RunConfig,
     RuntimeConfig,
@@ -134,7 +135,7 @@ def test_saved_options_of_runs_before_there_were_tasks_are_read(tmp_path: Path):
         assert load_config(path, (), RunConfig) == kind()
 
 
-@pytest.mark.parametrize("kind", [Config, SegmenterRunConfig])
+@pytest.mark.parametrize("kind", TASKS.values())
 def test_every_option_is_described(kind: type[RunConfig]):
     assert [name for name, option in all_options(kind) if not option.description] == []
 

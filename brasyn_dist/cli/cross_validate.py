@@ -67,20 +67,10 @@ def run(options: CrossValidateOptions) -> None:
     import pandas as pd
 
     from brasyn_dist.brats import modality_set_in
-    from brasyn_dist.data.case_folders import unreadable_cases, usable_cases, without_bad
-    from brasyn_dist.data.label_editions import with_label_editions
-    from brasyn_dist.data.patients import read_patients_file, with_patients
     from brasyn_dist.evaluation import tables
 
     modality_set = modality_set_in(options.modality_set)
-    cases = usable_cases([options.cases], modality_set, options.skip_bad, complete=True)
-    if options.patients is not None:
-        cases = with_patients(cases, read_patients_file(options.patients))
-    cases, _ = with_label_editions(cases)
-    cases = without_bad(cases, unreadable_cases(cases, labels=True), options.skip_bad)
-    folds = split_into_folds(cases, options.folds, options.seed)
-    if options.fold is not None and not 0 <= options.fold < len(folds):
-        raise ConfigError(f"--fold {options.fold}: from 0 to {len(folds) - 1}")
+    cases, folds = read_folds(options)
     for number, held_out in enumerate(folds):
         if options.fold in (None, number):
             name = f"Fold {number + 1} of {len(folds)}"
@@ -94,6 +84,25 @@ def run(options: CrossValidateOptions) -> None:
     write_json(options.out / "summary.json", {"means": tables.summary_json(summary)})
     title(f"All folds: {len(cases)} cases, each by a network trained without its patient")
     print(tables.text_table(summary, modality_set))
+
+
+def read_folds(options: CrossValidateOptions) -> "tuple[list[Case], list[list[Case]]]":
+    """The cases, and the same by fold."""
+    from brasyn_dist.brats import modality_set_in
+    from brasyn_dist.data.case_folders import unreadable_cases, usable_cases, without_bad
+    from brasyn_dist.data.label_editions import with_label_editions
+    from brasyn_dist.data.patients import read_patients_file, with_patients
+
+    modality_set = modality_set_in(options.modality_set)
+    cases = usable_cases([options.cases], modality_set, options.skip_bad, complete=True)
+    if options.patients is not None:
+        cases = with_patients(cases, read_patients_file(options.patients))
+    cases, _ = with_label_editions(cases)
+    cases = without_bad(cases, unreadable_cases(cases, labels=True), options.skip_bad)
+    folds = split_into_folds(cases, options.folds, options.seed)
+    if options.fold is not None and not 0 <= options.fold < len(folds):
+        raise ConfigError(f"--fold {options.fold}: from 0 to {len(folds) - 1}")
+    return list(cases), folds
 
 
 def split_into_folds(cases: "Sequence[Case]", folds: int, seed: int) -> "list[list[Case]]":
@@ -120,6 +129,20 @@ def evaluate_fold(
     options: CrossValidateOptions, cases: "Sequence[Case]", held_out: "Sequence[Case]", out: Path, name: str
 ) -> None:
     """All stages of one fold; each stage skips what is complete."""
+    synthesise_fold(options, cases, held_out, out, name)
+    call(
+        brasyn(
+            "evaluate", "--predictions", out / "predictions", "--references", out / "unseen",
+            "--out", out / "evaluation", "--statistics", out / "shards" / "statistics.json",
+            "--regression-cases", out / "training", "--curves", out / "run",
+        )
+    )  # fmt: skip
+
+
+def synthesise_fold(
+    options: CrossValidateOptions, cases: "Sequence[Case]", held_out: "Sequence[Case]", out: Path, name: str
+) -> None:
+    """Train on the other cases, and synthesise every modality of the held-out ones into `out`/predictions."""
     from brasyn_dist.brats import modality_set_in
     from brasyn_dist.config import load_config
 
@@ -127,7 +150,7 @@ def evaluate_fold(
     out.mkdir(parents=True, exist_ok=True)
     atomic_write_text(out / "held_out.txt", "".join(f"{c.name}\n" for c in held_out))
     unseen = link(held_out, out / "unseen")
-    training = link([c for c in cases if c not in held_out], out / "training")
+    link([c for c in cases if c not in held_out], out / "training")
     modality_set = modality_set_in(options.modality_set)
     overrides = [*updates_of(modality_set), *(options.overrides or ())]
     config = find_resource("configs", options.config)
@@ -150,12 +173,6 @@ def evaluate_fold(
             brasyn("infer", "--weights", trained, "--input", unseen, "--output", predictions,
                    "--modality", modality)
         )  # fmt: skip
-    call(
-        brasyn(
-            "evaluate", "--predictions", predictions, "--references", unseen, "--out", out / "evaluation",
-            "--statistics", shards / "statistics.json", "--regression-cases", training, "--curves", trained,
-        )
-    )  # fmt: skip
 
 
 def updates_of(modality_set: "ModalitySet") -> list[str]:

@@ -36,6 +36,8 @@ class InferOptions(SharingOptions, ModelOptions):
     """Folder for the volumes and manifest.json."""
     fusion: Path | None = None
     """File of `brasyn fit-fusion`.  [default: the mean]"""
+    refiner: Path | None = None
+    """Run or export folder of a second stage, which refines the volumes of --weights."""
     tta: bool = False
     """Average with the result of mirrored slices, for twice the time."""
     modality: Annotated[list[str] | None, Option(metavar="M...")] = None
@@ -70,6 +72,7 @@ def infer(options: InferOptions, context: LaunchContext) -> int:
         views=options.views,
         any_view=options.any_view,
         fusion=options.fusion,
+        refiner=options.refiner,
         tta=options.tta,
         modalities=options.modality or (),
         batch_size=options.batch_size,

@@ -14,8 +14,8 @@ import brasyn_dist
 
 COMMANDS = (
     "phantom", "shard", "inspect", "train", "infer", "evaluate", "view", "compare", "table", "fit-fusion",
-    "report", "convert", "export", "drop-modality", "cross-validate", "ablate", "study", "demo", "submit",
-    "status", "configs",
+    "report", "convert", "export", "drop-modality", "cross-validate", "cross-fit", "ablate", "study", "demo",
+    "submit", "status", "configs",
 )  # fmt: skip
 """Subcommands; `fit-fusion` is `main` of cli/fit_fusion.py, described by its docstring's first line."""
 INTERNAL = ("slurm-attempt",)

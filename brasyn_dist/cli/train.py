@@ -65,10 +65,13 @@ def train(options: TrainOptions) -> int:
 def task_of(config: "RunConfig") -> "Task":
     """What the configuration's task names."""
     with starting_up():
-        from brasyn_dist.config import Config, SegmenterRunConfig
+        from brasyn_dist.config import Config, PatchRunConfig, SegmenterRunConfig
         from brasyn_dist.training.gan_task import GanTask
         from brasyn_dist.training.segmenter_task import SegmenterTask
+        from brasyn_dist.training.volume_task import VolumeTask
 
+    if isinstance(config, PatchRunConfig):
+        return VolumeTask(config)
     if isinstance(config, SegmenterRunConfig):
         return SegmenterTask(config)
     assert isinstance(config, Config)
@@ -77,13 +80,13 @@ def task_of(config: "RunConfig") -> "Task":
 
 def cost(config: "RunConfig") -> str:
     """What a run would execute and need, as text."""
-    from brasyn_dist.config import Config, SegmenterRunConfig
+    from brasyn_dist.config import Config, PatchRunConfig, SegmenterRunConfig
 
     if isinstance(config, SegmenterRunConfig):
         from brasyn_dist.training import segmenter_task
 
         return segmenter_task.cost(config)
-    assert isinstance(config, Config)
+    assert isinstance(config, Config | PatchRunConfig)
     from brasyn_dist.training import cost_model
 
     return cost_model.report(config)

@@ -20,12 +20,24 @@ from brasyn_dist.config.models import (
     DiscriminatorConfig,
     GeneratorConfig,
     Recompute,
+    RefinerConfig,
     SegmenterConfig,
     UNetConfig,
+    VolumeUNetConfig,
     check_image_size,
 )
-from brasyn_dist.config.objective import ObjectiveConfig, TverskyConfig
-from brasyn_dist.config.run import TASKS, Config, RunConfig, SegmenterRunConfig, load_config, task_of
+from brasyn_dist.config.objective import ObjectiveConfig, RegressionConfig, TverskyConfig
+from brasyn_dist.config.run import (
+    TASKS,
+    Config,
+    PatchRunConfig,
+    RefinerRunConfig,
+    RunConfig,
+    SegmenterRunConfig,
+    VolumeRunConfig,
+    load_config,
+    task_of,
+)
 from brasyn_dist.config.runtime import RuntimeConfig
 from brasyn_dist.config.schema import all_options, dataclass, from_dict, to_dict, to_yaml
 from brasyn_dist.config.training import (
@@ -43,10 +55,11 @@ __all__ = [
     "BEFORE_OPTIONS", "TASKS", "AdamConfig", "AnyGeneratorConfig", "AugmentationConfig", "CheckpointConfig",
     "Config", "DataConfig",
     "DiscriminatorConfig", "GeneratorConfig", "LengthConfig", "NormalisationMode",
-    "ObjectiveConfig", "OptimizerConfig", "OrderConfig", "PatchConfig", "Recompute", "RunConfig",
-    "RuntimeConfig",
+    "ObjectiveConfig", "OptimizerConfig", "OrderConfig", "PatchConfig", "PatchRunConfig", "Recompute",
+    "RefinerConfig", "RefinerRunConfig", "RegressionConfig", "RunConfig", "RuntimeConfig",
     "SampleOrderConfig", "SegmenterConfig", "SegmenterRunConfig", "TelemetryConfig",
-    "TrainingConfig", "TverskyConfig", "UNetConfig", "ValidationConfig", "all_options",
+    "TrainingConfig", "TverskyConfig", "UNetConfig", "ValidationConfig", "VolumeRunConfig",
+    "VolumeUNetConfig", "all_options",
     "check_image_size",
     "dataclass", "from_dict", "load_config", "merge", "parse_value", "read_yaml", "set_by_path",
     "task_of", "to_dict", "to_yaml",

@@ -161,3 +161,32 @@ class SegmenterConfig:
                 f"segmenter.widths {list(self.widths)} must be multiples of "
                 f"segmenter.norm_groups {self.norm_groups}"
             )
+
+
+@dataclass(frozen=True)
+class VolumeUNetConfig:
+    """Shape of the 3-D U-Net (models/volume_unet.py)."""
+
+    widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (64, 128, 256)
+    """Channels at 1/2, 1/4, ... of the resolution, multiples of 16."""
+    units: Few = 2
+    """Convolutions in each stage of the encoder and of the decoder."""
+    full_channels: Width = 16
+    """Channels of the full-resolution path, a multiple of 16."""
+    condition: Size = 128
+    """Length of the condition vector."""
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """Shape of the refiner, HF-GAN's second stage (models/refiner.py)."""
+
+    encoders: Literal["shared", "separate"] = "shared"
+    """`separate`: an encoder and an attention for each modality, as described. `shared`: one for all, with an
+    embedding of the modality."""
+    channels: Size = 16
+    """Channels of all features."""
+    layers: Few = 2
+    """3x3x3 convolutions of each encoder."""
+    smoothing: Few = 2
+    """3x3x3 convolutions after the attention, without the last one."""

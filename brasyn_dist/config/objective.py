@@ -1,6 +1,6 @@
 """Options of the loss functions."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -27,14 +27,26 @@ class TverskyConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """Weights of the generator's objective (docs/explanation/method.md, section 5); 0 disables a term."""
+class RegressionConfig:
+    """Weights of the objective of networks of volumes; 0 disables a term."""
 
     reconstruction: Weight = 10.0
     """Weight of the reconstruction error (L1) of the target modality."""
     smooth_l1: Weight = 0.0
     """Normalised errors below this value count squared in the reconstruction error (beta of smooth L1); 0:
     L1."""
+    ssim: Weight = 5.0
+    """Weight of the SSIM loss."""
+    ssim_regions: Literal["dual", "whole"] = "dual"
+    """`dual`: healthy tissue and tumour as two terms; `whole`: the brain as one term."""
+    mask_background: bool = False
+    """Average reconstruction and cycle errors over foreground pixels of the target only."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig(RegressionConfig):
+    """Weights of the generator's objective (docs/explanation/method.md, section 5); 0 disables a term."""
+
     adversarial: Weight = 0.25
     """Weight of the generator's adversarial loss."""
     classification: Weight = 0.25
@@ -43,14 +55,8 @@ class ObjectiveConfig:
     """Weight of the feature consistency between the first and the second pass."""
     cycle: Weight = 1.0
     """Weight of the cycle consistency error."""
-    ssim: Weight = 5.0
-    """Weight of the SSIM loss."""
-    ssim_regions: Literal["dual", "whole"] = "dual"
-    """`dual`: healthy tissue and tumour as two terms; `whole`: the brain as one term."""
     discriminator: Weight = 0.25
     """Weight of the discriminator's cross-entropies."""
-    mask_background: bool = False
-    """Average reconstruction and cycle errors over foreground pixels of the target only."""
     tversky: Weight = 0.0
     """Weight of a frozen segmenter's focal Tversky loss on the completed slices (method: 5); 0: no
     segmenter."""
@@ -61,6 +67,11 @@ class ObjectiveConfig:
     """Run folder or export folder of that segmenter; its hash is part of the run's identity."""
     auxiliary_segmentation: Weight = 0.0
     """Weight of the focal Tversky loss of the generator's own head; needs generator.segmentation_head."""
+
+    @classmethod
+    def of_volumes(cls, config: RegressionConfig) -> Self:
+        """The terms of a network of volumes, and no other."""
+        return cls(**vars(config), adversarial=0, classification=0, feature=0, cycle=0, discriminator=0)
 
     @property
     def uses_discriminator(self) -> bool:

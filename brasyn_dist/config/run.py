@@ -12,17 +12,25 @@ from typing import Annotated, Any, Literal, Self, TypeVar, overload
 from pydantic import AfterValidator
 
 from brasyn_dist.brats import image_shape
-from brasyn_dist.config.data import AugmentationConfig, DataConfig, OrderConfig, SampleOrderConfig
+from brasyn_dist.config.data import (
+    AugmentationConfig,
+    DataConfig,
+    OrderConfig,
+    PatchConfig,
+    SampleOrderConfig,
+)
 from brasyn_dist.config.models import (
     BEFORE_OPTIONS,
     SIZE_STEP,
     AnyGeneratorConfig,
     DiscriminatorConfig,
     GeneratorConfig,
+    RefinerConfig,
     SegmenterConfig,
+    VolumeUNetConfig,
     check_image_size,
 )
-from brasyn_dist.config.objective import ObjectiveConfig, TverskyConfig
+from brasyn_dist.config.objective import ObjectiveConfig, RegressionConfig, TverskyConfig
 from brasyn_dist.config.runtime import RuntimeConfig
 from brasyn_dist.config.schema import PathText, Seed, all_options, by_kind, dataclass, from_dict
 from brasyn_dist.config.training import (
@@ -188,7 +196,70 @@ class SegmenterRunConfig(RunConfig):
         return image_shape(self.segmenter.image_size)
 
 
-TASKS: dict[str, type[RunConfig]] = {"generator": Config, "segmenter": SegmenterRunConfig}
+@dataclass(frozen=True)
+class PatchRunConfig(RunConfig):
+    """Options that training runs of networks of volumes have; see its subclasses."""
+
+    order: OrderConfig = field(default_factory=OrderConfig)
+    patches: PatchConfig = field(default_factory=PatchConfig)
+    objective: RegressionConfig = field(default_factory=RegressionConfig)
+
+    def __post_init__(self) -> None:
+        if self.augmentation.crop is not None:
+            raise ConfigError(f"augmentation.crop: task {self.task} has patches; set patches.size instead")
+        if self.data.normalisation == "slice":
+            raise ConfigError(
+                f"data.normalisation=slice: task {self.task} has no slices; choose case or zscore"
+            )
+        if self.data.min_tumour_fraction:
+            raise ConfigError(
+                f"data.min_tumour_fraction: task {self.task} has no slices; set patches.tumour_share instead"
+            )
+        if min(self.patches.size) < 6:
+            raise ConfigError(f"patches.size {list(self.patches.size)}: each side must be at least 6")
+        if self.runtime.encoder_execution is not None:
+            raise ConfigError("runtime.encoder_execution is an option of task generator; remove it")
+
+    @property
+    def network(self) -> VolumeUNetConfig | RefinerConfig:
+        """Options of the network."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class VolumeRunConfig(PatchRunConfig):
+    """A training run of a 3-D U-Net."""
+
+    task: Literal["volume"] = "volume"
+    """What is trained."""
+    volume: VolumeUNetConfig = field(default_factory=VolumeUNetConfig)
+
+    @property
+    def network(self) -> VolumeUNetConfig:
+        """Options of the network."""
+        return self.volume
+
+
+@dataclass(frozen=True)
+class RefinerRunConfig(PatchRunConfig):
+    """A training run of a refiner of synthesised volumes."""
+
+    task: Literal["refiner"] = "refiner"
+    """What is trained."""
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
+
+    @property
+    def network(self) -> RefinerConfig:
+        """Options of the network."""
+        return self.refiner
+
+
+TASKS: dict[str, type[RunConfig]] = {
+    "generator": Config,
+    "segmenter": SegmenterRunConfig,
+    "volume": VolumeRunConfig,
+    "refiner": RefinerRunConfig,
+}
 """Dataclass of a run by its `task`."""
 
 

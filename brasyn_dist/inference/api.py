@@ -52,6 +52,7 @@ def infer_single(
     views: Sequence[str] | None = None,
     any_view: bool = False,
     fusion: PathLike | None = None,
+    refiner: PathLike | None = None,
     tta: bool = False,
     batch_size: int | None = None,
     precision: Precision = "no",
@@ -79,7 +80,7 @@ def infer_single(
         CheckpointError: The weights are not intact.
     """
     where = choose_device(device, precision)
-    config = load_inference(weights, views, any_view, fusion, tta)
+    config = load_inference(weights, views, any_view, fusion, tta, refiner)
     ensemble = load_ensemble(config, where, batch_size, precision)
     files = {name: Path(str(path)) for name, path in inputs.items() if path is not None}
     request = single_request(files, Path(output), ensemble.modality_set)
@@ -100,6 +101,7 @@ def infer_batch(
     views: Sequence[str] | None = None,
     any_view: bool = False,
     fusion: PathLike | None = None,
+    refiner: PathLike | None = None,
     tta: bool = False,
     modalities: Sequence[str] = (),
     batch_size: int | None = None,
@@ -127,6 +129,7 @@ def infer_batch(
         views: Views to run over; default: all that a model was trained on.
         any_view: Allow views that a model was not trained on.
         fusion: File of `brasyn fit-fusion`; default: the mean over models and views.
+        refiner: Run folder or export folder of a second stage, which refines the fused volume.
         tta: Average with the result of mirrored slices, for twice the time (test-time augmentation).
         modalities: Synthesise exactly these, as if they were missing in every case; default: what is missing.
         batch_size: Slices in a batch; default: by device.
@@ -156,7 +159,7 @@ def infer_batch(
         torch.set_num_threads(context.threads)
     reading = ReadOptions(round_values, check_axes(assume), strict)
     where = choose_device(device or own_device(context), precision)
-    config = load_inference(weights, views, any_view, fusion, tta)
+    config = load_inference(weights, views, any_view, fusion, tta, refiner)
     ensemble = load_ensemble(config, where, batch_size, precision)
     modality_set = ensemble.modality_set
     check_modalities(modalities, modality_set)
@@ -267,12 +270,15 @@ def describe_run(
     identity: dict[str, Any] = {"members": describe_members(members), "precision": ensemble.precision}
     if ensemble.tta:
         identity["tta"] = True
+    if ensemble.refiner is not None:
+        identity["refiner_sha256"] = ensemble.refiner.weights_sha256
     if fusion is not None:
         identity["fusion_sha256"] = sha256_of(fusion)
     details = {
         "input": str(input.resolve()),
         "weights": sorted({str(m.folder) for m in members}),
         "fusion": fusion or "mean",
+        **({"refiner": str(ensemble.refiner.folder)} if ensemble.refiner else {}),
         "batch_size": ensemble.batch_size or default_batch_size(device),
         **environment(1, str(device)),
     }

@@ -23,6 +23,7 @@ from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.inference.fusion import load_fusion
 from brasyn_dist.inference.synthesis import (
+    WHOLE,
     Fuse,
     Member,
     Precision,
@@ -31,8 +32,17 @@ from brasyn_dist.inference.synthesis import (
     synthesise_case,
 )
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.pretrained import CONFIG_FILE, export_folder, read_config
+from brasyn_dist.models.pretrained import (
+    CONFIG_FILE,
+    REFINER,
+    VOLUME,
+    export_folder,
+    kind_of,
+    read_config,
+)
+from brasyn_dist.models.refiner import Refiner
 from brasyn_dist.models.registry import Generator
+from brasyn_dist.models.volume_unet import VolumeUNet
 from brasyn_dist.preprocessing.normalisation import foreground_medians
 
 PathLike = Path | str
@@ -68,6 +78,8 @@ class InferenceConfig:
     """Allow views that a model was not trained on."""
     tta: bool = False
     """Average with the result of mirrored slices, for twice the time (test-time augmentation)."""
+    refiner: str | None = None
+    """Run folder or export folder of a second stage, which refines the fused volume; null: none."""
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -84,6 +96,7 @@ class Ensemble:
     batch_size: int | None = None
     precision: Precision = "no"
     tta: bool = False
+    refiner: Member | None = None
 
     @property
     def modality_set(self) -> ModalitySet:
@@ -102,6 +115,7 @@ class Ensemble:
             volumes.modalities,
             targets,
             fuse=self.fuse,
+            refiner=self.refiner,
             batch_size=self.batch_size,
             precision=self.precision,
             mirror=self.tta,
@@ -109,8 +123,8 @@ class Ensemble:
         )
 
     def predict_scales(self, volumes: CaseVolumes, targets: tuple[str, ...]) -> dict[str, dict[str, float]]:
-        """Predicted median of each target's foreground and its `log_error`, by the first member."""
-        preprocessing = self.members[0].preprocessing
+        """Predicted median of each target's foreground and its `log_error`, by the last stage."""
+        preprocessing = (self.refiner or self.members[0]).preprocessing
         model = preprocessing.intensity_scale
         if preprocessing.normalisation != "case" or model is None:
             return {}
@@ -133,6 +147,7 @@ def load_inference(
     any_view: bool = False,
     fusion: PathLike | None = None,
     tta: bool = False,
+    refiner: PathLike | None = None,
 ) -> InferenceConfig:
     """The configuration that `weights` names, with the other options applied.
 
@@ -150,7 +165,10 @@ def load_inference(
     if views:
         config = replace(config, members=tuple(_with_views(m, views) for m in config.members))
     chosen = config.fusion if fusion is None else str(fusion)
-    return replace(config, fusion=chosen, any_view=config.any_view or any_view, tta=config.tta or tta)
+    second = config.refiner if refiner is None else str(refiner)
+    return replace(
+        config, fusion=chosen, any_view=config.any_view or any_view, tta=config.tta or tta, refiner=second
+    )
 
 
 def _parse_member(word: PathLike) -> MemberConfig:
@@ -180,7 +198,23 @@ def load_ensemble(
     """
     members = load_members(config, device)
     fuse = None if config.fusion is None else load_fusion(config.fusion, members)
-    return Ensemble(members, fuse, batch_size, precision, config.tta)
+    refiner = None if config.refiner is None else load_refiner(Path(config.refiner), members[0], device)
+    return Ensemble(members, fuse, batch_size, precision, config.tta, refiner)
+
+
+def load_refiner(path: Path, first: Member, device: torch.device) -> Member:
+    """The second stage in a run or export folder.
+
+    Raises:
+        CheckpointError: There is no intact refiner.
+        ConfigError: Its modalities differ from those of the first stage.
+    """
+    folder = export_folder(path, REFINER)
+    network = Refiner.from_pretrained(folder).to(device)
+    exported = read_config(folder / CONFIG_FILE, REFINER)
+    member = Member(WHOLE, network, folder, exported["weights_sha256"])
+    check_modality_sets([first, member])
+    return member
 
 
 def load_members(
@@ -203,6 +237,16 @@ def load_members(
     members: list[Member] = []
     for entry in config.members:
         folder = export_folder(Path(entry.weights))
+        kind = kind_of(folder / CONFIG_FILE)
+        if kind == REFINER:
+            raise ConfigError(f"{folder} is a refiner: give it as --refiner, with a first stage as --weights")
+        if kind == VOLUME:
+            if entry.views:
+                raise ConfigError(f"{folder} is a network of volumes and has no views; leave them out")
+            exported = read_config(folder / CONFIG_FILE, VOLUME)
+            network = VolumeUNet.from_pretrained(folder).to(device)
+            members.append(Member(WHOLE, network, folder, exported["weights_sha256"]))
+            continue
         exported = read_config(folder / CONFIG_FILE)
         chosen = choose_views(exported["views"], entry.views, config.any_view, folder)
         generator = Generator.from_pretrained(folder).to(device)
@@ -210,11 +254,16 @@ def load_members(
     for (view, digest), count in Counter((m.view, m.weights_sha256) for m in members).items():
         if count > 1:
             raise ConfigError(f"the {view} view of one model is given {count} times (weights {digest[:12]})")
+    check_modality_sets(members)
+    return tuple(sorted(members, key=lambda m: ((*VIEWS, WHOLE).index(m.view), m.weights_sha256)))
+
+
+def check_modality_sets(members: Sequence[Member]) -> None:
+    """Raise ConfigError unless all members have the same modalities."""
     sets = {m.folder: m.modality_set.modalities for m in members}
     if len(set(sets.values())) > 1:
         given = "; ".join(f"{folder}: {', '.join(names)}" for folder, names in sets.items())
         raise ConfigError(f"the models have different modalities ({given}); give models of one modality set")
-    return tuple(sorted(members, key=lambda m: (VIEWS.index(m.view), m.weights_sha256)))
 
 
 def choose_views(

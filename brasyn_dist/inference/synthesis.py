@@ -26,8 +26,10 @@ from torch import Tensor
 
 from brasyn_dist.brats import BRATS, VIEW_AXES, VIEWS, ImageSize, image_shape
 from brasyn_dist.errors import CheckpointError, DataError
+from brasyn_dist.inference.sliding_window import brain_box, slide
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.registry import Generator
+from brasyn_dist.models.volume_network import VolumeNetwork
 from brasyn_dist.preprocessing.normalisation import foreground_medians
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.slicing import margins
@@ -38,6 +40,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BACKGROUND_VOTES = 2
 """Number of available modalities that must be background (or all, if fewer are available) to make a voxel
 background."""
+WHOLE = "volume"
+"""In place of a view: the network runs over the whole volume."""
 STAGES = ("read", "prepare", "network", "finish", "write")
 
 Fuse = Callable[[Tensor, str], Tensor]
@@ -52,7 +56,8 @@ class Member:
     """
 
     view: str
-    generator: Generator
+    """WHOLE for networks of volumes."""
+    generator: Generator | VolumeNetwork
     """In evaluation mode, on its device, with the statistics that it was trained with."""
     folder: Path
     weights_sha256: str
@@ -111,6 +116,7 @@ def synthesise_case(
     targets: Sequence[str],
     *,
     fuse: Fuse | None = None,
+    refiner: Member | None = None,
     batch_size: int | None = None,
     precision: Precision = "no",
     mirror: bool = False,
@@ -126,7 +132,8 @@ def synthesise_case(
         targets: Names of the modalities to make.
         fuse: Fusion of the members' volumes; default: the mean. Background is 0 and values are at least 0 in
             any case.
-        batch_size: Slices in a batch; default: `default_batch_size`.
+        refiner: Second stage, which refines the fused and rounded volume.
+        batch_size: Slices in a batch; default: `default_batch_size`. Windows of volumes run one by one.
         precision: Autocast type.
         mirror: Average with the result of mirrored slices (`synthesise_slices`), for twice the time.
         timer: Adds up the seconds by stage.
@@ -154,6 +161,15 @@ def synthesise_case(
         with timer("finish"):
             fused_XYZ = fuse(views_VXYZ, target) if fuse else mean_of_members(views_VXYZ)
             volumes[target] = to_integers(torch.where(brain_XYZ, fused_XYZ.clamp(min=0), 0.0), target)
+        if refiner is not None:
+            # Trained on rounded volumes, too: those that the first stage wrote.
+            stage1_XYZ = torch.from_numpy(volumes[target]).to(device)
+            assert isinstance(refiner.generator, VolumeNetwork)
+            refined_XYZ = synthesise_patches(
+                refiner.generator, images, available, target, stage1_XYZ,
+                precision=precision, mirror=mirror, timer=timer,
+            )  # fmt: skip
+            volumes[target] = to_integers(refined_XYZ, target)
     return volumes
 
 
@@ -169,20 +185,19 @@ def member_volumes(
     timer: StageTimer | None = None,
 ) -> Tensor:
     """(V, x, y, z) float32: the target modality by each member, with its model and view."""
-    volumes = [
-        synthesise_volume(
-            member.generator,
-            images_MXYZ,
-            available,
-            target,
-            member.view,
-            batch_size=batch_size,
-            precision=precision,
-            mirror=mirror,
-            timer=timer,
-        )
-        for member in members
-    ]
+    volumes = []
+    for member in members:
+        network = member.generator
+        if isinstance(network, VolumeNetwork):
+            made_XYZ = synthesise_patches(
+                network, images_MXYZ, available, target, precision=precision, mirror=mirror, timer=timer
+            )
+        else:
+            made_XYZ = synthesise_volume(
+                network, images_MXYZ, available, target, member.view,
+                batch_size=batch_size, precision=precision, mirror=mirror, timer=timer,
+            )  # fmt: skip
+        volumes.append(made_XYZ)
     return torch.stack(volumes)
 
 
@@ -212,11 +227,7 @@ def synthesise_volume(
     `images_MXYZ` are integers with all modalities, on the generator's device. Only the encoders of the
     `available` modalities run.
     """
-    preprocessing = generator.preprocessing
-    if preprocessing is None:
-        raise CheckpointError(
-            "the generator has no statistics to normalise with; load it with from_pretrained"
-        )
+    preprocessing = preprocessing_of(generator)
     device, modality_set = images_MXYZ.device, preprocessing.modality_set
     timer = timer or StageTimer(device)
     present, wanted = modality_set.indices(available), modality_set.index(target)
@@ -248,6 +259,60 @@ def synthesise_volume(
             outputs_KHW[rows_B] = unit * normaliser.denormalise(cropped_BHW, wanted, planes_BMHW, present)
     with timer("finish"):
         return torch.where(brain_XYZ, volume_XYZ, 0.0)
+
+
+@torch.inference_mode()
+def synthesise_patches(
+    network: VolumeNetwork,
+    images_MXYZ: Tensor,
+    available: Sequence[str],
+    target: str,
+    stage1_XYZ: Tensor | None = None,
+    *,
+    precision: Precision = "no",
+    mirror: bool = False,
+    timer: StageTimer | None = None,
+) -> Tensor:
+    """Modality `target` as a float32 volume (x, y, z) in the units of the inputs, by a network of volumes.
+
+    `images_MXYZ` are integers with all modalities, on the network's device. `stage1_XYZ` is the volume of the
+    first stage, for a refiner: integers in any unit with normalisation `case`.
+    """
+    preprocessing = preprocessing_of(network)
+    modality_set, device = preprocessing.modality_set, images_MXYZ.device
+    timer = timer or StageTimer(device)
+    present, wanted = modality_set.indices(available), modality_set.index(target)
+    with timer("prepare"):
+        normaliser = preprocessing.normaliser(device)
+        medians_1M, unit = case_scales(preprocessing, images_MXYZ, present, wanted)
+        brain_XYZ = brain_mask(images_MXYZ, present)
+        box = brain_box(brain_XYZ)
+        x_1MXYZ = normaliser.volumes(images_MXYZ[(None, slice(None), *box)], medians_BM=medians_1M)
+        stage1_11XYZ = None
+        if stage1_XYZ is not None:
+            planes_MXYZ = torch.zeros_like(images_MXYZ, dtype=stage1_XYZ.dtype)
+            planes_MXYZ[wanted] = stage1_XYZ
+            own_1M = foreground_medians(planes_MXYZ, [wanted])
+            normalised = normaliser.volumes(planes_MXYZ[(None, slice(None), *box)], medians_BM=own_1M)
+            stage1_11XYZ = normalised[:, wanted : wanted + 1]
+    with timer("network"), autocast(device, precision):
+        made = slide(network, x_1MXYZ, present, wanted, stage1_11XYZ)
+        if mirror:
+            flipped = None if stage1_11XYZ is None else stage1_11XYZ.flip(2)
+            made = (made + slide(network, x_1MXYZ.flip(2), present, wanted, flipped).flip(2)) / 2
+    with timer("finish"):
+        volume_XYZ = torch.zeros(brain_XYZ.shape, device=device)
+        volume_XYZ[box] = unit * normaliser.denormalise(made[0, 0], wanted)
+        return torch.where(brain_XYZ, volume_XYZ, 0.0)
+
+
+def preprocessing_of(network: Generator | VolumeNetwork) -> Preprocessing:
+    """The preprocessing that the network was trained with."""
+    if network.preprocessing is None:
+        raise CheckpointError(
+            "the generator has no statistics to normalise with; load it with from_pretrained"
+        )
+    return network.preprocessing
 
 
 def synthesise_slices(

@@ -28,6 +28,7 @@ Terms = dict[str, Tensor]
 class GeneratorOutputs:
     """Outputs of one generator update for B samples, and what they are compared with.
 
+    Volumes have the axes (X, Y, Z) in place of (H, W); only reconstruction and SSIM terms take them.
     A field may be None if the weights of all terms that use it are 0.
     """
 
@@ -37,7 +38,7 @@ class GeneratorOutputs:
     """Real slices of the same modality."""
     target_B: Tensor
     """Number of the target modality, int64."""
-    bottleneck_BCHW: Tensor
+    bottleneck_BCHW: Tensor | None
     range_B: Tensor
     """Data range of the target modality (Normaliser.range_M)."""
     tumour_B1HW: Tensor
@@ -92,7 +93,7 @@ def generator_terms(
         terms["classification"] = class_loss(outputs.required("class_BM"), outputs.target_B)
     if config.feature:
         terms["feature"] = feature_distance(
-            outputs.bottleneck_BCHW, outputs.required("cycle_bottleneck_BCHW")
+            outputs.required("bottleneck_BCHW"), outputs.required("cycle_bottleneck_BCHW")
         )
     if config.cycle:
         terms["cycle"] = absolute_error(
@@ -170,7 +171,7 @@ def absolute_error(image_B1HW: Tensor, real_B1HW: Tensor, foreground_only: bool,
         error_B1HW = torch.where(error_B1HW < beta, error_B1HW**2 / (2 * beta), error_B1HW - beta / 2)
     if foreground_only:
         return region_mean(error_B1HW, foreground(real_B1HW))
-    return error_B1HW.mean((1, 2, 3))
+    return error_B1HW.mean(tuple(range(1, error_B1HW.ndim)))
 
 
 def ssim_terms(

@@ -22,18 +22,19 @@ def ssim_map(x_B1HW: Tensor, y_B1HW: Tensor, range_B: Tensor) -> Tensor:
     """SSIM at each pixel.
 
     Args:
-        x_B1HW: Images of more than 5 pixels per side.
+        x_B1HW: Images of more than 5 pixels per side; or volumes (B, 1, X, Y, Z), with a window of 11 voxels
+            a side.
         y_B1HW: Images to compare with.
         range_B: Width of the intensity range of each image.
 
     Returns:
-        (B, 1, H, W) in [-1, 1], at least float32, for any input type and autocast.
+        The same shape, in [-1, 1], at least float32, for any input type and autocast.
     """
     with torch.autocast(x_B1HW.device.type, enabled=False):
         x, y, data_range = (at_least_float32(t) for t in (x_B1HW, y_B1HW, range_B))
         moments_B5HW = gaussian_blur(torch.cat([x, y, x * x, y * y, x * y], dim=1))
         mean_x, mean_y, square_x, square_y, product = moments_B5HW.split(1, dim=1)
-        c1, c2 = (((k * data_range) ** 2)[:, None, None, None] for k in (K1, K2))
+        c1, c2 = (((k * data_range) ** 2).view(-1, *[1] * (x.ndim - 1)) for k in (K1, K2))
         luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
         variances = (square_x - mean_x**2) + (square_y - mean_y**2)
         return luminance * (2 * (product - mean_x * mean_y) + c2) / (variances + c2)
@@ -41,8 +42,9 @@ def ssim_map(x_B1HW: Tensor, y_B1HW: Tensor, range_B: Tensor) -> Tensor:
 
 def region_mean(map_B1HW: Tensor, region_B1HW: Tensor) -> Tensor:
     """(B,) mean of each sample's map over its region (bool); 0 with zero gradient for an empty region."""
-    pixels_B = region_B1HW.sum((1, 2, 3)).clamp(min=1)
-    return torch.where(region_B1HW, map_B1HW, 0).sum((1, 2, 3)) / pixels_B
+    axes = tuple(range(1, region_B1HW.ndim))
+    pixels_B = region_B1HW.sum(axes).clamp(min=1)
+    return torch.where(region_B1HW, map_B1HW, 0).sum(axes) / pixels_B
 
 
 def gaussian_blur(x_BCHW: Tensor) -> Tensor:
@@ -53,13 +55,29 @@ def gaussian_blur(x_BCHW: Tensor) -> Tensor:
     may round its factors to TF32.
     """
     channels, radius = x_BCHW.shape[1], WINDOW // 2
+    if x_BCHW.ndim == 5:
+        planes = gaussian_blur(x_BCHW.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, x_BCHW.shape[2]))
+        return blur_rows(planes.transpose(1, 2).flatten(3)).unflatten(3, x_BCHW.shape[3:])
     if x_BCHW.device.type == "cpu" and not torch.compiler.is_compiling():
         rows, columns = (torch.from_numpy(blur_matrix(n)).to(x_BCHW.dtype) for n in x_BCHW.shape[2:])
         return rows @ x_BCHW @ columns.T
-    weight_K = gaussian(x_BCHW.dtype, x_BCHW.device)
-    rows = weight_K.view(1, 1, -1, 1).expand(channels, -1, -1, -1)
+    rows = row_weights(x_BCHW)
     padded = F.pad(x_BCHW, (radius,) * 4, mode="reflect")
     return F.conv2d(F.conv2d(padded, rows, groups=channels), rows.transpose(2, 3), groups=channels)
+
+
+def blur_rows(x_BCHW: Tensor) -> Tensor:
+    """`gaussian_blur` along H only."""
+    if x_BCHW.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.from_numpy(blur_matrix(x_BCHW.shape[2])).to(x_BCHW.dtype) @ x_BCHW
+    padded = F.pad(x_BCHW, (0, 0, WINDOW // 2, WINDOW // 2), mode="reflect")
+    return F.conv2d(padded, row_weights(x_BCHW), groups=x_BCHW.shape[1])
+
+
+def row_weights(x_BCHW: Tensor) -> Tensor:
+    """(C, 1, 11, 1) weights of a depthwise convolution along H."""
+    weight_K = gaussian(x_BCHW.dtype, x_BCHW.device)
+    return weight_K.view(1, 1, -1, 1).expand(x_BCHW.shape[1], -1, -1, -1)
 
 
 @functools.cache

@@ -35,18 +35,20 @@ PATCH = 2
 
 
 class ConvolutionUnit(Block):
-    """3x3 convolution, GroupNorm, scale and shift by the condition, SiLU."""
+    """Convolution of 3 pixels a side, GroupNorm, scale and shift by the condition, SiLU."""
 
-    def __init__(self, inputs: int, outputs: int, condition: int) -> None:
+    def __init__(self, inputs: int, outputs: int, condition: int, dimensions: int = 2) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
+        kind = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        self.convolution = kind(inputs, outputs, 3, padding=1)
         self.norm = nn.GroupNorm(max(4, outputs // 16), outputs)
         self.modulation = nn.Linear(condition, 2 * outputs)
         zero(self.modulation)
 
     def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
-        """Features (B, outputs, H, W) for a condition (B, E)."""
-        scale, shift = self.modulation(condition_BE)[:, :, None, None].chunk(2, dim=1)
+        """Features (B, outputs, H, W), in 3-D (B, outputs, X, Y, Z), for a condition (B, E)."""
+        modulation = self.modulation(condition_BE)
+        scale, shift = modulation.unflatten(1, (-1, *[1] * (x_BCHW.ndim - 2))).chunk(2, dim=1)
 
         def activate(x: Tensor) -> Tensor:
             return F.silu(self.norm(x) * (1 + scale) + shift)
@@ -57,10 +59,12 @@ class ConvolutionUnit(Block):
 class Stage(nn.Module):
     """`units` convolution units at one resolution."""
 
-    def __init__(self, inputs: int, outputs: int, condition: int, units: int) -> None:
+    def __init__(self, inputs: int, outputs: int, condition: int, units: int, dimensions: int = 2) -> None:
         super().__init__()
         sizes = [inputs, *[outputs] * units]
-        self.units = nn.ModuleList(ConvolutionUnit(a, b, condition) for a, b in itertools.pairwise(sizes))
+        self.units = nn.ModuleList(
+            ConvolutionUnit(a, b, condition, dimensions) for a, b in itertools.pairwise(sizes)
+        )
 
     def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
         """Features (B, outputs, H, W) for a condition (B, E)."""
@@ -162,6 +166,6 @@ def zero(layer: nn.Module) -> None:
 
 
 def mean_of_available(x_BMHW: Tensor, available_BM: Tensor) -> Tensor:
-    """(B, 1, H, W) mean of the available slices; all of them have at least one."""
+    """(B, 1, H, W) mean of the available slices, or (B, 1, X, Y, Z) of volumes; each has at least one."""
     weight_BM = available_BM.to(x_BMHW.dtype) / available_BM.sum(1, keepdim=True)
-    return (x_BMHW * weight_BM[:, :, None, None]).sum(1, keepdim=True)
+    return (x_BMHW * weight_BM.unflatten(1, (-1, *[1] * (x_BMHW.ndim - 2)))).sum(1, keepdim=True)

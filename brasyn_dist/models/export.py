@@ -9,17 +9,20 @@ from brasyn_dist.models.pretrained import CONFIG_FILE, GENERATOR, PretrainedNetw
 from brasyn_dist.models.registry import Generator
 from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.models.torch_export import write_program
+from brasyn_dist.models.volume_network import CLASSES, volume_network_class
 
 ExportFormat = Literal["hub", "monai-bundle", "torch-export"]
 
 
 def load_network(path: Path | str) -> PretrainedNetwork:
-    """The generator or segmenter in a run or export folder or on the hub, in evaluation mode.
+    """The network in a run or export folder or on the hub, in evaluation mode.
 
     Raises:
         CheckpointError: As `from_pretrained`.
     """
     kind = kind_of(export_folder(path) / CONFIG_FILE)
+    if kind in CLASSES:
+        return volume_network_class(kind).from_pretrained(path)
     return (Generator if kind == GENERATOR else Segmenter).from_pretrained(path)
 
 
@@ -43,6 +46,8 @@ def export_network(
     out.mkdir(parents=True, exist_ok=True)
     if kind == "hub":
         network.save_for_hub(out, name, evaluation)
+    elif network.kind in CLASSES:
+        raise ConfigError(f"{path}: a {network.kind} can be exported as `hub` only")
     elif kind == "torch-export":
         write_program(network, out, name, evaluation)
     elif network.kind == GENERATOR:

@@ -67,16 +67,16 @@ class Block(nn.Module):
 
     recompute: Recompute = "nothing"
 
-    def checkpointed(self, function: Function, x: Tensor) -> Tensor:
-        """`function(x)`; with `recompute`, autograd keeps only x.
+    def checkpointed(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`function(*inputs)`; with `recompute`, autograd keeps only the inputs.
 
         The recomputation ends as soon as all tensors exist that the backward needs. A convolution saves its
         input before it starts, so one that comes last in `function` is not repeated.
         """
         if self.recompute == "nothing" or not torch.is_grad_enabled():
-            return function(x)
+            return function(*inputs)
         # No block draws random numbers. Preserving their state would make a GPU wait for the host.
-        return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def set_recompute(network: nn.Module, what: Recompute) -> None:

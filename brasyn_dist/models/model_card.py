@@ -46,6 +46,12 @@ from brasyn_dist import Generator
 
 generator = Generator.from_pretrained("{name}")
 ```"""
+REFINER_USAGE = """```bash
+brasyn infer --weights FIRST_STAGE --refiner {name} --input CASES --output PREDICTIONS
+```"""
+VOLUME_USAGE = """```bash
+brasyn infer --weights {name} --input CASES --output PREDICTIONS
+```"""
 SEGMENTER_USAGE = """```bash
 brasyn evaluate --segmenter {name} --predictions PREDICTIONS --references CASES --out EVALUATION
 ```"""
@@ -56,7 +62,7 @@ class CardFacts:
     """What a model card says about a network."""
 
     kind: str
-    """`generator` or `segmenter`."""
+    """`generator`, `segmenter`, `volume` or `refiner`."""
     configuration: Any
     parameters: int
     preprocessing: Preprocessing
@@ -77,16 +83,17 @@ def model_card(
         tags: Further tags for the hub.
     """
     preprocessing, run = facts.preprocessing, facts.run
+    unit = "slice" if preprocessing.patch is None else "patch"
     modality_set, statistics = preprocessing.modality_set, preprocessing.statistics
     head = {
         "library_name": "brasyn_dist",
-        "pipeline_tag": "image-to-image" if facts.kind == "generator" else "image-segmentation",
+        "pipeline_tag": "image-segmentation" if facts.kind == "segmenter" else "image-to-image",
         "tags": ["medical", "mri", "brain", *modality_set.modalities, *tags],
     }
     titles = ", ".join(map(modality_set.title, modality_set.modalities))
     task = (
         f"Synthesises a missing MRI sequence of a brain study ({titles}) from the available ones"
-        if facts.kind == "generator"
+        if facts.kind != "segmenter"
         else f"Segments {', '.join(modality_set.labels.values())} in MRI of the brain ({titles})"
     )
     rows = [
@@ -96,7 +103,7 @@ def model_card(
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {name}",
-        f"{task}, slice by slice. Written by brasyn_dist {brasyn_dist.__version__}.",
+        f"{task}, {unit} by {unit}. Written by brasyn_dist {brasyn_dist.__version__}.",
         f"{facts.parameters:,} parameters. Configuration: `{facts.configuration}`.",
         "## Use",
         usage,
@@ -114,14 +121,15 @@ def model_card(
         "## Intended use",
         INTENDED_USE,
         "## Limits",
-        "\n".join(f"- {limit}" for limit in LIMITS),
+        "\n".join(f"- {limit}" for limit in (LIMITS if preprocessing.patch is None else LIMITS[:-1])),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def export_usage(kind: str, name: str) -> str:
     """How an export is used, in Markdown."""
-    return (GENERATOR_USAGE if kind == "generator" else SEGMENTER_USAGE).format(name=name)
+    usages = {"generator": GENERATOR_USAGE, "volume": VOLUME_USAGE, "refiner": REFINER_USAGE}
+    return usages.get(kind, SEGMENTER_USAGE).format(name=name)
 
 
 def training_facts(run: Path | None) -> list[str]:

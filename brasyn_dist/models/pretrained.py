@@ -31,7 +31,7 @@ from brasyn_dist.models.hub import download, is_hub_name, upload
 from brasyn_dist.models.model_card import CARD, CardFacts, export_usage, model_card
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 
-GENERATOR, SEGMENTER = "generator", "segmenter"
+GENERATOR, SEGMENTER, VOLUME, REFINER = "generator", "segmenter", "volume", "refiner"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -233,7 +233,7 @@ def export_folder(path: Path | str, kind: str = GENERATOR, revision: str | None 
 
 
 def kind_of(path: Path) -> str:
-    """`generator` or `segmenter`: what a config.json describes, as far as it can be read."""
+    """Kind of network (such as GENERATOR) that a config.json describes, as far as it can be read."""
     return str(read_json(path).get("format", GENERATOR)).rpartition(".")[2]
 
 

@@ -113,6 +113,12 @@ class Normaliser:
         slices = [self(planes_BNMHW[:, n], factor_BM, medians_BM) for n in range(planes_BNMHW.shape[1])]
         return torch.stack(slices, dim=1) if slices else planes_BNMHW.to(self.dtype)
 
+    def volumes(
+        self, x_BMXYZ: Tensor, factor_BM: Tensor | None = None, medians_BM: Tensor | None = None
+    ) -> Tensor:
+        """Normalise volumes or patches (B, M, X, Y, Z) as `__call__` does; not in mode `slice`."""
+        return self(x_BMXYZ.flatten(3), factor_BM, medians_BM).unflatten(3, x_BMXYZ.shape[3:])
+
     def denormalise(
         self, image: Tensor, modality: int, planes_BMHW: Tensor | None = None, available: Sequence[int] = ()
     ) -> Tensor:
@@ -154,8 +160,8 @@ def maxima(planes_BMHW: Tensor) -> Tensor:
 
 
 def mask_missing(x_BMHW: Tensor, available_BM: Tensor) -> Tensor:
-    """Slices in which those that are not available are set to BACKGROUND_VALUE."""
-    return torch.where(available_BM[:, :, None, None], x_BMHW, BACKGROUND_VALUE)
+    """Slices or volumes in which those that are not available are set to BACKGROUND_VALUE."""
+    return torch.where(available_BM.unflatten(1, (-1, *[1] * (x_BMHW.ndim - 2))), x_BMHW, BACKGROUND_VALUE)
 
 
 def foreground(x: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ class Preprocessing:
     intensity_scale: IntensityScaleModel | None = None
     """Distribution of the intensity scales of the training cases. Normalisation `case` needs it."""
     modality_set: ModalitySet = BRATS
+    patch: tuple[int, int, int] | None = None
+    """Voxels of the patches that a network of volumes was trained on; None: slices of `views`."""
 
     def normaliser(self, device: torch.device | str = "cpu") -> Normaliser:
         """Normaliser with these statistics, on `device`."""
@@ -41,6 +43,8 @@ class Preprocessing:
         }
         if self.intensity_scale is not None:
             values["scales"] = self.intensity_scale.to_dict()
+        if self.patch is not None:
+            values["patch"] = list(self.patch)
         if self.modality_set != BRATS:
             values["modality_set"] = self.modality_set.to_dict()
         return values
@@ -60,4 +64,5 @@ class Preprocessing:
         chosen = ModalitySet.from_dict(values["modality_set"]) if "modality_set" in values else BRATS
         statistics = Statistics.from_dict(values["statistics"], where, chosen)
         scale = IntensityScaleModel.from_dict(values["scales"], where, chosen) if "scales" in values else None
-        return cls(statistics, tuple(values["views"]), mode, scale, chosen)
+        patch = tuple(values["patch"]) if "patch" in values else None
+        return cls(statistics, tuple(values["views"]), mode, scale, chosen, patch)

@@ -19,7 +19,7 @@ import yaml
 from brasyn_dist.brats import BRATS, IMAGE_SIZE, image_shape
 from brasyn_dist.common.files import read_json
 from brasyn_dist.common.panels import panel_tiles
-from brasyn_dist.config import Config, SegmenterRunConfig, to_dict
+from brasyn_dist.config import TASKS, task_of, to_dict
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.image_metrics import bounding_box
 from brasyn_dist.modality_set import ModalitySet
@@ -257,10 +257,11 @@ def data_values(run_dir: Path, modality_set: ModalitySet = BRATS) -> dict[str, A
     values = read_json(run_dir / DATA_FILE)
     if not values:
         return None
-    slices, statistics = values["slices"], values["statistics"]["modalities"]
+    unit = "slices" if "slices" in values else "cases"
+    samples, statistics = values[unit], values["statistics"]["modalities"]
     return {
         "facts": {
-            "slices of this run": f"{slices['training']:,} for training, {slices['held_out']:,} held out",
+            f"{unit} of this run": f"{samples['training']:,} for training, {samples['held_out']:,} held out",
             "fingerprint": values["fingerprint"],
         },
         "head": values["shard_set"]["head"],
@@ -275,6 +276,8 @@ def data_values(run_dir: Path, modality_set: ModalitySet = BRATS) -> dict[str, A
 def slice_shape(options: str) -> tuple[int, int]:
     """(H, W) of the slices that the run's networks process, from the text of its config.yaml."""
     values = yaml.safe_load(options) or {}
+    if "patches" in values:
+        return tuple(values["patches"]["size"][:2])
     size = values.get("generator" if "generator" in values else "segmenter", {}).get("image_size", IMAGE_SIZE)
     return image_shape(size if isinstance(size, int) else tuple(size))
 
@@ -282,8 +285,7 @@ def slice_shape(options: str) -> tuple[int, int]:
 def changed_options(options: str) -> list[tuple[str, Any, Any]]:
     """(option, value, default) of the options in the text of config.yaml that differ from the defaults."""
     values = yaml.safe_load(options) or {}
-    kind = Config if "generator" in values else SegmenterRunConfig
-    return option_differences(values, to_dict(kind()))
+    return option_differences(values, to_dict(TASKS[task_of(values)]()))
 
 
 def option_differences(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from brasyn_dist.training.schedule import total_steps
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.task import Task
 from brasyn_dist.training.trainer import Trainer
-from brasyn_dist.training.training_data import TrainingData, open_data
+from brasyn_dist.training.training_data import TrainingData
 from brasyn_dist.training.window_check import describe_brain_outside
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ def check(task: Task) -> None:
     check_trackers(config.telemetry)
     check_folder(config.run_dir)
     group = SingleProcess(config.runtime)
-    data = open_data(replace(config, runtime=replace(config.runtime, rank_shares=())), group)
+    whole = replace(config, runtime=replace(config.runtime, rank_shares=()))
+    data = replace(cast(Any, task), config=whole).open_data(group)
     task.check(data)
     identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
     if find_checkpoint(task, identity) is None and config.checkpoint.init_from is not None:
@@ -137,10 +138,10 @@ def lock_run(run_dir: Path, group: Distributed) -> run_folder.RunLock | None:
 def build_trainer(task: Task, group: Distributed) -> Trainer:
     """The trainer, at the step from which the run continues."""
     config = task.config
-    data = open_data(config, group)
+    data = task.open_data(group)
     task.check(data)
     # Shards behind a URL would have to be fetched first.
-    local = group.is_main and Path(config.data.shards).is_dir()
+    local = group.is_main and Path(config.data.shards).is_dir() and data.unit == "slices"
     if local and (warning := describe_brain_outside(data.training, config.image_shape)):
         log.warning("%s", warning)
     identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
@@ -237,13 +238,12 @@ def start_table(
     config, device = task.config, group.device
     training, runtime = config.training, config.runtime
     start = f"continues at step {state.step}" if checkpoint else "from the start"
-    held_out = len(data.validation or ())
     return {
         "run": f"{config.run_dir}, {start}",
         "processes": f"{group.world} x {device_name(group)}, {group.strategy}",
-        "data": f"{data.samples} slices for training, {held_out} held out ({', '.join(config.data.views)})",
+        "data": data.describe(),
         "length": f"{steps} steps, {training.updates_per_batch} per global batch of "
-        f"{training.global_batch_size} slices",
+        f"{training.global_batch_size} {data.unit}",
         **task.describe(state, group),
         "execution": f"precision {runtime.precision}, compile {compile_mode(config, device)}, "
         f"{str(memory_format(config, device)).removeprefix('torch.')}, "

@@ -1,28 +1,31 @@
 """Cost of a run without running it: `--dry-run`.
 
-    configuration --> networks and GanStep on fake tensors (shapes, no numbers) --> operations, peak memory
+    configuration --> networks and step on fake tensors (shapes, no numbers) --> operations, peak memory
                   --> index of the shard set                                --> steps
 
 Memory is counted: the storage of every tensor from its creation to the removal of its last reference, through
-both phases of an update. What exists before the update is the fixed part, the rest is divided by the slices.
+all phases of an update. What exists before the update is the fixed part, the rest is divided by the samples:
+slices, or patches of tasks on volumes.
 """
 
 import dataclasses
 import logging
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from brasyn_dist.brats import BRATS
-from brasyn_dist.config import Config, SegmenterConfig
+from brasyn_dist.config import Config, PatchRunConfig, SegmenterConfig
 from brasyn_dist.data.loading.loader import BatchMemory
+from brasyn_dist.data.loading.patches import PatchMemory
 from brasyn_dist.data.loading.sampler import targets_and_masks
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.distributed.process_group import ProcessGroup
@@ -34,12 +37,15 @@ from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.registry import build_generator
 from brasyn_dist.models.segmenter import Guidance, Segmenter
+from brasyn_dist.models.volume_network import build_volume_network
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.gan_step import GanStep
 from brasyn_dist.training.gan_task import GanTask, check_updates, generator_options
 from brasyn_dist.training.schedule import total_steps
 from brasyn_dist.training.training_data import DeviceBatch, choose_training
+from brasyn_dist.training.volume_data import DevicePatches, choose_cases
+from brasyn_dist.training.volume_task import VolumeStep
 
 log = logging.getLogger(__name__)
 GIB = 2**30
@@ -52,9 +58,10 @@ RESERVE = 0.08
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one optimiser update of both networks in one process."""
+    """Cost of one optimiser update of all networks in one process."""
 
     generator_parameters: int
+    """Of the main network."""
     discriminator_parameters: int
     operations_per_slice: float
     """Floating-point operations of convolutions and matrix products; a multiply-add counts as two."""
@@ -74,12 +81,12 @@ class Cost:
         return max(0, int((capacity_bytes - self.fixed_bytes) / self.bytes_per_slice))
 
 
-def measure(config: Config, modality_set: ModalitySet = BRATS) -> Cost:
+def measure(config: Config | PatchRunConfig, modality_set: ModalitySet = BRATS) -> Cost:
     """Count one update.
 
     A multiple of the number of modalities has the balanced targets of training.
     """
-    slices = 4 * len(modality_set)
+    slices = len(modality_set) * (1 if isinstance(config, PatchRunConfig) else 4)
     counted = count_update(config, slices, modality_set)
     generator, discriminator = counted.generator_parameters, counted.discriminator_parameters
     averaged = generator if config.training.ema_decay > 0 else 0
@@ -113,36 +120,85 @@ class Counted:
     """Largest sum of bytes, with the fixed ones."""
 
 
-def count_update(config: Config, batch: int, modality_set: ModalitySet = BRATS) -> Counted:
-    """Run one update of `batch` slices on fake tensors, eagerly."""
+Prepared = tuple[list[Trainable], Callable[[], Callable[[], object]]]
+"""Networks, and a function that loads the samples and returns the update."""
+
+
+def count_update(config: Config | PatchRunConfig, batch: int, modality_set: ModalitySet = BRATS) -> Counted:
+    """Run one update of `batch` samples on fake tensors, eagerly."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     distributed = CountingProcess(config.runtime)
-    training = dataclasses.replace(config.training, global_batch_size=batch, micro_batch_size=None)
+    training: Any = dataclasses.replace(config.training, global_batch_size=batch, micro_batch_size=None)
     config = dataclasses.replace(config, training=training)
     with FakeTensorMode(allow_non_fake_inputs=True), Counter() as counter:
-        generator, discriminator = fake_networks(config, distributed, modality_set)
-        guidance = guidance_of(config, modality_set)
-        step = GanStep(
-            config, distributed, generator, discriminator, Normaliser(PUBLISHED), guidance, modality_set
+        networks, load = (
+            prepare_volumes(config, distributed, batch, modality_set)
+            if isinstance(config, PatchRunConfig)
+            else prepare_slices(config, distributed, batch, modality_set)
         )
-        count = len(modality_set)
-        masks = [
-            targets_and_masks(0, 0, u, batch, config.order.availability, count) for u in range(step.variants)
-        ]
         fixed = counter.now
+        update = load()
+        counter.operations = counter.operators = counter.traffic = 0
+        update()
+    counts = [sum(p.numel() for p in network.module.parameters()) for network in networks]
+    return Counted(
+        counts[0],
+        sum(counts[1:]),
+        counter.operations,
+        counter.operators,
+        counter.traffic,
+        fixed,
+        counter.peak,
+    )
+
+
+def prepare_slices(
+    config: Config, distributed: ProcessGroup, batch: int, modality_set: ModalitySet
+) -> Prepared:
+    """An update of a GAN."""
+    generator, discriminator = fake_networks(config, distributed, modality_set)
+    guidance = guidance_of(config, modality_set)
+    step = GanStep(
+        config, distributed, generator, discriminator, Normaliser(PUBLISHED), guidance, modality_set
+    )
+    count = len(modality_set)
+    masks = [
+        targets_and_masks(0, 0, u, batch, config.order.availability, count) for u in range(step.variants)
+    ]
+
+    def load() -> Callable[[], object]:
         size = config.augmentation.crop or config.image_shape
         memory_of_slices = BatchMemory(size, "int16", count, context=config.context)
         slices = DeviceBatch.load(memory_of_slices.batch(0, slice(0, batch)), step.normaliser)
-        counter.operations = counter.operators = counter.traffic = 0
-        step(slices, masks, rate=0.0)
-    counts = [
-        0 if network is None else sum(p.numel() for p in network.module.parameters())
-        for network in (generator, discriminator)
-    ]
-    return Counted(
-        counts[0], counts[1], counter.operations, counter.operators, counter.traffic, fixed, counter.peak
-    )
+        return lambda: step(slices, masks, rate=0.0)
+
+    return [n for n in (generator, discriminator) if n is not None], load
+
+
+def prepare_volumes(
+    config: PatchRunConfig, distributed: ProcessGroup, batch: int, modality_set: ModalitySet
+) -> Prepared:
+    """An update of a network of volumes."""
+    network = build_volume_network(config.task, config.network, config.seed, modality_set)
+    set_recompute(network, config.runtime.recompute)
+    with_gradients(network)
+    trainable = distributed.prepare(network, torch.optim.SGD(network.parameters()), network)
+    step = VolumeStep(config, distributed, trainable, Normaliser(PUBLISHED), modality_set)
+    masks = targets_and_masks(0, 0, 0, batch, config.order.availability, len(modality_set))
+
+    def load() -> Callable[[], object]:
+        memory = PatchMemory(config.patches.size, "int16", len(modality_set), network.needs_stage1)
+        patches = DevicePatches.load(memory.batch(0, slice(0, batch)), step.normaliser)
+        return lambda: step(patches, masks, rate=0.0)
+
+    return [trainable], load
+
+
+def with_gradients(network: nn.Module) -> None:
+    """Give every parameter a gradient, as after a step."""
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
 
 
 def guidance_of(config: Config, modality_set: ModalitySet) -> Guidance | None:
@@ -167,8 +223,7 @@ def fake_networks(
     if config.objective.uses_discriminator:
         discriminator = Discriminator(config.discriminator, modality_set)
     for network in filter(None, (generator, discriminator)):
-        for parameter in network.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+        with_gradients(network)
     # CountingTrainable does not step.
     unused = torch.optim.SGD(generator.parameters())
     return (
@@ -233,35 +288,47 @@ class Counter(TorchDispatchMode):
         self.now -= size
 
 
-def report(config: Config) -> str:
+def report(config: Config | PatchRunConfig) -> str:
     """Text for `--dry-run`. Reads the index of the shard set and trains nothing."""
     index = open_shard_set(config.data.shards, config.data.cache_dir, config.data.cache_gib)
-    check_updates(config, index.header.modality_set)
-    training = choose_training(index, config.data)
+    if isinstance(config, PatchRunConfig):
+        training: Any = choose_cases(index, config.data)
+        what, unit, main = "training cases", "patch", config.task
+        chosen = "patches of " + " x ".join(map(str, config.patches.size)) + " voxels"
+    else:
+        check_updates(config, index.header.modality_set)
+        training, what, unit, main = (
+            choose_training(index, config.data),
+            "training slices",
+            "slice",
+            "generator",
+        )
+        chosen = ", ".join(config.data.views)
+    many = "patches" if unit == "patch" else "slices"
     cost = measure(config, modality_set=index.header.modality_set)
     batch, per_batch = config.training.global_batch_size, config.training.updates_per_batch
     steps = total_steps(config.training, len(training))
     operations = cost.operations_per_slice * batch * steps
     lines = {
         "run": str(config.run_dir),
-        "data": f"{len(training)} training slices ({', '.join(config.data.views)}), {config.data.shards}",
-        "steps": f"{steps} = {steps // per_batch} global batches of {batch} slices x {per_batch} updates, "
+        "data": f"{len(training)} {what} ({chosen}), {config.data.shards}",
+        "steps": f"{steps} = {steps // per_batch} global batches of {batch} {many} x {per_batch} updates, "
         f"{steps / per_batch * batch / len(training):.2f} epochs",
-        "generator": f"{cost.generator_parameters:,} parameters",
+        main: f"{cost.generator_parameters:,} parameters",
         "discriminator": f"{cost.discriminator_parameters:,} parameters"
         if cost.discriminator_parameters
         else "none",
-        "operations": f"{cost.operations_per_slice / 1e9:.0f} GFLOP per slice and update, "
+        "operations": f"{cost.operations_per_slice / 1e9:.0f} GFLOP per {unit} and update, "
         f"{operations / 1e15:,.2f} PFLOP in all",
         "at 100 TFLOP/s": f"{operations / 1e14 / 3600:.2f} GPU hours",
         "memory, fixed": f"{cost.fixed_bytes / GIB:.2f} GiB a process "
         "(weights, gradients, Adam, average, buckets)",
-        "memory, slices": f"{cost.bytes_per_slice / GIB:.3f} GiB a slice of the micro-batch, "
+        f"memory, {many}": f"{cost.bytes_per_slice / GIB:.3f} GiB a {unit} of the micro-batch, "
         f"recompute {config.runtime.recompute}",
     }
     for card, gib in CARDS.items():
         fit = cost.largest_batch((1 - RESERVE) * gib * GIB)
-        lines[f"fits {card} GB"] = f"{fit} slices at a time on each GPU" + (
+        lines[f"fits {card} GB"] = f"{fit} {many} at a time on each GPU" + (
             "" if fit else "; choose runtime.recompute=activations or runtime.precision=bf16"
         )
     lines["checkpoint"] = (

@@ -26,7 +26,7 @@ from brasyn_dist.training.gan_step import GanStep
 from brasyn_dist.training.networks import adam, compile_in_place, move_to_device
 from brasyn_dist.training.run_dir import CHECKPOINTS
 from brasyn_dist.training.state import TrainState, average_of
-from brasyn_dist.training.training_data import TrainingData
+from brasyn_dist.training.training_data import TrainingData, open_data
 from brasyn_dist.training.validation import GeneratorValidator
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,10 @@ class GanTask:
         if self.segmenter is None:
             return {}
         return {"segmenter": {"path": self.config.objective.segmenter, "sha256": self.segmenter_sha256}}
+
+    def open_data(self, group: ProcessGroup) -> TrainingData:
+        """See `Task.open_data`."""
+        return open_data(self.config, group)
 
     def check(self, data: TrainingData) -> None:
         """See `Task.check`."""

@@ -9,15 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from brasyn_dist.config import RunConfig
+from brasyn_dist.config import PatchRunConfig, RunConfig
+from brasyn_dist.distributed.process_group import ProcessGroup
+from brasyn_dist.models.layers import set_recompute
+from brasyn_dist.models.pretrained import PretrainedNetwork, load_weights
 from brasyn_dist.training.schedule import scaled_rate
+from brasyn_dist.training.state import TrainState, average_of
 
 
 def memory_format(config: RunConfig, device: torch.device) -> torch.memory_format:
-    """Default: channels-last on GPUs. On CPUs it slows the backward pass of convolutions."""
+    """Default: channels-last on GPUs. On CPUs it slows the backward pass of 2-D convolutions."""
     wanted = config.runtime.channels_last
     use = device.type == "cuda" if wanted is None else wanted
-    return torch.channels_last if use else torch.contiguous_format
+    last = torch.channels_last_3d if isinstance(config, PatchRunConfig) else torch.channels_last
+    return last if use else torch.contiguous_format
 
 
 def compile_mode(config: RunConfig, device: torch.device) -> str:
@@ -55,3 +60,14 @@ def adam(config: RunConfig, network: nn.Module, rate_ratio: float = 1.0) -> torc
     # Adam adds the L2 penalty to the gradient, AdamW shrinks the weights.
     kind = torch.optim.Adam if options.weight_decay_form == "l2" else torch.optim.AdamW
     return kind(network.parameters(), rate, options.betas, options.eps, options.weight_decay, fused=fused)
+
+
+def state_of_one(config: RunConfig, group: ProcessGroup, network: PretrainedNetwork) -> TrainState:
+    """State at step 0 of a run that trains one network; its weights may come from `checkpoint.init_from`."""
+    if config.checkpoint.init_from is not None:
+        load_weights(network, config.checkpoint.init_from)
+    set_recompute(network, config.runtime.recompute)
+    move_to_device(config, group.device, network)
+    average = average_of(network) if config.training.ema_decay > 0 else None
+    compile_in_place(config, group.device, network)
+    return TrainState({network.kind: group.prepare(network, adam(config, network), network)}, average)

@@ -21,17 +21,17 @@ from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.losses.tversky import focal_tversky, labelled_only
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.pretrained import load_weights
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.gan_step import add_sums, micro_batches
-from brasyn_dist.training.networks import adam, compile_in_place, move_to_device
-from brasyn_dist.training.state import TrainState, average_of
+from brasyn_dist.training.networks import state_of_one
+from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.training_data import (
     BatchLoader,
     DeviceBatch,
     TrainingData,
     choose_training,
+    open_data,
 )
 from brasyn_dist.training.validation import SliceValidator
 
@@ -160,21 +160,17 @@ class SegmenterTask:
         """Files that the run was started from: none."""
         return {}
 
+    def open_data(self, group: ProcessGroup) -> TrainingData:
+        """See `Task.open_data`."""
+        return open_data(self.config, group)
+
     def check(self, data: TrainingData) -> None:
         """Any data can be trained on; unknown tumour types have a one-hot of zeros."""
 
     def build_state(self, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
         """Segmenter with its optimiser, and the counters."""
         config = self.config
-        segmenter = build_segmenter(config.segmenter, config.seed, modality_set)
-        if config.checkpoint.init_from is not None:
-            load_weights(segmenter, config.checkpoint.init_from)
-        move_to_device(config, group.device, segmenter)
-        average = average_of(segmenter) if config.training.ema_decay > 0 else None
-        compile_in_place(config, group.device, segmenter)
-        return TrainState(
-            {"segmenter": group.prepare(segmenter, adam(config, segmenter), segmenter)}, average
-        )
+        return state_of_one(config, group, build_segmenter(config.segmenter, config.seed, modality_set))
 
     def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> SegmenterStep:
         """See `Task.build_step`."""

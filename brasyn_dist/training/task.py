@@ -3,7 +3,7 @@
     build.py   data, checkpoint, loggers ----------+
     Task       networks, step, validator, export --+--> Trainer (trainer.py)
 
-Implementations: GanTask (gan_task.py), SegmenterTask (segmenter_task.py).
+Implementations: GanTask (gan_task.py), SegmenterTask (segmenter_task.py), VolumeTask (volume_task.py).
 """
 
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from brasyn_dist.config import RunConfig
-from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.normalisation import Normaliser
@@ -29,11 +28,11 @@ class Step(Protocol):
     headline: tuple[str, str]
     """(caption, loss term) of the number on the console."""
 
-    def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:
+    def update(self, batch: Any, number: int, rate: float) -> dict[str, Tensor]:
         """Update `number` (from 0) of those that a batch is used for.
 
         Args:
-            batch: This rank's part of a global batch.
+            batch: This rank's part of a global batch: SliceBatch, or PatchBatch of tasks on volumes.
             number: Number of the update within the batch.
             rate: Learning rate of the main network.
 
@@ -42,7 +41,7 @@ class Step(Protocol):
             device. The call does not wait for the device.
         """
 
-    def trace(self, batch: SliceBatch, number: int) -> list[list[object]]:
+    def trace(self, batch: Any, number: int) -> list[list[object]]:
         """Targets and masks of each sample in that update, as JSON, to compare runs."""
 
 
@@ -60,6 +59,9 @@ class Task(Protocol):
 
     def sources(self) -> dict[str, Any]:
         """Weights of other runs that this run uses without training them, for environment.json."""
+
+    def open_data(self, group: ProcessGroup) -> TrainingData:
+        """Open the shard set and select the samples of the run."""
 
     def check(self, data: TrainingData) -> None:
         """Raise ConfigError or DataError if the data does not fit the networks."""

@@ -4,7 +4,7 @@ shard set --open_data--> TrainingData --stream--> SliceBatch (host) --BatchLoade
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ DATA_FILE = "data.json"
 @dataclass(frozen=True)
 class TrainingData:
     """The slices of a run and this rank's part of them."""
+
+    unit: ClassVar[str] = "slices"
+    """What a sample is, for messages."""
 
     config: RunConfig
     index: ShardIndex
@@ -82,6 +85,13 @@ class TrainingData:
         """Sample keys of this rank's part of a global batch."""
         return [self.training.key(int(i)) for i in self.order.batch(batch)[self.rows]]
 
+    def describe(self) -> str:
+        """The data in words, for the log."""
+        held_out = len(self.validation or ())
+        return (
+            f"{self.samples} slices for training, {held_out} held out ({', '.join(self.config.data.views)})"
+        )
+
     def record(self) -> None:
         """Write data.json into the run folder."""
         head, *rows = table_rows(self.index)
@@ -89,7 +99,10 @@ class TrainingData:
             "fingerprint": self.training.fingerprint,
             "modality_set": self.modality_set.to_dict(),
             "statistics": self.index.header.statistics,
-            "slices": {"training": self.samples, "held_out": len(self.validation or ())},
+            "slices" if self.unit == "slices" else "cases": {
+                "training": self.samples,
+                "held_out": len(self.validation or ()),
+            },
             "shard_set": {"head": list(head), "rows": [list(row) for row in rows]},
         }
         write_json(self.config.run_dir / DATA_FILE, values)

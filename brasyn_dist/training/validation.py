@@ -8,6 +8,7 @@ on the division.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class SliceValidator:
         # Shards are written in a seeded random order, so their first slices are a random sample of patients.
         mine = range(group.rank, min(options.slices, len(data.validation)), group.world)
         chunks = [mine[i : i + options.batch_size] for i in range(0, len(mine), options.batch_size)]
-        self._batches = [
+        self._batches: list[tuple[range, Any]] = [
             (rows, read_samples(data.validation, rows, config.image_shape, config.context)) for rows in chunks
         ]
 
@@ -69,7 +70,7 @@ class GeneratorValidator(SliceValidator):
         scores: list[SliceScores] = []
         panels: list[tuple[int, int, np.ndarray]] = []
         for rows, batch in self._batches:
-            loaded = DeviceBatch.load(batch, self._normaliser)
+            loaded = self._load(batch)
             for target in range(len(self._modality_set)):
                 self._score(network, rows, batch, loaded, target, scores, panels)
         gathered = self._group.gather((scores, panels))
@@ -80,6 +81,9 @@ class GeneratorValidator(SliceValidator):
             if chosen and self._group.is_main:
                 pictures[name] = grid([p for _, p in sorted(chosen, key=lambda c: c[0])])
         return means, pictures
+
+    def _load(self, batch: SliceBatch) -> DeviceBatch:
+        return DeviceBatch.load(batch, self._normaliser)
 
     @torch.no_grad()
     def _score(
@@ -145,15 +149,17 @@ def slice_scores(
 ) -> dict[str, list[float | None]]:
     """MAE and PSNR over the brain, mean SSIM over healthy tissue and over tumour, for each slice.
 
+    Volumes have the axes (X, Y, Z) in place of (H, W).
     `data_range` is the range of PSNR and SSIM (Normaliser.range_M); `ssim_offset` is added before SSIM. SSIM
     is None for slices without labels or without region. Labels above `highest_label` are in neither region.
     """
     tumour_B1HW = ((labels_BHW > 0) & (labels_BHW <= highest_label))[:, None] & brain_B1HW
     healthy_B1HW = (labels_BHW == 0)[:, None] & brain_B1HW
     error_B1HW = (image_B1HW - truth_B1HW) * brain_B1HW
-    pixels_B = brain_B1HW.sum((1, 2, 3)).clamp(min=1)
-    mae_B = error_B1HW.abs().sum((1, 2, 3)) / pixels_B
-    mse_B = error_B1HW.square().sum((1, 2, 3)) / pixels_B
+    axes = tuple(range(1, error_B1HW.ndim))
+    pixels_B = brain_B1HW.sum(axes).clamp(min=1)
+    mae_B = error_B1HW.abs().sum(axes) / pixels_B
+    mse_B = error_B1HW.square().sum(axes) / pixels_B
     psnr_B = 10 * torch.log10(data_range**2 / mse_B.clamp(min=1e-12))
     range_B = torch.full_like(mae_B, data_range)
     image, truth = (torch.where(brain_B1HW, x + ssim_offset, 0.0) for x in (image_B1HW, truth_B1HW))

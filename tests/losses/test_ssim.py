@@ -117,3 +117,19 @@ def test_what_lies_outside_a_region_cannot_harm():
     mean.backward()
     assert mean.item() == 2
     assert values.grad.flatten().tolist() == [0.5, 0, 0, 0.5]
+
+
+def test_volumes_have_a_window_in_three_dimensions():
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    x = torch.randn(2, 1, 14, 12, 13, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = x + 0.3 * x.flip(0)
+    ours = ssim_map(x, y, torch.tensor([4.0, 5.0], dtype=torch.float64))
+    for b, data_range in enumerate((4.0, 5.0)):
+        _, theirs = structural_similarity_index_measure(
+            x[b : b + 1], y[b : b + 1], data_range=data_range, return_full_image=True
+        )
+        inside = (..., slice(5, -5), slice(5, -5), slice(5, -5))
+        torch.testing.assert_close(
+            ours[b : b + 1][inside], theirs[inside].view(1, 1, 4, 2, 3), rtol=0, atol=1e-6
+        )

@@ -14,7 +14,7 @@ from brasyn_dist.config import TASKS, RunConfig, all_options, load_config
 from brasyn_dist.errors import ConfigError
 
 HUGE = ("1e300", "1" + "0" * 30, str(2**62))
-OTHER_TASK = {"generator": (), "segmenter": ("task=segmenter",)}
+OTHER_TASK = {task: () if task == "generator" else (f"task={task}",) for task in TASKS}
 
 
 def command(name: str) -> Command[Any]:

@@ -1,12 +1,12 @@
 """Two updates in a process of its own; prints the bytes by which its resident memory grew at the highest.
 
-python -m tests.training.memory_worker section.key=value ...
+python -m tests.training.memory_worker [volume | refiner] section.key=value ...
 """
 
 import sys
 from pathlib import Path
 
-from tests.training.small import Update, small_config
+from tests.training import small, volumes
 
 
 def status(field: str) -> int:
@@ -16,10 +16,17 @@ def status(field: str) -> int:
 
 
 if __name__ == "__main__":
-    config = small_config(*sys.argv[1:])
-    Update(small_config())()  # loads libraries and kernels, which are no tensors
-    before = status("VmRSS")
-    update = Update(config)
-    for k in range(2):
-        update(k)
+    if sys.argv[1] in volumes.TASKS:
+        first, update = (volumes.small_config(sys.argv[1], *more) for more in ((), sys.argv[2:]))
+        volumes.Update(first)()
+        before = status("VmRSS")
+        volume_update = volumes.Update(update)
+        for _ in range(2):
+            volume_update()
+    else:
+        small.Update(small.small_config())()  # loads libraries and kernels, which are no tensors
+        before = status("VmRSS")
+        slice_update = small.Update(small.small_config(*sys.argv[1:]))
+        for k in range(2):
+            slice_update(k)
     print(status("VmHWM") - before)

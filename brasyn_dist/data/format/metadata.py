@@ -21,7 +21,7 @@ KINDS = (*VIEWS, CHUNK)
 """The position is the number of a kind in the index."""
 
 
-OPTIONAL = ("medians", "shape")
+OPTIONAL = ("medians", "shape", "stage1_medians")
 """Columns of the case table that not every set has."""
 
 
@@ -39,6 +39,8 @@ class CaseEntry:
     """Median of the foreground of each modality, in modality order; None in sets of earlier versions."""
     shape: tuple[int, ...] | None = None
     """(x, y, z) of its volumes; None in sets without chunks."""
+    stage1_medians: tuple[int, ...] | None = None
+    """Like `medians`, of the stage-1 volumes; None in sets without them."""
 
 
 @dataclass(frozen=True)

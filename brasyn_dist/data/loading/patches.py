@@ -56,6 +56,8 @@ class PatchBatch:
     """(b,) int64: index into brats.TUMOUR_TYPES, or UNKNOWN_TYPE."""
     medians: Tensor
     """(b, M) float32: median of the foreground of the volumes of the case."""
+    stage1_medians: Tensor
+    """(b, M) float32: the same of its stage-1 volumes; 1 without them."""
     cases: Tensor
     """(b,) int64: number of the case in the ChunkSelection."""
     corners: Tensor
@@ -96,6 +98,7 @@ class PatchMemory(HostMemory):
             self.large((count, *self._size), "uint8"),
             self.small((count,), torch.bool),
             self.small((count,), torch.int64),
+            self.small((count, modalities), torch.float32),
             self.small((count, modalities), torch.float32),
             self.small((count,), torch.int64),
             self.small((count, 3), torch.int64),
@@ -218,6 +221,7 @@ class PatchReader:
         batch.has_labels[row] = entry.segmentation
         batch.tumour_type[row] = int(chunks.tumour_type[case])
         batch.medians[row] = torch.from_numpy(chunks.medians[case])
+        batch.stage1_medians[row] = torch.tensor(entry.stage1_medians or 1.0)
         batch.cases[row] = case
         batch.corners[row] = torch.tensor(corner)
         batch.keys[row] = f"{entry.name}/{','.join(map(str, corner))}"

@@ -43,6 +43,8 @@ class Scan:
     """Smallest type that stores every intensity."""
     medians: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of each good case -> median of the foreground of each modality."""
+    stage1_medians: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """The same of the stage-1 volumes, if there are any."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of each good case -> shape of its volumes."""
     fingerprints: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class Scan:
         self.histogram.add(other.histogram.counts)
         self.problems |= other.problems
         self.medians |= other.medians
+        self.stage1_medians |= other.stage1_medians
         self.shapes |= other.shapes
         self.fingerprints |= other.fingerprints
         self.notes |= other.notes
@@ -157,6 +160,9 @@ def scan_lot(
         scan.dtype = max(scan.dtype, stored.name, key=DTYPES.index)
         scan.medians[case.name] = tuple(map(median_of_counts, counts))
         scan.fingerprints[case.name] = prints
+        if stage1 is not None:
+            made = [foreground_counts(image, image > 0) for image in stage1]
+            scan.stage1_medians[case.name] = tuple(median_of_counts(c) if len(c) else 1 for c in made)
         scan.shapes[case.name] = volumes.images.shape[1:]
         if case.name in training:
             scan.histogram.add(counts)

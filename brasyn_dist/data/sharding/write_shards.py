@@ -235,6 +235,7 @@ def _header(
                 segmentation=SEGMENTATION in case.files,
                 medians=scan.medians[case.name],
                 shape=scan.shapes[case.name] if options.chunks else None,
+                stage1_medians=scan.stage1_medians.get(case.name),
             )
             for case in result.cases
         ),
