@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import BRATS
-from brasyn_dist.config import AugmentationConfig
+from brasyn_dist.config import AugmentationConfig, PatchConfig
+from brasyn_dist.data.format.chunks import select_chunks
 from brasyn_dist.data.format.index import rebuild_index
 from brasyn_dist.data.loading.augmentation import sample_augmentation
 from brasyn_dist.data.loading.loader import SliceStream, read_samples
+from brasyn_dist.data.loading.patches import PatchOrder, PatchStream
 from brasyn_dist.data.loading.sampler import SampleOrder, targets_and_masks
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.qc.anomalies import find_anomalies
@@ -71,6 +73,24 @@ def test_from_folders_to_batches(tmp_path, modality_set, codec):
                 np.testing.assert_array_equal(batch.labels[row], np.broadcast_to(labels, SHAPE[:2]))
     assert read_samples(selection, [0, 1], SHAPE[:2]).planes.shape[1] == m
     assert "complete" not in str(make_shards([cohort], tmp_path / "out", options).header.skipped)
+
+
+@pytest.mark.parametrize("modality_set", [TWO, FIVE], ids=lambda s: s.name)
+def test_patches_of_volumes(tmp_path, modality_set):
+    cohort = write_cases(tmp_path, modality_set, 2)
+    options = ShardOptions(views=(), chunks=16, validation_fraction=0, modality_set=modality_set)
+    chunks = select_chunks(make_shards([cohort], tmp_path / "out", options), "train")
+    order = PatchOrder(PatchConfig(size=(20, 20, 20), tumour_share=1), 0, chunks, 4)
+    with PatchStream(chunks, order, slice(0, 4), 0, 2) as stream:
+        for batch in stream:
+            assert batch.has_labels.all() == bool(modality_set.labels)
+            for row in range(4):
+                number, corner = int(batch.cases[row]), batch.corners[row].tolist()
+                box = tuple(slice(first, first + 20) for first in corner)
+                expected = np.stack([volume(name, number)[box] for name in modality_set.modalities])
+                np.testing.assert_array_equal(batch.volumes[row], expected)
+                labels = 7 * (volume("seg", number)[box] > 450) if modality_set.labels else 0
+                np.testing.assert_array_equal(batch.labels[row], np.broadcast_to(labels, (20, 20, 20)))
 
 
 def test_another_set_is_another_shard_set(tmp_path):

@@ -20,6 +20,7 @@ from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import DataError
 from brasyn_dist.preprocessing.chunking import chunk_box
+from tests.data.case_files import save
 from tests.data.chunk_sets import (
     HELD_OUT,
     NAMES,
@@ -134,6 +135,27 @@ def test_a_case_without_stage1_is_named(tmp_path: Path) -> None:
     (stage1 / f"{NAMES[1]}-t2f.nii.gz").unlink()
     options = ShardOptions(chunks=SIDE, stage1=stage1, minimum_foreground=300)
     with pytest.raises(DataError, match=f"no stage-1 volume {NAMES[1]}-t2f.nii.gz; synthesise every"):
+        make_shards([cohort], tmp_path / "shards", options)
+
+
+def test_stage1_volumes_of_a_wider_type(tmp_path: Path) -> None:
+    """The images fit int16, one stage-1 volume does not: the whole set is int32."""
+    cohort, stage1 = write_cases(tmp_path), write_stage1(tmp_path / "stage1")
+    bright = images_of(NAMES[0])[1].astype(np.int32) * 100
+    save(stage1 / f"{NAMES[0]}-t1n.nii.gz", bright, dtype=np.int32)
+    options = ShardOptions(views=(), chunks=SIDE, stage1=stage1, validation_fraction=0)
+    chunks = select_chunks(make_shards([cohort], tmp_path / "shards", options), "train")
+    batch = read_patches(chunks, [0], [(0, 0, 0)], SHAPE)
+    np.testing.assert_array_equal(batch.stage1[0, 1].numpy(), bright)
+    np.testing.assert_array_equal(batch.volumes[0].numpy(), images_of(NAMES[0]))
+
+
+def test_stage1_volumes_of_another_grid_are_refused(tmp_path: Path) -> None:
+    cohort, stage1 = write_cases(tmp_path), write_stage1(tmp_path / "stage1")
+    path = stage1 / f"{NAMES[0]}-t2w.nii.gz"
+    save(path, np.ones((36, 40, 29)))
+    options = ShardOptions(views=(), chunks=SIDE, stage1=stage1, validation_fraction=0)
+    with pytest.raises(DataError, match=rf"{path}: shape .* differs"):
         make_shards([cohort], tmp_path / "shards", options)
 
 
