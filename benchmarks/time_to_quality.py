@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -121,7 +121,7 @@ def textbook(config: Config, folder: Path, device: torch.device, share: Callable
     torch.manual_seed(0)
     network = TextbookUNet(config.generator).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    average = AveragedModel(network, avg_fn=moving_average)
     updates, loader = 0, DataLoader(Files(folder), batch_size=4, shuffle=True, drop_last=True)
     while True:
         for real in loader:
@@ -136,6 +136,11 @@ def textbook(config: Config, folder: Path, device: torch.device, share: Callable
             average.update_parameters(network)
             updates += 1
             yield share(), 4 * updates, average
+
+
+def moving_average(average: Tensor, value: Tensor, count: Tensor) -> Tensor:
+    """With the same shorter memory in the first updates as the package's own average."""
+    return average + (1 - ema_decay(int(count) + 1, 0.998)) * (value - average)
 
 
 def predict(network: Network, real_BMHW: Tensor, target_B: Tensor) -> Tensor:
