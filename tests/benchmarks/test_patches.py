@@ -20,6 +20,6 @@ def test_every_loader_is_measured(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out" / "patches.json").read_text())["rounds"]
-    assert [row["loader"] for row in rows] == ["cache", "copied", "persistent", "ours"]
+    assert [row["loader"] for row in rows] == ["cache", "ours", "copied", "persistent"]
     assert all(row["patches"] == 8 and row["brain"] > 0.3 for row in rows)
     assert all(row["name"] in done.stdout for row in rows)
