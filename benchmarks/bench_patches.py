@@ -112,16 +112,18 @@ def monai(cohort: Path, work: Path, size: tuple[int, ...], kind: str) -> Iterato
         LoadImaged,
         RandCropByLabelClassesd,
         SelectItemsd,
+        Transform,
     )
 
     from brasyn_dist.data.case_folders import find_cohorts
 
-    def classes(sample: dict[str, Any]) -> dict[str, Any]:
-        """0 background, 1 brain, 2 tumour; types as stored."""
-        sample["label"] = sample["seg"].to(torch.uint8)
-        brain = (sample["image"] > 0).any(0, keepdim=True)
-        sample["classes"] = torch.where(sample["label"] > 0, 2, brain.to(torch.uint8))
-        return sample
+    class Classes(Transform):
+        """0 background, 1 brain, 2 tumour; types as stored. Datasets keep the results of a Transform only."""
+
+        def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+            label = sample["seg"].to(torch.uint8)
+            brain = (sample["image"] > 0).any(0, keepdim=True)
+            return {**sample, "label": label, "classes": torch.where(label > 0, 2, brain.to(torch.uint8))}
 
     set_track_meta(False)  # tensors without metadata: faster
     cases = find_cohorts([cohort])[0]
@@ -131,7 +133,7 @@ def monai(cohort: Path, work: Path, size: tuple[int, ...], kind: str) -> Iterato
         [
             LoadImaged(keys, ensure_channel_first=True, dtype=np.int16),
             ConcatItemsd(modalities, "image"),
-            classes,
+            Classes(),
             SelectItemsd(["image", "label", "classes"]),
             ClassesToIndicesd("classes", num_classes=3),
             DeleteItemsd("classes"),
@@ -165,12 +167,8 @@ def monai(cohort: Path, work: Path, size: tuple[int, ...], kind: str) -> Iterato
 
 
 def variants(sides: list[int], sizes: list[str]) -> list[dict[str, Any]]:
-    ways = [
-        (REFERENCE, "cache", 0),
-        ("MONAI CacheDataset", "copied", 0),
-        ("MONAI PersistentDataset", "persistent", 0),
-    ]
-    ways += [(f"ours, chunks of {side}", "ours", side) for side in sides]
+    ways = [(REFERENCE, "cache", 0), *((f"ours, chunks of {side}", "ours", side) for side in sides)]
+    ways += [("MONAI CacheDataset", "copied", 0), ("MONAI PersistentDataset", "persistent", 0)]
     return [
         {"name": name, "loader": kind, "side": side, "size": [int(n) for n in size.split(",")]}
         for size in sizes

@@ -23,7 +23,7 @@ class DataConfig:
     cohorts: tuple[str, ...] = ()
     """Cohorts to use; empty: all cohorts of the shard set."""
     quarantine: tuple[str, ...] = ()
-    """Keys of damaged samples to leave out; part of the data fingerprint."""
+    """Keys of damaged samples to leave out, of a chunk with its case; part of the data fingerprint."""
     min_tumour_fraction: Share = 0.0
     """Minimum fraction of tumour pixels in a slice (method: 0.001 for the segmenter); 0: all slices."""
     normalisation: NormalisationMode = "zscore"

@@ -10,6 +10,7 @@ import torch
 from brasyn_dist.config import PatchConfig
 from brasyn_dist.data.format.chunks import ChunkSelection, select_chunks
 from brasyn_dist.data.loading.patches import PatchBatch, PatchOrder, PatchStream, read_patches
+from brasyn_dist.data.loading.reader import SampleReader
 from brasyn_dist.data.loading.sampler import rank_rows
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.errors import DataError
@@ -17,7 +18,6 @@ from tests.data.chunk_sets import (
     HELD_OUT,
     NAMES,
     SHAPE,
-    SIDE,
     cut,
     images_of,
     labels_of,
@@ -150,12 +150,10 @@ def test_only_the_chunks_of_the_patch_are_read(
     chunks: ChunkSelection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    from brasyn_dist.data.loading.reader import SampleReader
-
     real = SampleReader.read
     monkeypatch.setattr(SampleReader, "read", lambda self, *a: read.append(a[0]) or real(self, *a))
     read_patches(chunks, [0], [(15, 15, 10)], (2, 2, 2))
-    assert len(read) == 4
+    assert len(read) == 4  # of a grid of 3 x 3 x 2 chunks of 16 voxels
     assert {int(chunks.selection.column("index")[i]) for i in read} == {0, 2, 6, 8}
 
 
@@ -198,7 +196,3 @@ def test_an_order_of_other_length_is_refused(chunks: ChunkSelection, folder: Pat
     order = PatchOrder(PatchConfig(), 0, held_out, G)
     with pytest.raises(DataError, match="order of 1 cases does not fit a selection of 3"):
         PatchStream(chunks, order, slice(0, G), 0, 1)
-
-
-def test_side_of_the_fixture() -> None:
-    assert SIDE == 16  # test_only_the_chunks_of_the_patch_are_read has numbers of this grid (3, 3, 2)
