@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from brasyn_dist.losses.ssim import at_least_float32, gaussian, region_mean, ssim_map
+from brasyn_dist.losses.ssim import at_least_float32, gaussian, gaussian_blur, region_mean, ssim_map
 
 
 def images(
@@ -133,3 +133,10 @@ def test_volumes_have_a_window_in_three_dimensions():
         torch.testing.assert_close(
             ours[b : b + 1][inside], theirs[inside].view(1, 1, 4, 2, 3), rtol=0, atol=1e-6
         )
+
+
+def test_both_forms_of_the_blur_of_volumes_agree(monkeypatch: pytest.MonkeyPatch):
+    x = torch.randn(2, 3, 9, 8, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    products = gaussian_blur(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(gaussian_blur(x), products)
