@@ -222,10 +222,9 @@ def members_of(path: Path) -> list[str]:
 def run(options: StudyOptions) -> None:
     """Run, submit or print all stages."""
     folder = options.configs
-    if not folder.is_dir():
-        folder = resource_folder("configs") / folder.relative_to(
-            "configs" if folder.parts[0] == "configs" else ""
-        )
+    if not folder.is_dir() and not folder.is_absolute():
+        words = folder.parts[1:] if folder.parts[:1] == ("configs",) else folder.parts
+        folder = resource_folder("configs").joinpath(*words)
     out = options.out.resolve()
     jobs = Study(options, folder, out).plan()
     if not options.dry_run:

@@ -298,9 +298,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), kind: ty
     values.setdefault("task", task)
     for item in overrides:
         key, separator, text = item.partition("=")
-        if not separator:
-            raise ConfigError(f"{item!r}: overrides are written section.key=value")
-        set_by_path(values, key, parse_value(text))
+        if not separator or not all(key.strip().split(".")):
+            raise ConfigError(
+                f"{item!r}: overrides are written section.key=value, and a file is given by --config"
+            )
+        if not text.strip():
+            raise ConfigError(f"{item!r}: no value; an empty text is '', and the default of null is null")
+        set_by_path(values, key.strip(), parse_value(text))
     if values["task"] not in TASKS:
         raise ConfigError(f"{where}: task={values['task']!r}: expected {' or '.join(TASKS)}")
     chosen = TASKS[values["task"]]

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,36 @@ from brasyn_dist.errors import ConfigError, DataError
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1, which PyYAML reads, with numbers such as 5e-4 (YAML 1.1 wants 5.0e-4)."""
+    """YAML 1.1, which PyYAML reads, with the numbers of YAML 1.2, and without keys that are given twice.
+
+    5e-4 is a number (YAML 1.1 wants 5.0e-4), 1e6 a whole one; 010 and 1:30 are texts, not 8 and 90.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; of two equal keys, the first would be lost without a word."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        """A whole number, also 1e6."""
+        text = str(self.construct_scalar(node)).replace("_", "")
+        return int(text, 16) if text.startswith("0x") else int(Decimal(text))
 
 
-Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_NUMBERS = {
+    _INT: r"[-+]?(0|[1-9][\d_]*)([eE]\+?\d\d?)?|0x[\da-fA-F]+",
+    _FLOAT: r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    Loader.add_implicit_resolver(_tag, re.compile(f"^({_pattern})$", re.ASCII), list("-+0123456789."))
+Loader.add_constructor(_INT, Loader.construct_whole)
 
 
 def parse_value(text: str) -> Any:

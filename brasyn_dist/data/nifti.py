@@ -192,7 +192,7 @@ def is_background(path: Path) -> bool:
             packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
         if packed and path.stat().st_size > _ZEROS_BYTES:
             return False
-        if not packed:  # only one plane is read of nearly all volumes
+        if not packed and path.name.lower().endswith(".nii"):  # only one plane is read of nearly all volumes
             values = nibabel.load(path).dataobj  # type: ignore[attr-defined]
             if (np.asarray(values[..., values.shape[-1] // 2]) > 0).any():
                 return False
@@ -432,3 +432,9 @@ def write_like(
 def compress(data: bytes) -> bytes:
     """Compressed data without a time stamp: equal volumes give equal bytes."""
     return igzip.compress(data, mtime=0)
+
+
+def compressed_file(path: Path) -> bytes:
+    """Content of a volume as .nii.gz, whatever its name says."""
+    data = path.read_bytes()
+    return data if data.startswith(_GZIP_MAGIC) else compress(data)

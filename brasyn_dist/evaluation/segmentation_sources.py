@@ -25,7 +25,7 @@ from brasyn_dist.brats import BRATS, LabelOrder, prediction_name, tumour_type
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.common.launch_environment import launch_context
 from brasyn_dist.common.processes import kill_tree
-from brasyn_dist.data.nifti import CaseVolumes, check_geometry, compress, read_labels
+from brasyn_dist.data.nifti import CaseVolumes, check_geometry, compressed_file, read_labels
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.evaluation.scoring import Prediction
 from brasyn_dist.modality_set import ModalitySet
@@ -230,10 +230,7 @@ def write_completed_case(folder: Path, prediction: Prediction, volumes: CaseVolu
     for modality in volumes.modalities:
         source = prediction.path if modality == prediction.modality else case.files[modality]
         path = target / prediction_name(case.name, modality)
-        if source.name.endswith(".gz"):
-            shutil.copyfile(source, path)
-        else:
-            path.write_bytes(compress(source.read_bytes()))
+        path.write_bytes(compressed_file(source))
         values[modality] = str(path)
     return values
 

@@ -7,6 +7,7 @@
 An error in any stage is stored in the case's record. The other cases are not affected.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from brasyn_dist.common.files import FULL, os_error_text, sha256_of
-from brasyn_dist.data.case_notes import case_notes, refuse
+from brasyn_dist.data.case_notes import case_notes, equal_volumes, refuse
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
 from brasyn_dist.errors import BrasynError, DataError, out_of_memory
 from brasyn_dist.inference.cases import CaseRecord, CaseRequest, failed_record, kept_record
@@ -94,7 +95,9 @@ class CaseJob:
                 raise DataError(
                     f"{paths}: no voxel above 0; remove the file, and the modality is synthesised"
                 )
-            self.notes = (*request.notes, *case_notes(self.volumes))
+            prints = [hashlib.sha256(v.T.tobytes()).hexdigest() for v in self.volumes.images]
+            equal = equal_volumes(self.volumes.modalities, prints)
+            self.notes = (*request.notes, *case_notes(self.volumes), *equal)
         if options.strict:
             refuse(self.notes, request.case.folder)
 

@@ -19,7 +19,7 @@ import yaml
 from brasyn_dist.brats import BRATS, IMAGE_SIZE, image_shape
 from brasyn_dist.common.files import read_json
 from brasyn_dist.common.panels import panel_tiles
-from brasyn_dist.config import TASKS, task_of, to_dict
+from brasyn_dist.config import TASKS, read_yaml, task_of, to_dict
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.image_metrics import bounding_box
 from brasyn_dist.modality_set import ModalitySet
@@ -114,6 +114,8 @@ def write_run_report(run_dir: Path) -> Path:
 def describe_run(run_dir: Path) -> RunDescription | None:
     """Curves, data and configuration of a run, as far as its folder has them; None if it has none of them."""
     metrics, config = lines_of(run_dir / METRICS), run_dir / "config.yaml"
+    if config.is_file():
+        read_yaml(config)  # ConfigError if it is damaged
     options = config.read_text() if config.is_file() else ""
     if not metrics and not options:
         return None

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from brasyn_dist.common.files import check_folder
+from brasyn_dist.common.files import check_folder, os_error_text
 from brasyn_dist.common.processes import starting_up
 from brasyn_dist.config import RunConfig, to_dict
 from brasyn_dist.distributed.process_group import Distributed, is_lost_peer, resolve_runtime, zero_of_launch
@@ -129,7 +129,8 @@ def lock_run(run_dir: Path, group: Distributed) -> run_folder.RunLock | None:
             run_dir.mkdir(parents=True, exist_ok=True)
             locks.append(run_folder.RunLock(run_dir))
         except (BrasynError, OSError) as problem:
-            raise BrasynError(f"{run_dir} cannot be used: {problem}") from None
+            text = os_error_text(problem) if isinstance(problem, OSError) else problem
+            raise BrasynError(f"{run_dir} cannot be used: {text}") from None
 
     group.on_main(take)
     return locks[0] if locks else None

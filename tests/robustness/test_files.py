@@ -1,6 +1,7 @@
 """Kinds 4 and 5: names, encodings, and everything that a file system does."""
 
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 
 from brasyn_dist.brats import find_cases
@@ -22,8 +25,11 @@ from brasyn_dist.cli.shard import main as shard
 from brasyn_dist.common import files
 from brasyn_dist.config import load_config
 from brasyn_dist.data.case_folders import find_cohorts
+from brasyn_dist.data.nifti import is_background, read_case
 from brasyn_dist.data.sharding.patient_split import read_split_file
 from brasyn_dist.errors import DataError
+from brasyn_dist.evaluation.scoring import Prediction
+from brasyn_dist.evaluation.segmentation_sources import write_completed_case
 from brasyn_dist.modality_set import read_modality_set
 from brasyn_dist.training.checkpoint import open_checkpoint, save_checkpoint
 from tests.conftest import REPOSITORY
@@ -211,6 +217,31 @@ def test_one_volume_in_a_folder_of_its_name_is_used(cases: Path):
     (path / "00000057_brain_t1n.nii.gz").write_bytes(data)
     found, bad = find_cohorts([cases])
     assert not bad and found[0].files["t1n"] == path / "00000057_brain_t1n.nii.gz"
+
+
+def plain_content(path: Path) -> Path:
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    return path
+
+
+LIES: dict[str, Callable[[Path], Path]] = {
+    "plain content called .nii.gz": plain_content,
+    "compressed content called .nii": lambda path: path.rename(path.with_suffix("")),
+    "upper case": lambda path: path.rename(str(path).replace(".nii.gz", ".NII.GZ")),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_content_counts_not_the_ending(lie: str, cases: Path, tmp_path: Path):
+    """A segmenter is handed .nii.gz, and a volume of zeros is a missing modality."""
+    path = cases / NAMES[0] / f"{NAMES[0]}-t1n.nii.gz"
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.int16), image.affine), path)
+    assert is_background(LIES[lie](path))
+    case = find_cases(cases)[0]
+    prediction = Prediction(case.files["t2f"], NAMES[0], "t2f")
+    values = write_completed_case(tmp_path / "completed", prediction, read_case(case, segmentation=False))
+    assert nibabel.load(values["t1n"]).get_fdata().shape == image.shape
 
 
 def test_an_unreadable_folder_is_named_and_left_out(cases: Path, monkeypatch: Any, caplog: Any):

@@ -173,7 +173,8 @@ def test_other_mistakes_name_the_option(text: str):
     "text",
     [
         "base: self.yaml", "base: [3]", "base: missing.yaml", "- a", "seed: 2024-99-99", "a: &x [*x]", "{", "\0",
-        "name: {a: 1}", "seed: 1\nseed: .inf",
+        "name: {a: 1}", "seed: 1\nseed: 2", "training: {epochs: 1}\ntraining: {samples: 2}", "seed: 010", "seed: 1:30",
+        "training:\n\tmax_steps: 3", "seed: '1'", "seed: 1.5e0", "name: 1.10", "seed: 1\n---\nseed: 2",
     ],
 )  # fmt: skip
 def test_yaml_files_with_mistakes_are_named(text: str, tmp_path: Path):
@@ -181,6 +182,20 @@ def test_yaml_files_with_mistakes_are_named(text: str, tmp_path: Path):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"\.yaml"):
         load_config(path, [], RunConfig)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1e6", 1_000_000), ("1_000", 1000), ("0x10", 16), ("+3", 3)])
+def test_whole_numbers_in_any_form(text: str, expected: int):
+    assert load_config(None, [f"training.max_steps={text}"]).training.max_steps == expected
+    assert load_config(None, [f"optimizer.base_rate={text}"]).optimizer.base_rate == expected
+
+
+@pytest.mark.parametrize("text", ["training.max_steps=", "=5", ".seed=5", "training.=5", "r3", "seed"])
+def test_overrides_without_key_or_value_are_refused(text: str):
+    """`training.max_steps=$UNSET` would otherwise train ten epochs."""
+    with pytest.raises(ConfigError, match=r"overrides are written section\.key=value|no value"):
+        load_config(None, [text])
+    assert load_config(None, ["training.max_steps = 5"]).training.max_steps == 5
 
 
 def test_options_and_values_in_any_order():

@@ -301,7 +301,7 @@ def test_unusual_scans_are_named_and_refused_on_request(tmp_path, weights, caplo
     assert (unusual.status, usual.status) == ("failed", "done")
 
 
-def test_one_volume_in_place_of_another_is_named(tmp_path):
+def test_one_volume_in_place_of_another_is_named(tmp_path, weights):
     root = cohort(tmp_path / "gli", "BraTS-GLI-00000-000", "BraTS-GLI-00001-000")
     folder = root / "BraTS-GLI-00000-000"
     data = (folder / "BraTS-GLI-00000-000-t1n.nii.gz").read_bytes()
@@ -310,6 +310,9 @@ def test_one_volume_in_place_of_another_is_named(tmp_path):
     assert index.header.options["notes"] == {
         "BraTS-GLI-00000-000": ["t1c, t1n: equal volumes: one copied in place of another?"]
     }
+    (folder / "BraTS-GLI-00000-000-t2f.nii.gz").unlink()
+    first = infer_batch(root, tmp_path / "predictions", weights=weights)[0]
+    assert "t1c, t1n: equal volumes: one copied in place of another?" in first.notes
 
 
 def test_a_head_is_larger_than_a_brain():
