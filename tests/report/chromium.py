@@ -99,6 +99,10 @@ class Chromium:
             time.sleep(0.05)
 
     def open(self, address: str, width: int = 1280, height: int = 800) -> None:
+        self.resize(width, height)
+        self.call("Page.navigate", url=address)
+
+    def resize(self, width: int, height: int) -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -106,7 +110,6 @@ class Chromium:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self.call("Page.navigate", url=address)
 
     def key(self, key: str) -> None:
         text = {"text": key} if len(key) == 1 else {}
