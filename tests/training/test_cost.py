@@ -85,8 +85,8 @@ def test_recomputation_halves_the_memory_of_a_slice_at_full_width():
 
 
 def test_one_update_a_batch_costs_what_it_saves():
-    four = count_update(small_config(), 4)
-    one = count_update(small_config("training.updates_per_batch=1"), 4)
+    four = count_update(small_config(*TINY), 4)
+    one = count_update(small_config(*TINY, "training.updates_per_batch=1"), 4)
     # All four targets in one loss encode 8 slices instead of 4 x 4.
     assert 2 * four.operations < one.operations < 4 * four.operations
 
