@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure import MARKS, Row, fill, measure, read, rows, table
+from tests.cli.test_wheel import copy_sources
 from tests.conftest import REPOSITORY
 
 
@@ -14,7 +15,8 @@ from tests.conftest import REPOSITORY
 def test_the_day_of_a_gpu_is_rehearsed(tmp_path: Path):
     """`gpu_day.sh` with a folder of wheels, on the CPU: each kind of row."""
     subprocess.run(
-        ["python", "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path / "wheels", REPOSITORY],
+        ["python", "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path / "wheels",
+         copy_sources(tmp_path / "source")],
         check=True,
     )  # fmt: skip
     kinds = [

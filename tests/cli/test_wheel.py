@@ -37,17 +37,22 @@ def run(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
+def copy_sources(folder: Path) -> Path:
+    """A new folder with all that a wheel is built of: other tests read the repository meanwhile."""
+    folder.mkdir()
+    for name in SOURCES:
+        if (REPOSITORY / name).is_dir():
+            shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(REPOSITORY / name, folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bin folder of an environment with the wheel, which finds the dependencies in this environment."""
     work = tmp_path_factory.mktemp("wheel")
-    source = work / "source"
-    source.mkdir()
-    for name in SOURCES:
-        if (REPOSITORY / name).is_dir():
-            shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(REPOSITORY / name, source)
+    source = copy_sources(work / "source")
     build = (
         "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
     )
