@@ -20,6 +20,7 @@ from brasyn_dist.cli.command import (
     Folds,
     Headroom,
     Index,
+    LabelEditionOption,
     ModalitySetOption,
     Overrides,
     SkipBadOption,
@@ -58,6 +59,7 @@ class CrossValidateOptions:
     """Patient of each case, as of `brasyn shard`; default: by names."""
     skip_bad: SkipBadOption = False
     modality_set: ModalitySetOption = None
+    label_edition: LabelEditionOption = "auto"
     fold: int | None = None
     """Do only this fold (from 0), without the pooled table."""
 
@@ -97,7 +99,7 @@ def read_folds(options: CrossValidateOptions) -> "tuple[list[Case], list[list[Ca
     cases = usable_cases([options.cases], modality_set, options.skip_bad, complete=True)
     if options.patients is not None:
         cases = with_patients(cases, read_patients_file(options.patients))
-    cases, _ = with_label_editions(cases)
+    cases, _ = with_label_editions(cases, options.label_edition)
     cases = without_bad(cases, unreadable_cases(cases, labels=True), options.skip_bad)
     folds = split_into_folds(cases, options.folds, options.seed)
     if options.fold is not None and not 0 <= options.fold < len(folds):
@@ -135,6 +137,7 @@ def evaluate_fold(
             "evaluate", "--predictions", out / "predictions", "--references", out / "unseen",
             "--out", out / "evaluation", "--statistics", out / "shards" / "statistics.json",
             "--regression-cases", out / "training", "--curves", out / "run",
+            "--label-edition", options.label_edition,
         )
     )  # fmt: skip
 
@@ -161,6 +164,7 @@ def synthesise_fold(
                *(["--skip-bad"] if options.skip_bad else []),
                *(["--patients", str(options.patients)] if options.patients else []),
                *(["--modality-set", str(options.modality_set)] if options.modality_set else []),
+               "--label-edition", options.label_edition,
                "--headroom", str(options.headroom), "--minimum-foreground", str(options.minimum_foreground))
     )  # fmt: skip
     call(

@@ -85,7 +85,7 @@ class EvaluateOptions(SharingOptions):
 
 def run(options: EvaluateOptions) -> int:
     """Score all predictions together with worker processes; the exit status."""
-    from brasyn_dist.data.case_folders import find_cohorts
+    from brasyn_dist.data.case_folders import find_cohorts, with_linked_cohorts
     from brasyn_dist.data.label_editions import with_label_editions
     from brasyn_dist.evaluation.scoring import find_predictions, modality_set_of
 
@@ -95,6 +95,7 @@ def run(options: EvaluateOptions) -> int:
         modality_set = modality_set_of(options.predictions)
         predictions = find_predictions(options.predictions, modality_set)
         found, bad = find_cohorts([options.references], modality_set)
+        found = with_linked_cohorts(found)
         found, _ = with_label_editions(found, options.label_edition, options.workers)
         cases = {case.name: case for case in found}
         bad_references = {b.folder.name: b.reason for b in bad}

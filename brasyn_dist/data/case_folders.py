@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brasyn_dist.brats import (
@@ -140,6 +140,14 @@ def unreadable_cases(cases: Sequence[Case], labels: bool = False) -> list[BadCas
         except BrasynError as error:
             bad.append(BadCase(case.folder, case.cohort, str(error)))
     return bad
+
+
+def with_linked_cohorts(cases: Sequence[Case]) -> list[Case]:
+    """The cases; those whose folders are links belong to the cohorts that they lead to.
+
+    `brasyn study` and `brasyn demo` link the evaluation cases of several cohorts into one folder.
+    """
+    return [replace(c, cohort=c.folder.resolve().parent.name) if c.folder.is_symlink() else c for c in cases]
 
 
 def cohort_name(root: Path) -> str:

@@ -23,16 +23,19 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def cohort(tmp_path: Path) -> Path:
+def ct_and_mr(folder: Path, source: Path) -> Path:
     """Cases S-0, S-1, ... with the files CASE-ct.nii.gz and CASE-mr.nii.gz, and no segmentation."""
-    folder = tmp_path / "cohort"
-    for number, case in enumerate(sorted(small_cases(tmp_path / "source", 4).glob("*/*"))):
+    for number, case in enumerate(sorted(source.glob("*/*"))):
         target = folder / f"S-{number}"
         target.mkdir(parents=True)
         for brats, name in (("t1c", "ct"), ("t2w", "mr")):
             shutil.copy(case / f"{case.name}-{brats}.nii.gz", target / f"{target.name}-{name}.nii.gz")
     return folder
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    return ct_and_mr(tmp_path / "cohort", small_cases(tmp_path / "source", 4))
 
 
 @pytest.fixture
@@ -68,10 +71,11 @@ def test_cross_validation(cohort: Path, set_file: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_demo(cohort: Path, set_file: Path, tmp_path: Path):
+def test_demo(set_file: Path, tmp_path: Path):
+    cohort = ct_and_mr(tmp_path / "cohort", small_cases(tmp_path / "source", 3, (96, 96, 32)))
     out = tmp_path / "demo"
-    options = ["--modality-set", str(set_file), "--kill-at", "0"]
-    assert demo(["--data", str(cohort), "--out", str(out), *options, *UNET]) == 0
+    options = ["--modality-set", str(set_file), "--kill-at", "0", *UNET, "generator.image_size=96"]
+    assert demo(["--data", str(cohort), "--out", str(out), *options]) == 0
     assert {p.name.rpartition("-")[2] for p in out.glob("predictions/*.gz")} == {"ct.nii.gz", "mr.nii.gz"}
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from brasyn_dist.brats import CAVITY
+from brasyn_dist.data.case_folders import find_cohorts, with_linked_cohorts
 from brasyn_dist.data.format.codec import decode_slice
+from brasyn_dist.data.label_editions import with_label_editions
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.patients import read_patients_file
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
@@ -83,6 +85,18 @@ def test_a_mixed_cohort_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(DataError, match="gli: label 3 in 1 file .*--label-edition"):
         make_shards([root], tmp_path / "out", OPTIONS)
     assert not (tmp_path / "out").exists()
+
+
+def test_links_into_several_cohorts_keep_their_cohorts_and_editions(tmp_path):
+    """As `brasyn study` links the evaluation cases into one folder."""
+    cohort(tmp_path / "ssa", "BraTS-SSA-00000-000", enhancing=4)
+    cohort(tmp_path / "gli", "BraTS-GLI-00000-000")
+    links = tmp_path / "references"
+    links.mkdir()
+    for case in tmp_path.glob("*/BraTS-*"):
+        (links / case.name).symlink_to(case, target_is_directory=True)
+    cases, _ = with_label_editions(with_linked_cohorts(find_cohorts([links])[0]))
+    assert {c.cohort: c.label_order for c in cases} == {"ssa": "brats2021", "gli": "brats2023"}
 
 
 def test_the_cavity_is_in_no_region_of_the_scores():
