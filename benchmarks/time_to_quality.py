@@ -138,7 +138,7 @@ def textbook(config: Config, folder: Path, device: torch.device, share: Callable
             yield share(), 4 * updates, average
 
 
-def moving_average(average: Tensor, value: Tensor, count: Tensor) -> Tensor:
+def moving_average(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
     """With the same shorter memory in the first updates as the package's own average."""
     return average + (1 - ema_decay(int(count) + 1, 0.998)) * (value - average)
 
