@@ -37,6 +37,7 @@ from brasyn_dist.data.nifti import check_geometry, read_case, read_volume
 from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.evaluation.image_metrics import bounding_box
 from brasyn_dist.evaluation.scoring import SYNTHETIC, Prediction, find_predictions, modality_set_of
+from brasyn_dist.evaluation.tables import read_table
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.report.case_views import MARGIN, QUOTED, available_modalities
 from brasyn_dist.report.rendering import DARK, LIGHT, environment
@@ -197,7 +198,7 @@ def label_legend(modality_set: ModalitySet) -> list[dict[str, Any]]:
 
 def synthetic_scores(evaluation: Path) -> dict[tuple[str, str], dict[str, float]]:
     """Scores of the synthetic volumes in cases.csv, by (case, modality)."""
-    table = pd.read_csv(evaluation / "cases.csv")
+    table = read_table(evaluation)
     own = table[table.method == SYNTHETIC].set_index(["case", "modality"])
     columns = [name for name in QUOTED if name in own]
     return {

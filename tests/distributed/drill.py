@@ -52,6 +52,12 @@ def drill(out: Path, kills: int, seed: int, steps: int, every_steps: int = 3) ->
 
     random_numbers, run_dir, log = random.Random(seed), out / "runs/disturbed", out / "disturbed.log"
     arguments = (*options, "name=disturbed")
+
+    def compare() -> None:
+        actual = final_state(run_dir, steps)
+        differing = [name for name in expected if actual[name] != expected[name]]
+        assert not differing, f"after {hits} kills these differ: {differing}"
+
     hits = dict.fromkeys(KINDS, 0)
     while (done := sum(hits.values())) < kills:
         kind = KINDS[done % len(KINDS)]
@@ -65,12 +71,11 @@ def drill(out: Path, kills: int, seed: int, steps: int, every_steps: int = 3) ->
             print(
                 f"kill {done + 1} ({kind}): logged step {logged_step(run_dir)}, saved {saved_step(run_dir)}"
             )
-        else:
-            shutil.rmtree(run_dir)  # it finished before the blow: begin again
+        else:  # it finished before the blow: compare, and begin again
+            compare()
+            shutil.rmtree(run_dir)
     assert WarmRun(arguments, log).wait(3600) == 0, log.read_text()[-4000:]
-    actual = final_state(run_dir, steps)
-    differing = [name for name in expected if actual[name] != expected[name]]
-    assert not differing, f"after {hits} kills these differ: {differing}"
+    compare()
     return hits
 
 
@@ -107,7 +112,7 @@ class Blow:
         return alive
 
     def _wait(self, condition: Callable[[], bool]) -> bool:
-        return wait_until(self.process, condition, self.log)
+        return wait_until(self.process, condition, self.log, timeout=600)
 
     def _kill(self, random_numbers: random.Random) -> None:
         victims = descendants(self.process.pid)

@@ -1,4 +1,7 @@
-"""Damage volumes, shards, indices, checkpoints and manifests at random, and read them.
+"""Damage everything that is read at random, and read it.
+
+Volumes, shards, indices, checkpoints, manifests, exports, score tables, findings, lists of patients and of cases,
+modality sets, configurations, statistics, and what the viewer shows.
 
     python -m tests.robustness.fuzz [--count 2000] [--seed 0]
 
@@ -10,6 +13,7 @@ import argparse
 import collections
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -17,16 +21,26 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 
+from brasyn_dist.config import load_config
 from brasyn_dist.data.loading.loader import read_samples
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.nifti import read_labels, read_volume
+from brasyn_dist.data.patients import read_patients_file
+from brasyn_dist.data.sharding.exclusions import read_exclusions
+from brasyn_dist.data.sharding.patient_split import read_split_file
 from brasyn_dist.errors import BrasynError
+from brasyn_dist.evaluation.tables import read_table, summarise, table_csv
 from brasyn_dist.inference.manifest import read_manifest
+from brasyn_dist.modality_set import read_modality_set
+from brasyn_dist.models.registry import Generator
+from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
+from brasyn_dist.report.viewer import open_viewer
 from brasyn_dist.training.checkpoint import open_checkpoint, save_checkpoint
 from tests.data.shard_sets import write_set
-from tests.inference.small import write_subject
+from tests.inference.small import export, write_subject
 
 SECONDS = 20
 NUMBERS = (b"0", b"-1", b"NaN", b"1e999", b"null", b"[]", b"{}", b'"x"', b"99999999999999999999")
@@ -76,14 +90,57 @@ def read_checkpoint(path: Path) -> list[object]:
     return [checkpoint.step, checkpoint.state, checkpoint.tensors("generator")["w"].tolist()]
 
 
+def read_viewer(path: Path) -> object:
+    """What the viewer lists."""
+    return open_viewer(path.parent).listing()
+
+
+def text_targets(root: Path, subject: Path) -> dict[str, tuple[list[Path], Callable[[Path], object], bool]]:
+    """Text files that users edit, and results that later commands read."""
+    root.mkdir()
+
+    def write(name: str, text: str) -> Path:
+        (root / name).write_text(text)
+        return root / name
+
+    finding = {"case": "a", "kind": "duplicate", "modality": "t1c", "detail": "equal to b"}
+    rows = [{"case": name, "cohort": "gli", "modality": "t1c", "method": "synthetic"} for name in "abc"]
+    table = pd.DataFrame(rows).assign(**{"mae/brain": [1.5, 2, 3], "psnr/brain": [20, 21.5, 19]})
+    evaluation = root / "evaluation"
+    evaluation.mkdir()
+    folders = {"predictions": str(root / "predictions"), "references": str(subject.parent)}
+    shutil.copytree(subject, root / "predictions")
+    shown = [
+        write("evaluation/cases.csv", table_csv(table)),
+        write("evaluation/summary.json", json.dumps(folders)),
+    ]
+    weights = export(root / "export", ["axial"])
+    return {
+        "cases.csv": ([shown[0]], lambda path: summarise(read_table(path)), False),
+        "viewer": (shown, read_viewer, False),
+        "findings.json": ([write("findings.json", json.dumps([finding] * 3))], read_exclusions, False),
+        "exclusions.txt": ([write("exclusions.txt", "a # blurred\nb\n")], read_exclusions, False),
+        "patients.csv": ([write("patients.csv", "case,patient\na,1\nb,1\nc,2\n")], read_patients_file, False),
+        "split.txt": ([write("split.txt", "a\n# no\nb\n")], read_split_file, False),
+        "modalities.yaml": (
+            [write("set.yaml", "name: x\nmodalities: [ct, mr]\nlabels: {1: tumour}\n")], read_modality_set, False
+        ),
+        "config.yaml": ([write("run.yaml", "seed: 3\ntraining: {epochs: 1.5}\nname: x\n")], load_config, False),
+        "statistics.json": ([write("statistics.json", json.dumps(PUBLISHED.to_dict()))], Statistics.load, False),
+        "export": (sorted(weights.iterdir()), lambda path: Generator.from_pretrained(path.parent), False),
+    }  # fmt: skip
+
+
 def targets(root: Path) -> dict[str, tuple[list[Path], Callable[[Path], object], bool]]:
     """Files to damage, what reads them, and whether a changed result is a finding."""
     import nibabel
 
     subject = write_subject(root, "case", ("t1c", "t1n"))
     volume = subject / "case-t1c.nii.gz"
-    plain = subject / "case-t1c.nii"
-    nibabel.save(nibabel.load(volume), plain)
+    plain, labels = root / "case-t1c.nii", root / "case-seg.nii"
+    image = nibabel.load(volume)
+    nibabel.save(image, plain)
+    nibabel.save(nibabel.Nifti1Image((image.get_fdata() > 2000).astype("u1"), image.affine), labels)
     write_set(root / "set")
     folder = save_checkpoint(
         root / "checkpoints",
@@ -100,11 +157,12 @@ def targets(root: Path) -> dict[str, tuple[list[Path], Callable[[Path], object],
     return {
         "volume .nii.gz": ([volume], read_volume, False),
         "volume .nii": ([plain], read_volume, False),
-        "labels .nii": ([plain], read_labels, False),
+        "labels .nii": ([labels], read_labels, False),
         "shards": (sorted((root / "set").glob("*.tar")), read_shards, True),
         "index.json": ([root / "set" / "index.json"], read_shards, True),
         "checkpoint": (sorted(folder.iterdir()), read_checkpoint, True),
         "manifest.json": ([manifest], read_manifest, False),
+        **text_targets(root / "texts", subject),
     }
 
 
@@ -122,7 +180,7 @@ def main() -> int:
     findings = 0
     with tempfile.TemporaryDirectory() as folder:
         chosen = targets(Path(folder))
-        expected = {name: read(paths[0]) for name, (paths, read, covered) in chosen.items() if covered}
+        expected = {name: read(paths[0]) for name, (paths, read, _) in chosen.items()}
         for number in range(options.count):
             name = list(chosen)[number % len(chosen)]
             paths, read, covered = chosen[name]

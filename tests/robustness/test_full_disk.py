@@ -125,7 +125,12 @@ def is_whole(path: Path) -> bool:
     return path.stat().st_size > 0
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+SLOW = ("train", "evaluate", "fit-fusion", "report", "export --format torch-export")
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in COMMANDS]
+)
 def test_a_full_disk_ends_a_command_with_one_line(
     command: str, inputs: Inputs, disk: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
 ):

@@ -91,9 +91,10 @@ class ShardIndex:
             values = json.loads(data)
             header = SetHeader.from_dict(values, where)
             index = cls(header, tuple(_entry_from_dict(s, header) for s in values["shards"]), storage)
+            intact = index.fingerprint == values.get("fingerprint")
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(f"{where}: damaged index ({error!r}); {REBUILD}") from None
-        if index.fingerprint != values.get("fingerprint"):
+        if not intact:
             raise DataError(f"{where}: content and fingerprint disagree, it was edited or damaged; {REBUILD}")
         return index
 
