@@ -56,7 +56,6 @@ CAVITY = 4
 that networks keep their classes."""
 
 LabelOrder = Literal["brats", "nnunet", "brats2021", "brats2023", "brats2024", "ped"]
-LABEL_EDITIONS = ("brats2021", "brats2023", "brats2024", "ped")
 LABEL_ORDERS: dict[LabelOrder, dict[int, int]] = {
     "brats": {0: BACKGROUND, 1: NETC, 2: ED, 3: ET, 4: ET},
     "nnunet": {0: BACKGROUND, 1: ED, 2: NETC, 3: ET},

@@ -1,4 +1,4 @@
-"""Volumes to slices and back. Only this module defines how a slice lies in its volume.
+"""Volumes to slices. Only this module defines how a slice lies in its volume.
 
 A volume is (x, y, z) in LPS order. Slices keep the order of the remaining axes:
 
@@ -25,11 +25,6 @@ MINIMUM_FOREGROUND = 2000
 def extract_slices(volumes: np.ndarray, view: str) -> np.ndarray:
     """(..., x, y, z) to (slices, ..., H, W), as a view without a copy."""
     return np.moveaxis(volumes, VIEW_AXES[view] - 3, 0)
-
-
-def stack_slices(slices_KHW: np.ndarray, view: str) -> np.ndarray:
-    """Inverse of `extract_slices` for one volume: (slices, H, W) to (x, y, z)."""
-    return np.moveaxis(slices_KHW, 0, VIEW_AXES[view])
 
 
 def foreground_pixels(foreground_MXYZ: np.ndarray, view: str) -> np.ndarray:

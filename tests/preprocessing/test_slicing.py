@@ -10,7 +10,6 @@ from brasyn_dist.preprocessing.slicing import (
     kept_slices,
     margins,
     pad_or_crop,
-    stack_slices,
 )
 
 SHAPE = (5, 6, 7)
@@ -30,12 +29,6 @@ def test_every_pixel_is_where_its_view_says(view, count, height, width):
     assert slices.shape == (count, 4, height, width)
     for k, m, row, column in np.ndindex(slices.shape):
         assert slices[k, m, row, column] == VOLUMES[(m, *voxel(view, k, row, column))]
-
-
-@pytest.mark.parametrize("view", VIEWS)
-def test_stacking_undoes_slicing(view):
-    for volume in VOLUMES:
-        np.testing.assert_array_equal(stack_slices(extract_slices(volume, view), view), volume)
 
 
 def test_padding_is_centred_with_the_odd_pixel_after():
