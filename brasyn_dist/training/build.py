@@ -75,7 +75,7 @@ def check(task: Task) -> None:
     """Refuse what `run` would refuse at its start, in one process and without a trace in the run folder.
 
     Checked are the trackers, the run folder, the shard set, the checkpoint to continue from and the weights
-    to start from.
+    to start from; the last two not while the result of another run is missing.
 
     Raises:
         BrasynError: See its subclasses.
@@ -87,6 +87,8 @@ def check(task: Task) -> None:
     group = SingleProcess(config.runtime)
     whole = replace(config, runtime=replace(config.runtime, rank_shares=()))
     data = replace(cast(Any, task), config=whole).open_data(group)
+    if task.missing() is not None:
+        return
     task.check(data)
     identity = run_folder.run_identity(config, data.training.fingerprint, task.identity())
     if find_checkpoint(task, identity) is None and config.checkpoint.init_from is not None:

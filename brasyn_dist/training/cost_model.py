@@ -13,7 +13,6 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -203,8 +202,9 @@ def with_gradients(network: nn.Module) -> None:
 
 def guidance_of(config: Config, modality_set: ModalitySet) -> Guidance | None:
     """Guidance by the segmenter of the objective; one of the default widths if it is not trained yet."""
-    task, path = GanTask(config), config.objective.segmenter
-    if not config.objective.uses_segmenter or Path(str(path)).exists():
+    task = GanTask(config)
+    path = task.missing()
+    if path is None:
         return task.guidance
     log.warning("objective.segmenter=%s does not exist yet: counted with the default widths", path)
     shape = SegmenterConfig(image_size=config.generator.image_size)

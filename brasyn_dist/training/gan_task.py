@@ -41,6 +41,12 @@ class GanTask:
     config: Config
     step_class: ClassVar[type[GanStep]] = GanStep
 
+    def missing(self) -> str | None:
+        """See `Task.missing`: the segmenter, if it is not trained yet."""
+        objective = self.config.objective
+        needed = objective.uses_segmenter and objective.segmenter is not None
+        return objective.segmenter if needed and not Path(str(objective.segmenter)).exists() else None
+
     @cached_property
     def segmenter(self) -> Segmenter | None:
         """The frozen segmenter of the objective, on the CPU."""

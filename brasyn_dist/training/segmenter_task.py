@@ -152,6 +152,10 @@ class SegmenterTask:
 
     config: SegmenterRunConfig
 
+    def missing(self) -> str | None:
+        """See `Task.missing`: nothing."""
+        return None
+
     def identity(self) -> dict[str, Any]:
         """What a resume must not change."""
         return {"segmenter": to_dict(self.config.segmenter)}

@@ -54,6 +54,9 @@ class Task(Protocol):
     def config(self) -> RunConfig:
         """Options of the run."""
 
+    def missing(self) -> str | None:
+        """Result of another run that this run needs and that does not exist yet."""
+
     def identity(self) -> dict[str, Any]:
         """Options that must be equal for a resume, in addition to data, order and batch geometry."""
 

@@ -185,6 +185,10 @@ class VolumeTask:
         """Kind of the network."""
         return self.config.task
 
+    def missing(self) -> str | None:
+        """See `Task.missing`: nothing."""
+        return None
+
     def identity(self) -> dict[str, Any]:
         """What a resume must not change."""
         return {self.kind: to_dict(self.config.network), "patches": to_dict(self.config.patches)}
