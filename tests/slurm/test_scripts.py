@@ -57,7 +57,7 @@ def test_the_chain_in_the_docs():
     assert "--dependency" not in jobs[0]
     assert [re.findall(r"afterok:(\w+)", j) for j in jobs[1:]] == [["SHARD"], ["TRAIN"], ["INFER"]]
     assert all("--account=lab" in j for j in jobs) and "--nodes=4 --gpus-per-node=2" in jobs[1]
-    assert "--weights runs/r3" in jobs[2] and "data.shards=shards" in jobs[1]
+    assert "--weights runs/recommended" in jobs[2] and "data.shards=shards" in jobs[1]
 
 
 def test_local_slurm_says_what_it_needs(tmp_path: Path):
