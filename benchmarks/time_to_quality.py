@@ -290,14 +290,15 @@ def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
     for panel, key in zip(panels, ("seconds", "operations", "slices")):
         for name, curve in found.items():
             panel.plot([row[key] for row in curve], [row["error"] for row in curve], ".-", label=name)
         panel.set(xscale="log", xlabel="CPU or GPU seconds" if key == "seconds" else key)
-    panels[0].set(yscale="log", ylabel="mean absolute error, brain")
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
+    panels[0].set(ylabel="mean absolute error, brain")
     panels[0].legend()
     figure.savefig(path, dpi=120)
 
