@@ -97,7 +97,7 @@ TRAININGS = {
     ),
     # Tasks on volumes: patches of 128 x 128 x 32 in place of slices.
     "volume": Training(
-        "volume", 471.9e9, 9.72e9, 1019, (Network(16.99e6),), steps=40_000, micro_batch=8, batch=8
+        "volume", 471.9e9, 9.43e9, 1019, (Network(16.99e6),), steps=40_000, micro_batch=8, batch=8
     ),
     "refiner": Training(
         "refiner", 229.7e9, 75.9e9, 1426, (Network(23.8e3),), steps=40_000, micro_batch=8, batch=8

@@ -16,7 +16,7 @@ from benchmarks.simulate_scaling import (
     update_seconds,
 )
 from brasyn_dist.common.resources import find_resource
-from brasyn_dist.config import load_config
+from brasyn_dist.config import Config, PatchRunConfig, RunConfig, load_config
 from brasyn_dist.training.cost_model import count_update
 from tests.conftest import REPOSITORY
 
@@ -68,7 +68,8 @@ def test_the_slower_of_operations_and_bytes_decides():
 @pytest.mark.parametrize("name", list(TRAININGS))
 def test_trainings_are_those_that_are_counted(name: str):
     training = TRAININGS[name]
-    config = load_config(find_resource("configs", training.config), ["runtime.precision=bf16"])
+    config = load_config(find_resource("configs", training.config), ["runtime.precision=bf16"], RunConfig)
+    assert isinstance(config, Config | PatchRunConfig)
     counted = count_update(config, 16)
     assert training.operations == pytest.approx(counted.operations / 16, rel=0.01)
     assert training.traffic == pytest.approx(counted.traffic / 16, rel=0.01)

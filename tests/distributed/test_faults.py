@@ -144,7 +144,8 @@ def test_damaged_shard_is_named_and_once_restored_the_run_continues(
     wanted = options(copy, work / "runs", f"shard-{kind}")
     run_dir = work / f"runs/shard-{kind}"
     process = WarmRun(wanted, log)
-    assert wait_until(process, lambda: logged_step(run_dir) >= 3, log, PATIENCE)
+    saved = lambda: newest_intact(run_dir / "checkpoints")[0] is not None  # noqa: E731
+    assert wait_until(process, lambda: logged_step(run_dir) >= 3 and saved(), log, PATIENCE)
     kill(process)
     for shard in copy.glob("train-*.tar"):
         damage(shard, kind)
