@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from brasyn_dist.cli.cross_validate import link, split_into_folds
 from brasyn_dist.cli.subprocesses import brasyn, call
 from brasyn_dist.common.files import atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
-from brasyn_dist.config import Config, load_config
+from brasyn_dist.config import Config, RunConfig, load_config
 from brasyn_dist.data.nifti import read_case, read_volume, write_like
 from brasyn_dist.distributed.single_process import SingleProcess
 from brasyn_dist.evaluation.tables import read_table
@@ -47,6 +48,7 @@ from brasyn_dist.training.gan_step import GanStep
 from brasyn_dist.training.networks import adam, move_to_device
 from brasyn_dist.training.schedule import ema_decay, scaled_rate
 from brasyn_dist.training.state import TrainState, average_of
+from brasyn_dist.training.task import Step
 from brasyn_dist.training.training_data import TrainingData, open_data
 
 NETWORKS = ("laptop", "textbook", "views", "mixed", "narrow")
@@ -120,6 +122,12 @@ def train(network: Generator, config: Config, data: TrainingData, seconds: float
     trainable = group.prepare(passes, adam(config, network), network)
     state = TrainState({"generator": trainable}, average_of(network))
     step = GanStep(config, group, trainable, None, data.preprocessing.normaliser(group.device))
+    update_for(seconds, config, data, step, state)
+    return state.network, state.step
+
+
+def update_for(seconds: float, config: RunConfig, data: TrainingData, step: Step, state: TrainState) -> None:
+    """Updates for `seconds` of CPU time, with a cosine schedule over that time."""
     peak = scaled_rate(config.optimizer, config.training.global_batch_size)
     begun = time.process_time()
     with data.stream(0, 10**9) as stream:
@@ -127,12 +135,11 @@ def train(network: Generator, config: Config, data: TrainingData, seconds: float
             for update in range(config.training.updates_per_batch):
                 progress = (time.process_time() - begun) / seconds
                 if progress >= 1:
-                    return state.network, state.step
+                    return
                 warm = min(1.0, (state.step + 1) / config.optimizer.warmup_steps)
                 step.update(batch, update, peak * warm * 0.5 * (1 + math.cos(math.pi * progress)))
                 state.update_average(ema_decay(state.step, config.training.ema_decay))
                 state.step += 1
-    raise AssertionError("the stream has ended")
 
 
 def synthesise(
@@ -144,9 +151,16 @@ def synthesise(
     count: int = 3,
     mirror: bool = False,
 ) -> float:
-    """Each modality of each case from the `count` next ones (in a circle); CPU seconds for each volume."""
+    """`synthesise_all` with the network's views."""
     network.preprocessing = data.preprocessing
     members = [Member(view, network, Path(), "") for view in data.preprocessing.views]
+    return synthesise_all(members, cases, folder, count, precision=precision, mirror=mirror)
+
+
+def synthesise_all(
+    members: Sequence[Member], cases: list[Any], folder: Path, count: int = 3, **options: Any
+) -> float:
+    """Each modality of each case from the `count` next ones (in a circle); CPU seconds for each volume."""
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.process_time()
     for case in cases:
@@ -155,9 +169,7 @@ def synthesise(
         for target in MODALITIES:
             first = MODALITIES.index(target) + 1
             others = tuple((MODALITIES * 2)[first : first + count])
-            made = synthesise_case(members, images, others, [target], precision=precision, mirror=mirror)[
-                target
-            ]
+            made = synthesise_case(members, images, others, [target], **options)[target]
             path = folder / f"{case.name}-{target}.nii.gz"
             write_like(path, made, volumes.reference, stored_type(volumes.stored_types, made))
     return (time.process_time() - begun) / len(cases) / len(MODALITIES)

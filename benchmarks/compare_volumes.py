@@ -18,11 +18,9 @@ command again continues.
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +28,20 @@ import numpy as np
 import pandas as pd
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.compare_networks import synthesise_all, update_for
 from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.cli.cross_validate import link, split_into_folds
 from brasyn_dist.cli.subprocesses import brasyn, call, environment
 from brasyn_dist.common.files import atomic_write_text, write_json
 from brasyn_dist.common.resources import find_resource
 from brasyn_dist.config import RunConfig, load_config
-from brasyn_dist.data.nifti import read_case, read_volume, write_like
+from brasyn_dist.data.nifti import read_case, read_volume
 from brasyn_dist.distributed.single_process import SingleProcess
 from brasyn_dist.evaluation.tables import read_table
-from brasyn_dist.inference.case_job import stored_type
 from brasyn_dist.inference.ensemble import load_ensemble, load_inference
-from brasyn_dist.inference.synthesis import stack_modalities, synthesise_case
 from brasyn_dist.training.gan_task import GanTask
-from brasyn_dist.training.schedule import ema_decay, scaled_rate
 from brasyn_dist.training.task import Task
 from brasyn_dist.training.volume_task import VolumeTask
 
@@ -78,20 +76,9 @@ def train(task: Task, seconds: float, folder: Path) -> int:
     task.check(data)
     state = task.build_state(group, data.modality_set)
     step = task.build_step(group, state, data.preprocessing.normaliser(group.device))
-    peak = scaled_rate(config.optimizer, config.training.global_batch_size)
-    begun = time.process_time()
-    with data.stream(0, 10**9) as stream:
-        for batch in stream:
-            for update in range(config.training.updates_per_batch):
-                progress = (time.process_time() - begun) / seconds
-                if progress >= 1:
-                    task.export(state.network, folder, data, state.step)
-                    return state.step
-                warm = min(1.0, (state.step + 1) / config.optimizer.warmup_steps)
-                step.update(batch, update, peak * warm * 0.5 * (1 + math.cos(math.pi * progress)))
-                state.update_average(ema_decay(state.step, config.training.ema_decay))
-                state.step += 1
-    raise AssertionError("the stream has ended")
+    update_for(seconds, config, data, step, state)
+    task.export(state.network, folder, data, state.step)
+    return state.step
 
 
 class Fold:
@@ -154,19 +141,13 @@ class Fold:
         precision = self.task("laptop", "shards").config.runtime.precision
         config = load_inference(folder / "weights", refiner=folder / "refiner" if refiner else None)
         ensemble = load_ensemble(config, torch.device("cpu"), None, precision)
-        (folder / "predictions").mkdir(parents=True, exist_ok=True)
-        begun = time.process_time()
-        for case in self.held_out:
-            volumes = read_case(case, MODALITIES)
-            images = stack_modalities(volumes.modalities, volumes.images)
-            for target in MODALITIES:
-                made = synthesise_case(
-                    ensemble.members, images, [m for m in MODALITIES if m != target], [target],
-                    refiner=ensemble.refiner, precision=precision,
-                )[target]  # fmt: skip
-                path = folder / "predictions" / f"{case.name}-{target}.nii.gz"
-                write_like(path, made, volumes.reference, stored_type(volumes.stored_types, made))
-        return (time.process_time() - begun) / len(self.held_out) / len(MODALITIES)
+        return synthesise_all(
+            ensemble.members,
+            self.held_out,
+            folder / "predictions",
+            refiner=ensemble.refiner,
+            precision=precision,
+        )
 
     def peak_gib(self, folder: Path, refiner: bool) -> float:
         """Peak memory of `brasyn infer` for one volume of one case, one thread."""

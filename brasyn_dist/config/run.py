@@ -86,6 +86,10 @@ class RunConfig:
         """Defaults as they were before an option existed: fill what an old checkpoint does not state."""
         return from_dict(cls, {"generator": BEFORE_OPTIONS} if cls is Config else {})
 
+    def _check_encoder_execution(self) -> None:
+        if self.runtime.encoder_execution is not None:
+            raise ConfigError("runtime.encoder_execution is an option of task generator; remove it")
+
     @property
     def run_dir(self) -> Path:
         """Folder of the run."""
@@ -187,8 +191,7 @@ class SegmenterRunConfig(RunConfig):
     tversky: TverskyConfig = field(default_factory=TverskyConfig)
 
     def __post_init__(self) -> None:
-        if self.runtime.encoder_execution is not None:
-            raise ConfigError("runtime.encoder_execution is an option of task generator; remove it")
+        self._check_encoder_execution()
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -217,13 +220,13 @@ class PatchRunConfig(RunConfig):
             )
         if min(self.patches.size) < 6:
             raise ConfigError(f"patches.size {list(self.patches.size)}: each side must be at least 6")
-        if self.runtime.encoder_execution is not None:
-            raise ConfigError("runtime.encoder_execution is an option of task generator; remove it")
+        self._check_encoder_execution()
 
     @property
     def network(self) -> VolumeUNetConfig | RefinerConfig:
-        """Options of the network."""
-        raise NotImplementedError
+        """Options of the network, whose section is called as the task."""
+        network: VolumeUNetConfig | RefinerConfig = getattr(self, self.task)
+        return network
 
 
 @dataclass(frozen=True)
@@ -234,11 +237,6 @@ class VolumeRunConfig(PatchRunConfig):
     """What is trained."""
     volume: VolumeUNetConfig = field(default_factory=VolumeUNetConfig)
 
-    @property
-    def network(self) -> VolumeUNetConfig:
-        """Options of the network."""
-        return self.volume
-
 
 @dataclass(frozen=True)
 class RefinerRunConfig(PatchRunConfig):
@@ -247,11 +245,6 @@ class RefinerRunConfig(PatchRunConfig):
     task: Literal["refiner"] = "refiner"
     """What is trained."""
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
-
-    @property
-    def network(self) -> RefinerConfig:
-        """Options of the network."""
-        return self.refiner
 
 
 TASKS: dict[str, type[RunConfig]] = {

@@ -4,7 +4,7 @@ shard set --open_data--> TrainingData --stream--> SliceBatch (host) --BatchLoade
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import Statistics
 
+B = TypeVar("B")
 DATA_FILE = "data.json"
 """File in the run folder that describes the training data, for the report."""
 
@@ -205,14 +206,16 @@ class DeviceBatch:
 
     def rows(self, start: int, stop: int) -> "DeviceBatch":
         """Samples from `start` to before `stop`."""
-        cut: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            cut[field.name] = None if value is None else value[start:stop]
-        return DeviceBatch(**cut)
+        return rows_of(self, start, stop)
 
     def __len__(self) -> int:
         return len(self.real_BMHW)
+
+
+def rows_of(batch: B, start: int, stop: int) -> B:
+    """Samples from `start` to before `stop` of a dataclass of tensors, of which some may be None."""
+    values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(cast(Any, batch))}
+    return type(batch)(**{k: None if v is None else v[start:stop] for k, v in values.items()})
 
 
 class BatchLoader:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from brasyn_dist.brats import VIEWS
 from brasyn_dist.common.panels import grid, slice_panel
 from brasyn_dist.config import RunConfig
-from brasyn_dist.data.loading.loader import SliceBatch, read_samples
+from brasyn_dist.data.loading.loader import read_samples
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.losses.ssim import region_mean, ssim_map
 from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE, Normaliser, foreground, mask_missing
@@ -82,28 +82,48 @@ class GeneratorValidator(SliceValidator):
                 pictures[name] = grid([p for _, p in sorted(chosen, key=lambda c: c[0])])
         return means, pictures
 
-    def _load(self, batch: SliceBatch) -> DeviceBatch:
+    def _load(self, batch: Any) -> Any:
         return DeviceBatch.load(batch, self._normaliser)
+
+    def _real_and_labels(self, loaded: Any) -> tuple[Tensor, Tensor]:
+        return loaded.real_BMHW, loaded.labels_BHW
+
+    def _synthesise(
+        self, network: nn.Module, inputs_BMHW: Tensor, available_BM: Tensor, target_B: Tensor, loaded: Any
+    ) -> Tensor:
+        """(B, 1, H, W)."""
+        return network(inputs_BMHW, available_BM, target_B, loaded.view_B, loaded.context_BNMHW)[0]
+
+    def _view(self, batch: Any, row: int) -> str:
+        """View of the panel of a sample."""
+        return VIEWS[int(batch.view[row])]
+
+    def _plane(self, x: Tensor) -> np.ndarray:
+        """(..., H, W): what a panel shows of a sample."""
+        return x.cpu().numpy()
 
     @torch.no_grad()
     def _score(
         self,
         network: nn.Module,
         rows: Sequence[int],
-        batch: SliceBatch,
-        loaded: DeviceBatch,
+        batch: Any,
+        loaded: Any,
         target: int,
         scores: list[SliceScores],
         panels: list[tuple[int, int, np.ndarray]],
     ) -> None:
-        """Append the scores of each slice, and the panels of the first slices."""
-        real_BMHW, labels_BHW = loaded.real_BMHW, loaded.labels_BHW
+        """Append the scores of each sample, and the panels of the first ones.
+
+        Volumes have the axes (X, Y, Z) in place of (H, W).
+        """
+        real_BMHW, labels_BHW = self._real_and_labels(loaded)
         available_BM = torch.ones(real_BMHW.shape[:2], dtype=torch.bool, device=real_BMHW.device)
         available_BM[:, target] = False
         target_B = torch.full((len(rows),), target, device=real_BMHW.device)
         inputs_BMHW = mask_missing(real_BMHW, available_BM)
         with self._group.autocast():
-            image_B1HW, _ = network(inputs_BMHW, available_BM, target_B, loaded.view_B, loaded.context_BNMHW)
+            image_B1HW = self._synthesise(network, inputs_BMHW, available_BM, target_B, loaded)
         truth_B1HW = real_BMHW[:, target : target + 1]
         values = slice_scores(
             image_B1HW.to(real_BMHW.dtype),
@@ -120,18 +140,19 @@ class GeneratorValidator(SliceValidator):
         ]
         # As in the volume pipeline, pixels that are background in two of the available slices become
         # background.
-        votes_B1HW = (~foreground(inputs_BMHW) & available_BM[:, :, None, None]).sum(1, keepdim=True)
+        present_BM11 = available_BM.view(*available_BM.shape, *[1] * (real_BMHW.ndim - 2))
+        votes_B1HW = (~foreground(inputs_BMHW) & present_BM11).sum(1, keepdim=True)
         shown_B1HW = torch.where(votes_B1HW >= 2, BACKGROUND_VALUE, image_B1HW.float())
         for i, row in enumerate(rows):
             if row < self._panels:
                 panel = slice_panel(
-                    inputs_BMHW[i].cpu().numpy(),
-                    truth_B1HW[i, 0].cpu().numpy(),
-                    shown_B1HW[i, 0].cpu().numpy(),
-                    labels_BHW[i].cpu().numpy() if batch.has_labels[i] else None,
+                    self._plane(inputs_BMHW[i]),
+                    self._plane(truth_B1HW[i, 0]),
+                    self._plane(shown_B1HW[i, 0]),
+                    self._plane(labels_BHW[i]) if batch.has_labels[i] else None,
                     available_BM[i].cpu().numpy(),
                     self._normaliser.window,
-                    VIEWS[int(batch.view[i])],
+                    self._view(batch, i),
                     self._modality_set.modalities,
                 )
                 panels.append((row, target, panel))

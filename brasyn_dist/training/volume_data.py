@@ -3,7 +3,7 @@
 shard set with chunks --open_volumes--> VolumeData --stream--> PatchBatch (host) --> DevicePatches
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +22,7 @@ from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import Statistics
-from brasyn_dist.training.training_data import TrainingData
+from brasyn_dist.training.training_data import TrainingData, rows_of
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,7 @@ class DevicePatches:
 
     def rows(self, start: int, stop: int) -> "DevicePatches":
         """Samples from `start` to before `stop`."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        cut: dict[str, Any] = {k: None if v is None else v[start:stop] for k, v in values.items()}
-        return DevicePatches(**cut)
+        return rows_of(self, start, stop)
 
     def __len__(self) -> int:
         return len(self.real_BMXYZ)

@@ -4,7 +4,6 @@ Each patch of a batch has one target modality and one set of available ones, as 
 Loop, checkpoints, resume, stop and loggers are those of the other tasks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from brasyn_dist.brats import BRATS
-from brasyn_dist.common.panels import slice_panel
 from brasyn_dist.config import ObjectiveConfig, PatchRunConfig, TverskyConfig, to_dict
 from brasyn_dist.data.loading.patches import PatchBatch, PatchOrder, PatchStream
 from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
@@ -24,12 +22,12 @@ from brasyn_dist.errors import ConfigError
 from brasyn_dist.losses.objective import GeneratorOutputs, Objective
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.volume_network import VolumeNetwork, build_volume_network, volume_network_class
-from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE, Normaliser, foreground, mask_missing
+from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.gan_step import add_sums, micro_batches
 from brasyn_dist.training.networks import compile_in_place, state_of_one
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.training_data import TrainingData
-from brasyn_dist.training.validation import GeneratorValidator, SliceScores, slice_scores
+from brasyn_dist.training.validation import GeneratorValidator
 from brasyn_dist.training.volume_data import DevicePatches, VolumeData, augmentation_of, open_volumes
 
 
@@ -121,57 +119,23 @@ class VolumeValidator(GeneratorValidator):
             with PatchStream(chunks, order, slice(rows.start, rows.stop), 0, 1) as stream:
                 self._batches.append((rows, next(stream)))
 
-    @torch.no_grad()
-    def _score(
-        self,
-        network: nn.Module,
-        rows: Sequence[int],
-        batch: Any,
-        loaded: Any,
-        target: int,
-        scores: list[SliceScores],
-        panels: list[tuple[int, int, np.ndarray]],
-    ) -> None:
-        """Append the scores of each patch, and the panels of the middle slices of the first ones."""
-        real = loaded.real_BMXYZ
-        available_BM = torch.ones(real.shape[:2], dtype=torch.bool, device=real.device)
-        available_BM[:, target] = False
-        target_B = torch.full((len(rows),), target, device=real.device)
-        with self._group.autocast():
-            image = network(real, available_BM, target_B, loaded.stage1_of(target_B)).to(real.dtype)
-        truth = real[:, target : target + 1]
-        values = slice_scores(
-            image,
-            truth,
-            foreground(truth),
-            loaded.labels_BXYZ,
-            self._modality_set.highest_label,
-            loaded.has_labels_B,
-            float(self._normaliser.range_M[target]),
-            self._normaliser.ssim_offset,
-        )
-        scores += [
-            SliceScores(row, target, {k: v[i] for k, v in values.items()}) for i, row in enumerate(rows)
-        ]
-        inputs = mask_missing(real, available_BM)
-        votes = (~foreground(inputs) & available_BM[:, :, None, None, None]).sum(1, keepdim=True)
-        shown, middle = torch.where(votes >= 2, BACKGROUND_VALUE, image.float()), real.shape[-1] // 2
-        for i, row in enumerate(rows):
-            if row < self._panels:
-                panel = slice_panel(
-                    inputs[i, ..., middle].cpu().numpy(),
-                    truth[i, 0, ..., middle].cpu().numpy(),
-                    shown[i, 0, ..., middle].cpu().numpy(),
-                    loaded.labels_BXYZ[i, ..., middle].cpu().numpy() if batch.has_labels[i] else None,
-                    available_BM[i].cpu().numpy(),
-                    self._normaliser.window,
-                    "axial",
-                    self._modality_set.modalities,
-                )
-                panels.append((row, target, panel))
-
     def _load(self, batch: Any) -> Any:
         return DevicePatches.load(batch, self._normaliser)
+
+    def _real_and_labels(self, loaded: Any) -> tuple[Tensor, Tensor]:
+        return loaded.real_BMXYZ, loaded.labels_BXYZ
+
+    def _synthesise(
+        self, network: nn.Module, inputs_BMXYZ: Tensor, available_BM: Tensor, target_B: Tensor, loaded: Any
+    ) -> Tensor:
+        return network(inputs_BMXYZ, available_BM, target_B, loaded.stage1_of(target_B))
+
+    def _view(self, batch: Any, row: int) -> str:
+        return "axial"
+
+    def _plane(self, x: Tensor) -> np.ndarray:
+        """The slice in the middle."""
+        return x[..., x.shape[-1] // 2].cpu().numpy()
 
 
 @dataclass(frozen=True)

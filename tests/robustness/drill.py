@@ -3,7 +3,7 @@
     python -m tests.robustness.drill {infer,shard} --kills 100 --seed 1 --out DIR
 
 All processes of a command get SIGKILL at a random moment; then the same command is started again. When it ends by
-itself, its files are compared and removed, and it begins anew. tests/distributed/drill.py does this for training.
+itself, its files are compared and removed, and it starts from the beginning. tests/distributed/drill.py does this for training.
 """
 
 import argparse

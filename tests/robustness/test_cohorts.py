@@ -1,10 +1,8 @@
 """Kind 1, whole cohorts: label editions, patients, and every cohort of the challenge from shards to scores."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 
@@ -18,29 +16,8 @@ from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.image_metrics import ReferenceVolume, challenge_ssim, scale_to_unit, ssim_map
 from brasyn_dist.phantom import write_case as write_phantom
-from tests.data.case_files import brain, save, write_case
-from tests.inference.small import export
-
-SHAPE = (40, 36, 28)
-OPTIONS = ShardOptions(views=("axial",), minimum_foreground=50, validation_fraction=0.5)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tmp_path_factory.mktemp("weights") / "export", ["axial"])
-
-
-def cohort(root: Path, *names: str, **how) -> Path:
-    for seed, name in enumerate(names):
-        write_case(root, name, seed, shape=SHAPE, **how)
-    return root
-
-
-def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], dtype: type | None = None) -> None:
-    image = nibabel.load(path)
-    array = change(np.asanyarray(image.dataobj))
-    save(path, array, image.affine, dtype or array.dtype)
-
+from tests.data.case_files import brain, write_case
+from tests.robustness.cohorts import OPTIONS, SHAPE, cohort, rewrite
 
 # Label editions and the resection cavity
 

@@ -19,29 +19,8 @@ from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.inference.api import infer_batch
 from brasyn_dist.inference.case_job import CaseJob
 from brasyn_dist.inference.cases import CaseRequest
-from tests.data.case_files import LPS, brain, save, write_case
-from tests.inference.small import export
-
-SHAPE = (40, 36, 28)
-OPTIONS = ShardOptions(views=("axial",), minimum_foreground=50, validation_fraction=0.5)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tmp_path_factory.mktemp("weights") / "export", ["axial"])
-
-
-def cohort(root: Path, *names: str, **how) -> Path:
-    for seed, name in enumerate(names):
-        write_case(root, name, seed, shape=SHAPE, **how)
-    return root
-
-
-def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], dtype: type | None = None) -> None:
-    image = nibabel.load(path)
-    array = change(np.asanyarray(image.dataobj))
-    save(path, array, image.affine, dtype or array.dtype)
-
+from tests.data.case_files import LPS, brain, save
+from tests.robustness.cohorts import OPTIONS, SHAPE, cohort, rewrite
 
 # Volumes without a voxel above 0
 

@@ -106,6 +106,7 @@ def test_killed_at_random_moments_while_saving(tmp_path: Path):
         )
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         while not any(tmp_path.glob("step-*/manifest.json")):
+            assert process.poll() is None
             time.sleep(0.01)  # a slow machine needs longer for the first one
         time.sleep(0.05 + 0.037 * attempt)
         process.send_signal(signal.SIGKILL)

@@ -82,7 +82,7 @@ def test_three_failures_without_progress(tmp_path: Path, job):
     assert "3 times since the checkpoint of step 10" in verdict.reason and "shard-3" in verdict.reason
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["status"], status["reason"], status["total_steps"]) == ("failed", verdict.reason, 20)
-    job(8)  # submitted anew, it has three attempts again
+    job(8)  # submitted again, it has three attempts again
     begin(tmp_path)
     assert end(tmp_path, 1, warned=False).action == "requeue"
 

@@ -6,6 +6,7 @@ bounded by `prefetch` batches beyond the one in use.
 
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,7 +50,7 @@ class HostMemory:
         return torch.empty(shape, dtype=dtype, pin_memory=self.pin_memory)
 
 
-class BatchStream(Generic[Batch]):
+class BatchStream(ABC, Generic[Batch]):
     """Iterator over the part of a rank of global batches. As a context manager it ends its threads.
 
     A read error is raised by `next()` for its batch, as DataError with shard, key, offset and remedy.
@@ -73,13 +74,13 @@ class BatchStream(Generic[Batch]):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
         self._pending: deque[tuple[Batch, list[Future[None]]]] = deque()
 
+    @abstractmethod
     def _allocate(self, k: int) -> Batch:
         """Memory for this rank's part of global batch k."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fill(self, batch: Batch, rows: range) -> None:
         """Read these rows of a batch, in one of the threads."""
-        raise NotImplementedError
 
     def __iter__(self) -> Self:
         return self
