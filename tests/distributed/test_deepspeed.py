@@ -22,6 +22,7 @@ from tests.distributed.faults import train as warm_train
 from tests.distributed.launch import SMALL, command, final_state, run
 from tests.distributed.warm import free_port
 from tests.small import small_shard_set
+from tests.training.volumes import TASKS, volume_shards
 
 pytestmark = [
     pytest.mark.slow,
@@ -201,6 +202,34 @@ def test_bf16_has_the_losses_of_bf16_under_ddp(
     for bf16_run in (actual, reference):
         first, exact = metrics(bf16_run)[0], metrics(shared_out[2])[0]
         assert abs(first["generator_norm"] / exact["generator_norm"] - 1) > 1e-4
+
+
+@pytest.fixture(scope="module")
+def chunks(work: Path) -> Path:
+    (work / "volumes").mkdir()
+    return volume_shards(work / "volumes")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_on_volumes_have_the_losses_of_ddp_and_resume(task: str, work: Path, chunks: Path):
+    def train_volumes(name: str, stage: str | None = None) -> Path:
+        options = (
+            f"data.shards={chunks}", "training.max_steps=3", "checkpoint.every_steps=2", "validation.every_steps=0",
+            "optimizer.warmup_steps=1", "telemetry.log_every=1", "telemetry.report=false", f"runs_dir={work / 'runs'}",
+            f"name={name}",
+        )  # fmt: skip
+        zero = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage or ""}
+        log = work / f"{name}.log"
+        assert warm_train(options, log, 2, TASKS[task], zero if stage else {}) == 0, log.read_text()[-6000:]
+        assert ("ZeRO 2" in log.read_text()) == (stage is not None)
+        return work / "runs" / name
+
+    replicated, sharded = train_volumes(f"{task}-ddp"), train_volumes(f"{task}-zero2", "2")
+    assert_losses_agree(sharded, replicated, 1e-5, steps=3)
+    end = final_state(sharded, 3, files_at_least=5)
+    shutil.rmtree(sharded / "checkpoints/step-00000003")
+    shutil.rmtree(sharded / "export")
+    assert final_state(train_volumes(f"{task}-zero2", "2"), 3, files_at_least=5) == end
 
 
 # ---- what cannot work ends at once, with the reason and what to do instead
