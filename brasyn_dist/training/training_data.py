@@ -14,7 +14,13 @@ from brasyn_dist.common.files import write_json
 from brasyn_dist.config import DataConfig, RunConfig
 from brasyn_dist.data.format.contents import table_rows
 from brasyn_dist.data.format.index import Selection, ShardIndex
-from brasyn_dist.data.loading.augmentation import Augmentation, crop_shifts, mirrored, sample_augmentation
+from brasyn_dist.data.loading.augmentation import (
+    Augmentation,
+    crop_shifts,
+    mirrored,
+    raised,
+    sample_augmentation,
+)
 from brasyn_dist.data.loading.loader import SliceBatch, SliceStream
 from brasyn_dist.data.loading.sampler import SampleOrder, rank_rows
 from brasyn_dist.data.loading.storage import open_shard_set
@@ -199,6 +205,9 @@ class DeviceBatch:
         real = normaliser(planes, factor, medians)
         context = normaliser.neighbours(context, factor, medians)
         if augmentation is not None:
+            if augmentation.gamma_BM is not None:
+                gamma = move(torch.from_numpy(augmentation.gamma_BM))
+                real, context = raised(real, gamma), raised(context.transpose(1, 2), gamma).transpose(1, 2)
             mirror = move(torch.from_numpy(augmentation.mirror_B))
             real, context, labels = (mirrored(x, mirror, view) for x in (real, context, labels))
         context_BNMHW = context if context.shape[1] else None
