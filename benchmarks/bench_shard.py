@@ -29,7 +29,7 @@ from brasyn_dist.data.case_folders import find_cohorts, read_usable_case
 from brasyn_dist.data.format.codec import encode_slice
 from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.data.sharding.options import ShardOptions
-from brasyn_dist.data.sharding.scan_cases import scan_lot
+from brasyn_dist.data.sharding.read_cases import read_group
 from brasyn_dist.data.sharding.write_shards import make_shards
 from brasyn_dist.preprocessing.slicing import extract_slices, kept_slices
 
@@ -113,7 +113,7 @@ def stage_seconds(cases: list[Case], views: tuple[str, ...]) -> tuple[dict[str, 
         seconds["gunzip"] += timed(partial(gunzip, case))[0]
         spent, volumes = timed(partial(read_usable_case, case, views))
         seconds["read"] += spent
-        both, _ = timed(partial(scan_lot, [case], {case.name}, ShardOptions(views=views), "int16", None))
+        both, _ = timed(partial(read_group, [case], {case.name}, ShardOptions(views=views), "int16", None))
         seconds["statistics"] += max(0.0, both - spent)
         spent, planes = timed(partial(cut, volumes, views))
         seconds["slice"] += spent

@@ -40,12 +40,12 @@ from brasyn_dist.evaluation.tables import read_table
 from brasyn_dist.inference.case_job import stored_type
 from brasyn_dist.inference.synthesis import Member, stack_modalities, synthesise_case
 from brasyn_dist.models.conditional_unet import mean_of_available
+from brasyn_dist.models.cycle_synthesis import CycleSynthesis
 from brasyn_dist.models.layers import seeded_initialisation
-from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing.normalisation import mask_missing
 from brasyn_dist.training.gan_step import GanStep
-from brasyn_dist.training.networks import adam, move_to_device
+from brasyn_dist.training.network_setup import adam, move_to_device
 from brasyn_dist.training.schedule import ema_decay, scaled_rate
 from brasyn_dist.training.state import TrainState, average_of
 from brasyn_dist.training.task import Step
@@ -118,7 +118,7 @@ def train(network: Generator, config: Config, data: TrainingData, seconds: float
     """The averaged network after `seconds` of CPU time, with a cosine schedule over that time; and the updates."""
     group = SingleProcess(config.runtime)
     move_to_device(config, group.device, network)
-    passes = SynthesisPasses(network, config.training.fast_passes, config.objective.uses_cycle)
+    passes = CycleSynthesis(network, config.training.fast_passes, config.objective.uses_cycle)
     trainable = group.prepare(passes, adam(config, network), network)
     state = TrainState({"generator": trainable}, average_of(network))
     step = GanStep(config, group, trainable, None, data.preprocessing.normaliser(group.device))

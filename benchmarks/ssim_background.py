@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows += [row for row, _ in measured]
             shown.append(measured[0][1])
     write_json(options.out / "ssim_background.json", {"seed": options.seed, "rows": rows})
-    draw(options.out / "ssim_background.png", rows, diverse(shown))
+    plot(options.out / "ssim_background.png", rows, diverse(shown))
     print(table(rows))
     return 0 if holds(rows) else 1
 
@@ -167,7 +167,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> None:
+def plot(path: Path, rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> None:
     """Slices before and after with their scores, and both scores against the tumour's share of the volume."""
     import matplotlib
 

@@ -45,7 +45,7 @@ def run(options: ConfigsOptions) -> None:
         if names and not any(matches(file, name) for name in names):
             continue
         if options.copy is not None:
-            target = options.copy / place_of(file)
+            target = options.copy / path_in_clone(file)
             if target.exists() and target.read_bytes() != file.read_bytes():
                 raise BrasynError(f"{target} exists and differs; remove it, or choose another folder")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,10 +55,10 @@ def run(options: ConfigsOptions) -> None:
         elif options.path:
             print(file)
         else:
-            print(f"{place_of(file).as_posix():<48}{summary(file)}")
+            print(f"{path_in_clone(file).as_posix():<48}{description(file)}")
 
 
-def place_of(file: Path) -> Path:
+def path_in_clone(file: Path) -> Path:
     """`configs/thesis/r3.yaml` of a packaged file."""
     roots = [resource_folder(folder) for folder in FOLDERS]
     return next(Path(root.name) / file.relative_to(root) for root in roots if file.is_relative_to(root))
@@ -66,11 +66,11 @@ def place_of(file: Path) -> Path:
 
 def matches(file: Path, name: str) -> bool:
     """Whether `name` is one of the file's folders, its path, name, or name without suffix."""
-    place = place_of(file)
-    return name in (*map(str, place.parents), file.parent.name, file.name, file.stem, str(place))
+    path = path_in_clone(file)
+    return name in (*map(str, path.parents), file.parent.name, file.name, file.stem, str(path))
 
 
-def summary(file: Path) -> str:
+def description(file: Path) -> str:
     """First comment line."""
     lines = [line.strip("# \n") for line in file.read_text().splitlines() if line.startswith("# ")]
     return lines[0] if lines else ""

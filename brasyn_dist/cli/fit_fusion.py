@@ -51,7 +51,7 @@ def run(options: FitFusionOptions) -> None:
     from brasyn_dist.common.files import make_folder
     from brasyn_dist.inference.ensemble import choose_device, load_members
     from brasyn_dist.inference.fusion import describe_members
-    from brasyn_dist.inference.fusion_fitting import Sample, cross_validate, fit_weights, sample_case
+    from brasyn_dist.inference.fusion_fitting import VoxelSample, cross_validate, fit_weights, sample_case
 
     make_folder(options.out.parent)
     device = choose_device(options.device, options.precision)
@@ -63,7 +63,7 @@ def run(options: FitFusionOptions) -> None:
     modality_set = members[0].modality_set
     modalities = modality_set.modalities
     fit = partial(fit_weights, targets=modalities)
-    samples: list[Sample] = []
+    samples: list[VoxelSample] = []
     for volumes in complete_cases(options.cases, modality_set, options.skip_bad):
         samples += sample_case(
             members, volumes, options.voxels, options.seed, options.batch_size, options.precision

@@ -147,12 +147,12 @@ def shard(options: ShardCommandOptions) -> None:
 
 def rebuild(folder: Path) -> None:
     """Rebuild index.json from the tar files of a shard set, and print its contents."""
-    from brasyn_dist.data.format.contents import summary
+    from brasyn_dist.data.format.contents import contents_summary
     from brasyn_dist.data.format.index import rebuild_index
 
     index = rebuild_index(folder)
     index.save(folder)
-    print(summary(index))
+    print(contents_summary(index))
 
 
 main = Command("shard", ShardCommandOptions, run, lists=("--views", "--exclude-kind"))

@@ -29,7 +29,7 @@ from brasyn_dist.cli.command import Command, Overrides
 from brasyn_dist.cli.cross_validate import link
 from brasyn_dist.cli.demo import cohort_folders, launch_command
 from brasyn_dist.cli.drop_modality import RECORD
-from brasyn_dist.cli.submit import Stage, sbatch_command, submitted
+from brasyn_dist.cli.submit import SlurmStage, sbatch_command, submitted
 from brasyn_dist.cli.subprocesses import brasyn, call, show, title
 from brasyn_dist.common.files import atomic_write_text
 from brasyn_dist.common.resources import resource_folder
@@ -285,7 +285,7 @@ def submit(jobs: Sequence[Job], options: StudyOptions, out: Path) -> None:
     numbers: dict[str, str] = {}
     for job in jobs:
         after = ":".join(numbers[name] for name in job.after) or None
-        stage = Stage(job.stage, special.get(job.stage, ""), job.arguments)
+        stage = SlurmStage(job.stage, special.get(job.stage, ""), job.arguments)
         command = sbatch_command(stage, common, after)
         if job.stage == "table":  # a second of work: no script of its own
             words = shlex.join(

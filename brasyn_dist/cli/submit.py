@@ -67,7 +67,7 @@ class SubmitOptions:
 
 
 @dataclass(frozen=True)
-class Stage:
+class SlurmStage:
     """One job: name of its script, its options of sbatch, and the words after the script."""
 
     name: str
@@ -75,7 +75,7 @@ class Stage:
     arguments: tuple[str, ...]
 
 
-def stages(options: SubmitOptions) -> list[Stage]:
+def stages(options: SubmitOptions) -> list[SlurmStage]:
     """The jobs to submit, in order. Raises ConfigError if the run's configuration is not valid."""
     from brasyn_dist.config import RunConfig, load_config
 
@@ -85,19 +85,19 @@ def stages(options: SubmitOptions) -> list[Stage]:
     chain = []
     if options.cohorts:
         what = (*options.cohorts, "--out", config.data.shards, *shlex.split(options.shard_options))
-        chain.append(Stage("shard", options.sbatch_shard, what))
-    chain.append(Stage("train", options.sbatch_train, (str(path), *overrides)))
+        chain.append(SlurmStage("shard", options.sbatch_shard, what))
+    chain.append(SlurmStage("train", options.sbatch_train, (str(path), *overrides)))
     if options.cases:
         what = ("--weights", str(config.run_dir), "--input", options.cases, "--output", options.completed)
-        chain.append(Stage("infer", options.sbatch_infer, (*what, *shlex.split(options.infer_options))))
+        chain.append(SlurmStage("infer", options.sbatch_infer, (*what, *shlex.split(options.infer_options))))
     if options.references:
         what = ("--predictions", options.completed, "--references", options.references)
         what = (*what, "--out", options.evaluation, *shlex.split(options.evaluate_options))
-        chain.append(Stage("evaluate", options.sbatch_evaluate, what))
+        chain.append(SlurmStage("evaluate", options.sbatch_evaluate, what))
     return chain
 
 
-def sbatch_command(stage: Stage, common: str, after: str | None) -> list[str]:
+def sbatch_command(stage: SlurmStage, common: str, after: str | None) -> list[str]:
     """The `sbatch` command of a stage that waits for job `after`, a whole array, or several (`1:2`)."""
     depends = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     script = str(resource_folder("slurm") / f"{stage.name}.sbatch")

@@ -49,12 +49,12 @@ def train(options: TrainOptions) -> int:
     config = load_config(path, options.overrides or (), RunConfig)
     task = task_of(config)
     if options.dry_run:
-        from brasyn_dist.training.build import check
+        from brasyn_dist.training.start_run import check
 
         check(task)
         print(redact(cost(config)))
         return 0
-    from brasyn_dist.training.build import run
+    from brasyn_dist.training.start_run import run
 
     status = run(task)
     if status == 0 and config.telemetry.report and int(os.environ.get("RANK", "0")) == 0:
@@ -89,7 +89,7 @@ def cost(config: "RunConfig") -> str:
     assert isinstance(config, Config | PatchRunConfig)
     from brasyn_dist.training import cost_model
 
-    return cost_model.report(config)
+    return cost_model.cost_report(config)
 
 
 def write_report(run_dir: Path) -> None:

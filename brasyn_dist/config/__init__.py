@@ -6,14 +6,6 @@ data.py         models.py    objective.py    training.py    runtime.py       opt
 run.py          options of a whole run by task, `load_config`
 """
 
-from brasyn_dist.config.data import (
-    AugmentationConfig,
-    DataConfig,
-    NormalisationMode,
-    OrderConfig,
-    PatchConfig,
-    SampleOrderConfig,
-)
 from brasyn_dist.config.models import (
     BEFORE_OPTIONS,
     AnyGeneratorConfig,
@@ -48,6 +40,14 @@ from brasyn_dist.config.training import (
     TelemetryConfig,
     TrainingConfig,
     ValidationConfig,
+)
+from brasyn_dist.config.training_data import (
+    AugmentationConfig,
+    DataConfig,
+    NormalisationMode,
+    OrderConfig,
+    PatchConfig,
+    SampleOrderConfig,
 )
 from brasyn_dist.config.yaml_files import merge, parse_value, read_yaml, set_by_path
 

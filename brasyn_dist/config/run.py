@@ -12,13 +12,6 @@ from typing import Annotated, Any, Literal, Self, TypeVar, overload
 from pydantic import AfterValidator
 
 from brasyn_dist.brats import image_shape
-from brasyn_dist.config.data import (
-    AugmentationConfig,
-    DataConfig,
-    OrderConfig,
-    PatchConfig,
-    SampleOrderConfig,
-)
 from brasyn_dist.config.models import (
     BEFORE_OPTIONS,
     SIZE_STEP,
@@ -41,6 +34,13 @@ from brasyn_dist.config.training import (
     TelemetryConfig,
     TrainingConfig,
     ValidationConfig,
+)
+from brasyn_dist.config.training_data import (
+    AugmentationConfig,
+    DataConfig,
+    OrderConfig,
+    PatchConfig,
+    SampleOrderConfig,
 )
 from brasyn_dist.config.yaml_files import parse_value, read_yaml, set_by_path
 from brasyn_dist.errors import ConfigError

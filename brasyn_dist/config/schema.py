@@ -39,7 +39,7 @@ else:
                 try:
                     check(self, *args, **values)
                 except ValidationError as error:
-                    raise ConfigError(f"{cls.__name__}: {describe(error, made)}") from None
+                    raise ConfigError(f"{cls.__name__}: {error_text(error, made)}") from None
 
             made.__init__ = __init__
             return made
@@ -111,7 +111,7 @@ def from_dict(cls: type[T], values: Any, where: str = "configuration", prefix: s
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {describe(error, cls, prefix)}") from None
+        raise ConfigError(f"{where}: {error_text(error, cls, prefix)}") from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -137,7 +137,7 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def describe(error: ValidationError, cls: type, prefix: str = "") -> str:
+def error_text(error: ValidationError, cls: type, prefix: str = "") -> str:
     """The first problem in one line: option, value, what is allowed."""
     problems = error.errors(include_url=False)
     # A union reports every alternative: the one whose kind fits is the one that was meant.

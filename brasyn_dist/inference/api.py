@@ -21,7 +21,7 @@ from brasyn_dist.data.case_folders import find_cohorts
 from brasyn_dist.data.nifti import check_axes
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.inference.case_job import CaseJob, ReadOptions, run_jobs
-from brasyn_dist.inference.cases import (
+from brasyn_dist.inference.case_requests import (
     CaseRecord,
     CaseRequest,
     best_records,

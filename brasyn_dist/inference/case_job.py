@@ -21,7 +21,7 @@ from brasyn_dist.common.files import FULL, os_error_text, sha256_of
 from brasyn_dist.data.case_notes import case_notes, equal_volumes, refuse
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
 from brasyn_dist.errors import BrasynError, DataError, out_of_memory
-from brasyn_dist.inference.cases import CaseRecord, CaseRequest, failed_record, kept_record
+from brasyn_dist.inference.case_requests import CaseRecord, CaseRequest, failed_record, kept_record
 from brasyn_dist.inference.synthesis import StageTimer
 
 log = logging.getLogger(__name__)

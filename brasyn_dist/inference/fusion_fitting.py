@@ -28,7 +28,7 @@ RIDGE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class VoxelSample:
     """Voxels of one case and target modality, in the units of the files."""
 
     case: str
@@ -46,7 +46,7 @@ def sample_case(
     seed: int,
     batch_size: int | None = None,
     precision: Precision = "no",
-) -> list[Sample]:
+) -> list[VoxelSample]:
     """One sample for each target: at most `voxels` brain voxels, synthesised from all other modalities."""
     device = next(members[0].generator.parameters()).device
     images = torch.from_numpy(volumes.images).to(device)
@@ -59,23 +59,23 @@ def sample_case(
         )
         # Voxels that are background whatever the weights are cannot be fitted.
         inside = (brain_mask(images, modality_set.indices(available)) & (images[number] > 0)).cpu().numpy()
-        chosen = draw(np.flatnonzero(inside), voxels, seed, f"{volumes.case.name} {target}")
+        chosen = random_subset(np.flatnonzero(inside), voxels, seed, f"{volumes.case.name} {target}")
         if len(chosen) == 0:
             raise DataError(f"{volumes.case.folder}: {target} has no brain; leave the case out")
         views_NV = made_VXYZ.flatten(1)[:, torch.from_numpy(chosen).to(device)].T.cpu().numpy()
         real_N = volumes.images[number].reshape(-1)[chosen].astype(np.float32)
-        samples.append(Sample(volumes.case.name, target, views_NV, real_N))
+        samples.append(VoxelSample(volumes.case.name, target, views_NV, real_N))
     return samples
 
 
-def draw(candidates: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
+def random_subset(candidates: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
     """At most `count` of the candidates, as a function of (seed, name)."""
     key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16], "little")
     words = np.asarray(np.random.Philox(key=key).random_raw(len(candidates)))
     return candidates[np.sort(np.argsort(words, kind="stable")[:count])]
 
 
-def fit_weights(samples: Sequence[Sample], targets: Sequence[str]) -> WeightedFusion:
+def fit_weights(samples: Sequence[VoxelSample], targets: Sequence[str]) -> WeightedFusion:
     """For each target modality, the convex combination with the smallest mean squared error over cases.
 
     Raises:
@@ -90,7 +90,7 @@ def fit_weights(samples: Sequence[Sample], targets: Sequence[str]) -> WeightedFu
     return WeightedFusion(weights)
 
 
-def error_moments(sample: Sample) -> np.ndarray:
+def error_moments(sample: VoxelSample) -> np.ndarray:
     """(V, V) mean of e e^T, where e are the members' errors at a voxel.
 
     The mean squared error of weights w with sum 1 is w^T E w.
@@ -120,7 +120,9 @@ def simplex_weights(moments_VV: np.ndarray) -> np.ndarray:
 
 
 def cross_validate(
-    samples: Sequence[Sample], names: Sequence[str], fit: Callable[[Sequence[Sample]], WeightedFusion]
+    samples: Sequence[VoxelSample],
+    names: Sequence[str],
+    fit: Callable[[Sequence[VoxelSample]], WeightedFusion],
 ) -> dict[str, dict[str, float]] | None:
     """Mean absolute error by target: of each member (by `names`), of their mean and of the fusion.
 
@@ -143,7 +145,7 @@ def cross_validate(
     }
 
 
-def _absolute_errors(sample: Sample, names: Sequence[str], fusion: WeightedFusion) -> dict[str, float]:
+def _absolute_errors(sample: VoxelSample, names: Sequence[str], fusion: WeightedFusion) -> dict[str, float]:
     views_V11N = torch.from_numpy(sample.views_NV.T[:, None, None, :].copy())
     fused_N = fusion(views_V11N, sample.target).flatten().numpy()
     columns = dict(zip(names, sample.views_NV.T)) | {"mean": sample.views_NV.mean(1), "fused": fused_N}

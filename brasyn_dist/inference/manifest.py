@@ -14,7 +14,7 @@ from typing import Any
 from brasyn_dist.brats import BRATS, PREDICTIONS_FORMAT, PREDICTIONS_MANIFEST
 from brasyn_dist.common.files import write_json
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.inference.cases import CaseRecord
+from brasyn_dist.inference.case_requests import CaseRecord
 from brasyn_dist.modality_set import ModalitySet
 
 FORMAT_VERSION = 1

@@ -56,7 +56,7 @@ class ConvolutionUnit(Block):
         return self.checkpointed(activate, self.convolution(x_BCHW))
 
 
-class Stage(nn.Module):
+class UNetStage(nn.Module):
     """`units` convolution units at one resolution."""
 
     def __init__(self, inputs: int, outputs: int, condition: int, units: int, dimensions: int = 2) -> None:
@@ -92,11 +92,11 @@ class ConditionalUNet(Generator):
         )
         outwards = [PATCH**2 * inputs, *widths]
         self.encoder = nn.ModuleList(
-            Stage(a, b, length, config.units) for a, b in itertools.pairwise(outwards)
+            UNetStage(a, b, length, config.units) for a, b in itertools.pairwise(outwards)
         )
         inwards = list(itertools.pairwise(widths[::-1]))
         self.narrowings = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in inwards)
-        self.decoder = nn.ModuleList(Stage(2 * b, b, length, config.units) for _, b in inwards)
+        self.decoder = nn.ModuleList(UNetStage(2 * b, b, length, config.units) for _, b in inwards)
         self.expansion = nn.Conv2d(widths[0], PATCH**2 * full, 1)
         self.full_skip = nn.Conv2d(inputs, full, 3, padding=1)
         self.full_unit = ConvolutionUnit(full, full, length)

@@ -28,14 +28,14 @@ class Encoded(NamedTuple):
     """Channel attention of the bottleneck (N, C, 1, 1) in (0, 1)."""
 
 
-class Source(NamedTuple):
+class EncodedRows(NamedTuple):
     """Encoded rows and the matrix (B, N) of zeros and ones that selects the rows of each sample."""
 
     mix_BN: Tensor
     rows: Encoded
 
 
-class Fusion(nn.Module):
+class FeatureFusion(nn.Module):
     """Fuses the encoded slices of each sample: the early-fusion encoder and its available modalities.
 
     With `early_fusion: published`, the early encoder is used only if several modalities are available
@@ -49,7 +49,7 @@ class Fusion(nn.Module):
         self.projection = nn.Conv2d(2 * config.width, config.width, 1)
 
     def forward(
-        self, early: Encoded, sources: Sequence[Source], available_BM: Tensor
+        self, early: Encoded, sources: Sequence[EncodedRows], available_BM: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         """Fuse the encoded slices of B samples.
 
@@ -73,7 +73,7 @@ class Fusion(nn.Module):
         return skips, self._bottleneck(early, sources, several, early_weight)
 
     def _bottleneck(
-        self, early: Encoded, sources: Sequence[Source], several: Tensor, early_weight: Tensor
+        self, early: Encoded, sources: Sequence[EncodedRows], several: Tensor, early_weight: Tensor
     ) -> Tensor:
         """1x1 convolution of [S, H]: the attention-weighted sum and the softmax-weighted mean."""
         features = [rows.stages[-1] for _, rows in sources]
@@ -94,7 +94,7 @@ class Fusion(nn.Module):
         return self.projection(torch.cat([total + early.gate * own, mean + own], 1))
 
 
-def mix(sources: Sequence[Source], features: Sequence[Tensor]) -> Tensor:
+def mix(sources: Sequence[EncodedRows], features: Sequence[Tensor]) -> Tensor:
     """Sum over the sources of their mixed rows. `features` has one tensor of rows for each source."""
     return reduce(torch.add, (mix_rows(source.mix_BN, x) for source, x in zip(sources, features)))
 

@@ -5,7 +5,8 @@
                                                                 |                          v
                                                             bottleneck --> infuser --> decoder --> slice
 
-`forward` computes all of it. models/passes.py calls the parts, to encode each slice once for several passes.
+`forward` computes all of it. models/cycle_synthesis.py calls the parts, to encode each slice once for both
+passes.
 """
 
 import itertools
@@ -23,7 +24,7 @@ from torch.func import functional_call
 from brasyn_dist.brats import BRATS
 from brasyn_dist.config import BEFORE_OPTIONS, GeneratorConfig
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.feature_fusion import Encoded, Fusion, Source, join_rows
+from brasyn_dist.models.feature_fusion import Encoded, EncodedRows, FeatureFusion, join_rows
 from brasyn_dist.models.infuser import ModalityInfuser
 from brasyn_dist.models.layers import (
     Block,
@@ -119,7 +120,7 @@ class HFGANGenerator(Generator):
         self.early_gate = ChannelGate(config.width, pixelwise=pixelwise)
         self.modality_encoders = Encoder(1, widths, block, stacked=count, full_size=full_size)
         self.modality_gates = ChannelGate(config.width, stacked=count, pixelwise=pixelwise)
-        self.fusion = Fusion(config)
+        self.fusion = FeatureFusion(config)
         self.infuser = ModalityInfuser(config)
         self.decoder = Decoder(widths, config.norm_groups, block, full_size)
         if config.segmentation_head:
@@ -136,7 +137,7 @@ class HFGANGenerator(Generator):
     ) -> tuple[Tensor, Tensor]:
         """See `Generator.forward`. Only a generator with a view embedding uses the views."""
         mix_BN = torch.diag_embed(available_BM.T).transpose(0, 1).flatten(1)
-        source = Source(mix_BN, self.encode_modalities(x_BMHW[:, :, None].unbind(1)))
+        source = EncodedRows(mix_BN, self.encode_modalities(x_BMHW[:, :, None].unbind(1)))
         return self.complete(self.encode_early(x_BMHW), [source], available_BM, target_B, view_B)
 
     def synthesise(
@@ -155,7 +156,7 @@ class HFGANGenerator(Generator):
         inputs_BMHW = mask_missing(x_BMHW, available_BM)
         slices = [inputs_BMHW[: size if m in available else 0, m, None] for m in modalities]
         mix_BN = torch.eye(size, device=device).repeat(1, len(available))
-        source = Source(mix_BN, self.encode_modalities(slices))
+        source = EncodedRows(mix_BN, self.encode_modalities(slices))
         return self.complete(self.encode_early(inputs_BMHW), [source], available_BM, target_B, view_B)[0]
 
     def encode_early(self, x_BMHW: Tensor) -> Encoded:
@@ -208,7 +209,7 @@ class HFGANGenerator(Generator):
     def complete(
         self,
         early: Encoded,
-        sources: Sequence[Source],
+        sources: Sequence[EncodedRows],
         available_BM: Tensor,
         target_B: Tensor,
         view_B: Tensor | None,

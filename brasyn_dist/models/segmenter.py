@@ -25,7 +25,7 @@ from brasyn_dist.models.layers import seeded_initialisation
 from brasyn_dist.models.pretrained import SEGMENTER, PretrainedNetwork
 
 
-class Stage(nn.Module):
+class SegmenterStage(nn.Module):
     """Two times convolution, GroupNorm, SiLU; the first convolution has the `stride`."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, stride: int = 1) -> None:
@@ -59,14 +59,14 @@ class Segmenter(PretrainedNetwork):
         """Background and the canonical labels, whose values are the class numbers."""
         widths, groups = config.widths, config.norm_groups
         self.encoder = nn.ModuleList(
-            Stage(a, b, groups, stride=1 if i == 0 else 2)
+            SegmenterStage(a, b, groups, stride=1 if i == 0 else 2)
             for i, (a, b) in enumerate(zip((inputs, *widths), widths))
         )
         # From the bottleneck outwards: reduce the width to that of the next stage, double, concatenate the
         # skip.
         inwards = widths[::-1]
         self.narrowings = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(inwards))
-        self.decoder = nn.ModuleList(Stage(2 * b, b, groups) for b in inwards[1:])
+        self.decoder = nn.ModuleList(SegmenterStage(2 * b, b, groups) for b in inwards[1:])
         self.output = nn.Conv2d(widths[0], self.classes, 1)
 
     def forward(self, x_BMHW: Tensor, view_B: Tensor, type_B: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from brasyn_dist.brats import BRATS
 from brasyn_dist.config import VolumeUNetConfig
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.conditional_unet import ConvolutionUnit, Stage, mean_of_available, zero
+from brasyn_dist.models.conditional_unet import ConvolutionUnit, UNetStage, mean_of_available, zero
 from brasyn_dist.models.pretrained import VOLUME
 from brasyn_dist.models.volume_network import VolumeNetwork
 from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE, foreground, mask_missing
@@ -46,11 +46,11 @@ class VolumeUNet(VolumeNetwork):
         self.reduction = nn.Conv3d(inputs, widths[0], 2, stride=2)
         outwards = [widths[0], *widths]
         self.encoder = nn.ModuleList(
-            Stage(a, b, length, config.units, 3) for a, b in itertools.pairwise(outwards)
+            UNetStage(a, b, length, config.units, 3) for a, b in itertools.pairwise(outwards)
         )
         inwards = list(itertools.pairwise(widths[::-1]))
         self.narrowings = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in inwards)
-        self.decoder = nn.ModuleList(Stage(2 * b, b, length, config.units, 3) for _, b in inwards)
+        self.decoder = nn.ModuleList(UNetStage(2 * b, b, length, config.units, 3) for _, b in inwards)
         self.expansion = nn.Conv3d(widths[0], full, 1)
         self.full_skip = nn.Conv3d(inputs, full, 3, padding=1)
         self.full_unit = ConvolutionUnit(full, full, length, 3)

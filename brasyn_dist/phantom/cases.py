@@ -18,7 +18,7 @@ from brasyn_dist.common.process_pool import parallel_map
 from brasyn_dist.data.nifti import compress
 from brasyn_dist.phantom.anatomy import make_anatomy
 from brasyn_dist.phantom.lesions import Kind
-from brasyn_dist.phantom.scan import scan_all
+from brasyn_dist.phantom.scanner import scan_all
 
 __all__ = ["Kind", "brats_image", "make_case", "write_case"]
 

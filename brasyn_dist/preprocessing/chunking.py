@@ -22,7 +22,7 @@ def grid_of(shape: Sequence[int], side: int) -> tuple[int, ...]:
 
 def chunk_box(number: int, shape: Sequence[int], side: int) -> tuple[slice, ...]:
     """Voxels of a chunk of a volume (x, y, z), for each axis."""
-    begins = [int(place) * side for place in np.unravel_index(number, grid_of(shape, side))]
+    begins = [int(cell) * side for cell in np.unravel_index(number, grid_of(shape, side))]
     return tuple(slice(begin, min(begin + side, length)) for begin, length in zip(begins, shape))
 
 
@@ -38,10 +38,10 @@ def chunks_in(
     grid, spans = grid_of(shape, side), []
     for first, extent, length in zip(corner, size, shape):
         stop, of_axis = min(first + extent, length), []
-        for place in range(max(first, 0) // side, -(-stop // side)):
-            begin, end = max(place * side, first), min((place + 1) * side, stop)
-            inside = slice(begin - place * side, end - place * side)
-            of_axis.append((place, inside, slice(begin - first, end - first)))
+        for cell in range(max(first, 0) // side, -(-stop // side)):
+            begin, end = max(cell * side, first), min((cell + 1) * side, stop)
+            inside = slice(begin - cell * side, end - cell * side)
+            of_axis.append((cell, inside, slice(begin - first, end - first)))
         spans.append(of_axis)
     for (i, *x), (j, *y), (k, *z) in product(*spans):
         yield (i * grid[1] + j) * grid[2] + k, (x[0], y[0], z[0]), (x[1], y[1], z[1])

@@ -70,14 +70,14 @@ def colour(variable: str, raster: bool = False) -> str:
 
 
 def chart(
-    title: str, description: str, draw: Callable[[Any], None], width: int = WIDTH, height: int = HEIGHT
+    title: str, description: str, plot: Callable[[Any], None], width: int = WIDTH, height: int = HEIGHT
 ) -> Chart:
     """A chart.
 
     Args:
         title: Caption.
         description: Content of the chart in words, for screen readers.
-        draw: Called with matplotlib's axes.
+        plot: Called with matplotlib's axes.
         width: In CSS pixels.
         height: In CSS pixels.
     """
@@ -91,7 +91,7 @@ def chart(
     settings |= {key: colour(variable) for key, variable in _THEMED.items()}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width * PIXEL, height * PIXEL), layout="constrained")
-        draw(figure.subplots())
+        plot(figure.subplots())
         buffer = io.StringIO()
         figure.savefig(
             buffer,

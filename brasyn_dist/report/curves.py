@@ -91,7 +91,7 @@ def term_chart(lines: Sequence[Line], name: str) -> Chart:
     """One number of train or performance lines, binned; logarithmic if it spans more than a factor of 20."""
     steps, values = points_of(lines, name)
 
-    def draw(axes: Any) -> None:
+    def plot(axes: Any) -> None:
         # At least eight points a bin, so that the mean is smoother than the points.
         x, mean, low, high = binned(steps, values, max(8, min(BINS, len(steps) // 8)))
         axes.fill_between(x, low, high, color=colour("s1"), alpha=0.22, lw=0)
@@ -100,7 +100,7 @@ def term_chart(lines: Sequence[Line], name: str) -> Chart:
             axes.set_yscale("log")
         finish(axes)
 
-    return chart(readable(name), series_text("By optimiser step", values.tolist()), draw, height=170)
+    return chart(readable(name), series_text("By optimiser step", values.tolist()), plot, height=170)
 
 
 def validation_chart(
@@ -110,7 +110,7 @@ def validation_chart(
     known = parts_of(lines[-1], name, modality_set)
     series = [(p, key, SERIES[parts.index(p)]) for p, key in known.items() if p in parts]
 
-    def draw(axes: Any) -> None:
+    def plot(axes: Any) -> None:
         for _, key, shade in series:
             axes.plot(*points_of(lines, key), color=colour(shade), marker="o", ms=2.5, lw=1.1)
         axes.plot(*points_of(lines, name), color=colour("ink"), marker="o", ms=3.5, lw=2)
@@ -119,7 +119,7 @@ def validation_chart(
     texts = [
         series_text(p, points_of(lines, key)[1].tolist()) for p, key, _ in [(OVERALL, name, ""), *series]
     ]
-    return chart(readable(name), "By optimiser step. " + "; ".join(texts), draw)
+    return chart(readable(name), "By optimiser step. " + "; ".join(texts), plot)
 
 
 def finish(axes: Any) -> None:

@@ -87,7 +87,7 @@ def histograms(facts: Sequence[CaseFacts], modality: str, title: str, colours: d
         counts = [getattr(f.modalities[modality], name) for f in some]
         curves = [c / max(1, c.sum()) / widths for c in counts]
 
-        def draw(axes: Any) -> None:
+        def plot(axes: Any) -> None:
             alpha = max(0.12, min(0.8, 8 / max(1, len(some))))
             for f, curve in zip(some, curves):
                 shade = colour(colours[f.case.cohort], raster)
@@ -102,7 +102,7 @@ def histograms(facts: Sequence[CaseFacts], modality: str, title: str, colours: d
         medians = sorted(f.modalities[modality].median for f in some)
         words = f"median intensities from {medians[0]:.4g} to {medians[-1]:.4g}" if medians else "no volume"
         description = f"{title}, {len(some)} volumes, {words}"
-        return chart(caption, description, draw, _WIDTH, _HEIGHT)
+        return chart(caption, description, plot, _WIDTH, _HEIGHT)
 
     return [
         histogram("log_counts", LOG_EDGES, "Intensities as stored", True),
@@ -119,7 +119,7 @@ def distribution(
         np.array([float(getattr(f.modalities[m], name)) for f in c]) for m, c in zip(modalities, columns)
     ]
 
-    def draw(axes: Any) -> None:
+    def plot(axes: Any) -> None:
         raster = sum(map(len, columns)) > RASTERED
         for x, (some, heights) in enumerate(zip(columns, values)):
             across = x + np.linspace(-0.18, 0.18, len(some))
@@ -148,7 +148,7 @@ def distribution(
         for m, c, v in zip(modalities, columns, values)
         if len(c)
     ]
-    return chart(name, "; ".join(words), draw, _WIDTH, _HEIGHT)
+    return chart(name, "; ".join(words), plot, _WIDTH, _HEIGHT)
 
 
 def case_tiles(

@@ -17,7 +17,7 @@ from brasyn_dist.evaluation.scoring import CaseScores
 from brasyn_dist.evaluation.tables import ALL, by_cohort, summarise
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.report.case_views import case_views, region_legend
-from brasyn_dist.report.provenance import environment_facts, manifest_facts, this_program
+from brasyn_dist.report.provenance_facts import environment_facts, manifest_facts, this_program
 from brasyn_dist.report.rendering import write_html
 from brasyn_dist.report.score_tables import distributions, method_colours, overview, score_tables
 from brasyn_dist.report.training_report import describe_run

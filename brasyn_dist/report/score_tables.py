@@ -212,7 +212,7 @@ def strip_chart(known: pd.DataFrame, name: str, modality_set: ModalitySet = BRAT
     groups = {key: values.tolist() for key, values in known.groupby(["modality", "method"])[name]}
     columns = {(t, m): groups[t, m] for t in targets for m in methods if (t, m) in groups}
 
-    def draw(axes: Any) -> None:
+    def plot(axes: Any) -> None:
         pitch = min(0.28, 0.8 / len(methods))
         for (target, method), values in columns.items():
             centre = targets.index(target) + (methods.index(method) - (len(methods) - 1) / 2) * pitch
@@ -220,7 +220,7 @@ def strip_chart(known: pd.DataFrame, name: str, modality_set: ModalitySet = BRAT
         axes.set_xticks(range(len(targets)), targets)
         axes.set_xlim(-0.5, len(targets) - 0.5)
 
-    return chart(title_of(name), _described(columns, modality_set), draw)
+    return chart(title_of(name), _described(columns, modality_set), plot)
 
 
 def draw_column(axes: Any, centre: float, pitch: float, values: Sequence[float], variable: str) -> None:

@@ -35,7 +35,7 @@ from brasyn_dist.report.curves import (
     training_curves,
     validation_curves,
 )
-from brasyn_dist.report.provenance import environment_facts, export_facts, this_program
+from brasyn_dist.report.provenance_facts import environment_facts, export_facts, this_program
 from brasyn_dist.report.rendering import Card, Picture, Tile, write_html
 from brasyn_dist.training.loggers import METRICS, PERFORMANCE, read_lines
 from brasyn_dist.training.run_dir import PANELS, STATUS

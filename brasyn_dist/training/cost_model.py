@@ -31,9 +31,9 @@ from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.single_process import LocalTrainable, SingleProcess
 from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.models.cycle_synthesis import CycleSynthesis
 from brasyn_dist.models.discriminator import Discriminator
 from brasyn_dist.models.layers import set_recompute
-from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.registry import build_generator
 from brasyn_dist.models.segmenter import Guidance, Segmenter
 from brasyn_dist.models.volume_network import build_volume_network
@@ -218,7 +218,7 @@ def fake_networks(
     options = generator_options(config, distributed.shards_weights)
     generator = build_generator(config.generator, config.seed, modality_set, **options)
     set_recompute(generator, config.runtime.recompute)
-    passes = SynthesisPasses(generator, config.training.fast_passes, config.objective.uses_cycle)
+    passes = CycleSynthesis(generator, config.training.fast_passes, config.objective.uses_cycle)
     discriminator = None
     if config.objective.uses_discriminator:
         discriminator = Discriminator(config.discriminator, modality_set)
@@ -288,7 +288,7 @@ class Counter(TorchDispatchMode):
         self.now -= size
 
 
-def report(config: Config | PatchRunConfig) -> str:
+def cost_report(config: Config | PatchRunConfig) -> str:
     """Text for `--dry-run`. Reads the index of the shard set and trains nothing."""
     index = open_shard_set(config.data.shards, config.data.cache_dir, config.data.cache_gib)
     if isinstance(config, PatchRunConfig):

@@ -9,6 +9,7 @@ so the update does not depend on how the global batch is cut into ranks and micr
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +28,22 @@ from brasyn_dist.losses.objective import (
     weighted_discriminator_sum,
 )
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.passes import Passes, PassTensors, completed_slices
+from brasyn_dist.models.cycle_synthesis import CycleInputs, CycleOutputs, completed_slices
 from brasyn_dist.models.segmenter import Guidance
 from brasyn_dist.preprocessing.normalisation import Normaliser
-from brasyn_dist.training.networks import compile_in_place, compile_mode
-from brasyn_dist.training.pass_plan import plan_passes
+from brasyn_dist.training.cycle_inputs import cycle_inputs
+from brasyn_dist.training.network_setup import compile_in_place, compile_mode
 from brasyn_dist.training.training_data import BatchLoader, DeviceBatch
 
-Judged = tuple[Tensor, Tensor, Tensor]
-"""Real slices, synthetic slices (detached) and their modality, of one micro-batch."""
+
+class DiscriminatorInputs(NamedTuple):
+    """Slices of one micro-batch."""
+
+    real_B1HW: Tensor
+    synthetic_B1HW: Tensor
+    """Without gradient."""
+    target_B: Tensor
+    """Their modality."""
 
 
 class GanStep:
@@ -96,7 +104,7 @@ class GanStep:
 
     def _train_generator(
         self, batch: DeviceBatch, masks: Sequence[BatchMasks], rate: float, sums: dict[str, Tensor]
-    ) -> list[Judged]:
+    ) -> list[DiscriminatorInputs]:
         config, judged = self._config, []
         frozen: AbstractContextManager[nn.Module | None] = nullcontext()
         if self._discriminator is not None:
@@ -104,16 +112,19 @@ class GanStep:
         with frozen as discriminator:
             for start, stop in micro_batches(len(batch), config.training.micro_batch_size):
                 part = batch.rows(start, stop)
-                plan = plan_passes([m[start:stop] for m in masks], self._equal_rows).to(part.real_BMHW.device)
+                inputs = cycle_inputs([m[start:stop] for m in masks], self._equal_rows)
+                inputs = inputs.to(part.real_BMHW.device)
                 with self._generator.accumulate(last=stop == len(batch)):
-                    passes = self._generator.wrapped(
-                        part.real_BMHW, part.view_B, *plan, context_KNMHW=part.context_BNMHW
+                    synthesised = self._generator.wrapped(
+                        part.real_BMHW, part.view_B, inputs, part.context_BNMHW
                     )
-                    outputs = self._outputs(part, plan, passes, discriminator)
+                    outputs = self._outputs(part, inputs, synthesised, discriminator)
                     terms, loss_B = self.objective(outputs)
                     self._generator.backward(loss_B.sum() * self._scale)
                 add_sums(sums, terms)
-                judged.append((outputs.real_B1HW, outputs.image_B1HW.detach(), plan.target_B))
+                judged.append(
+                    DiscriminatorInputs(outputs.real_B1HW, outputs.image_B1HW.detach(), inputs.target_B)
+                )
         sums["generator_norm"] = self._generator.clip_and_step(config.optimizer.clip_norm, rate)
         return judged
 
@@ -122,18 +133,20 @@ class GanStep:
         return self._objective(outputs)
 
     def _train_discriminator(
-        self, discriminator: Trainable, judged: Sequence[Judged], rate: float, sums: dict[str, Tensor]
+        self,
+        discriminator: Trainable,
+        judged: Sequence[DiscriminatorInputs],
+        rate: float,
+        sums: dict[str, Tensor],
     ) -> None:
         config = self._config
-        for number, (real_B1HW, synthetic_B1HW, target_B) in enumerate(judged):
+        for number, part in enumerate(judged):
             with discriminator.accumulate(last=number == len(judged) - 1):
-                patch, classes = discriminator.wrapped(torch.cat([real_B1HW, synthetic_B1HW]))
-                (real_patch, synthetic_patch), (real_class, synthetic_class) = (
-                    patch.chunk(2),
-                    classes.chunk(2),
-                )
+                patch, classes = discriminator.wrapped(torch.cat([part.real_B1HW, part.synthetic_B1HW]))
+                real_patch, synthetic_patch = patch.chunk(2)
+                real_class, synthetic_class = classes.chunk(2)
                 terms = discriminator_terms(
-                    real_patch, real_class, synthetic_patch, synthetic_class, target_B
+                    real_patch, real_class, synthetic_patch, synthetic_class, part.target_B
                 )
                 loss = weighted_discriminator_sum(config.objective, terms).sum() * self._scale
                 discriminator.backward(loss)
@@ -142,43 +155,43 @@ class GanStep:
         sums["discriminator_norm"] = discriminator.clip_and_step(config.optimizer.clip_norm, rate)
 
     def _outputs(
-        self, part: DeviceBatch, plan: PassTensors, passes: Passes, discriminator: nn.Module | None
+        self,
+        part: DeviceBatch,
+        inputs: CycleInputs,
+        synthesised: CycleOutputs,
+        discriminator: nn.Module | None,
     ) -> GeneratorOutputs:
-        image_B1HW, bottleneck_BCHW, cycle_image_B1HW, cycle_bottleneck_BCHW, head_BCHW = passes
+        image_B1HW = synthesised.image_B1HW
         patch_B1hw, class_BM = (None, None) if discriminator is None else discriminator(image_B1HW)
-        labels_BHW = part.labels_BHW[plan.row_B]
-        segmented_BCHW, features, real_features = self._guide(part, plan, image_B1HW)
+        labels_BHW = part.labels_BHW[inputs.row_B]
+        segmented_BCHW, features, real_features = self._guide(part, inputs, image_B1HW)
         return GeneratorOutputs(
-            image_B1HW=image_B1HW,
-            real_B1HW=modality_slices(part.real_BMHW, plan.row_B, plan.target_B),
-            target_B=plan.target_B,
-            bottleneck_BCHW=bottleneck_BCHW,
-            range_B=self.normaliser.range_M[plan.target_B],
+            **synthesised._asdict(),
+            real_B1HW=modality_slices(part.real_BMHW, inputs.row_B, inputs.target_B),
+            target_B=inputs.target_B,
+            range_B=self.normaliser.range_M[inputs.target_B],
             tumour_B1HW=((labels_BHW > 0) & (labels_BHW <= self._highest_label))[:, None],
             healthy_B1HW=(labels_BHW == 0)[:, None],
             ssim_offset=self.normaliser.ssim_offset,
-            cycle_image_B1HW=cycle_image_B1HW,
-            cycle_real_B1HW=modality_slices(part.real_BMHW, plan.row_B, plan.cycle_target_B),
-            cycle_bottleneck_BCHW=cycle_bottleneck_BCHW,
+            cycle_real_B1HW=modality_slices(part.real_BMHW, inputs.row_B, inputs.cycle_target_B),
             patch_B1hw=patch_B1hw,
             class_BM=class_BM,
             segmented_BCHW=segmented_BCHW,
             segmenter_features=features,
             real_segmenter_features=real_features,
-            head_BCHW=head_BCHW,
             labels_BHW=labels_BHW,
-            has_labels_B=part.has_labels_B[plan.row_B],
+            has_labels_B=part.has_labels_B[inputs.row_B],
         )
 
     def _guide(
-        self, part: DeviceBatch, plan: PassTensors, image_B1HW: Tensor
+        self, part: DeviceBatch, inputs: CycleInputs, image_B1HW: Tensor
     ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
         """Logits and features of the segmenter for the completed slices. See `Guidance.forward`."""
         if self._guidance is None:
             return None, [], []
-        rows_B = plan.row_B
+        rows_B = inputs.row_B
         real_BMHW = part.real_BMHW[rows_B]
-        slices_BMHW = completed_slices(real_BMHW, image_B1HW, plan.target_B)
+        slices_BMHW = completed_slices(real_BMHW, image_B1HW, inputs.target_B)
         with self._group.autocast():
             return self._guidance(slices_BMHW, real_BMHW, part.view_B[rows_B], part.type_B[rows_B])
 

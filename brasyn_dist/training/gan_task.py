@@ -14,16 +14,16 @@ from brasyn_dist.config import Config, to_dict
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.errors import CheckpointError, ConfigError
 from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.models.cycle_synthesis import CycleSynthesis
 from brasyn_dist.models.discriminator import Discriminator, build_discriminator
 from brasyn_dist.models.layers import set_recompute
-from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.pretrained import load_state, load_tensors, load_weights, weights_file
 from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.models.segmenter import Guidance, Segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.checkpoint import newest_intact
 from brasyn_dist.training.gan_step import GanStep
-from brasyn_dist.training.networks import adam, compile_in_place, move_to_device
+from brasyn_dist.training.network_setup import adam, compile_in_place, move_to_device
 from brasyn_dist.training.run_dir import CHECKPOINTS
 from brasyn_dist.training.state import TrainState, average_of
 from brasyn_dist.training.training_data import TrainingData, open_data
@@ -210,7 +210,7 @@ def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet =
     set_recompute(generator, runtime.recompute)
     move_to_device(config, device, generator)
     average = average_of(generator) if config.training.ema_decay > 0 else None
-    passes = SynthesisPasses(generator, config.training.fast_passes, config.objective.uses_cycle)
+    passes = CycleSynthesis(generator, config.training.fast_passes, config.objective.uses_cycle)
     compile_in_place(config, device, passes)
     networks = {"generator": group.prepare(passes, adam(config, generator), generator)}
     if config.objective.uses_discriminator:

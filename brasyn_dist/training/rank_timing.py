@@ -135,7 +135,7 @@ class RankMonitor:
         """Write logs/summary.json: timings of this execution for every rank."""
         if self._group.is_main and self._steps:
             with contextlib.suppress(OSError):
-                write_json(self._folder / SUMMARY, summary(self._totals, self._steps, self._peers))
+                write_json(self._folder / SUMMARY, timing_summary(self._totals, self._steps, self._peers))
 
 
 def open_log(folder: Path, rank: int) -> TextIO:
@@ -171,7 +171,7 @@ def interval_fields(table: Sequence[Timings], steps: int, hosts: Sequence[str]) 
     }
 
 
-def summary(rows: Sequence[Timings], steps: int, peers: Sequence[Peer]) -> dict[str, Any]:
+def timing_summary(rows: Sequence[Timings], steps: int, peers: Sequence[Peer]) -> dict[str, Any]:
     """Timings of an execution: every rank, the slowest rank, the slowest node by the mean of its ranks."""
     ranks, nodes = [], {}  # type: ignore[var-annotated]
     for row, peer in zip(rows, peers):

@@ -24,7 +24,7 @@ from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.gan_step import add_sums, micro_batches
-from brasyn_dist.training.networks import state_of_one
+from brasyn_dist.training.network_setup import state_of_one
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.training_data import (
     BatchLoader,

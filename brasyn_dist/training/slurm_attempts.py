@@ -22,7 +22,7 @@ from brasyn_dist.training import run_dir as run_folder
 from brasyn_dist.training.checkpoint import MANIFEST, step_folders
 from brasyn_dist.training.stop_request import USER_REQUEST, remove_stale_request
 
-ATTEMPTS = "attempts.jsonl"
+ATTEMPTS_FILE = "attempts.jsonl"
 PATIENCE = 3
 """Consecutive failures at the same step after which a job ends."""
 
@@ -174,13 +174,13 @@ def read_status(run_dir: Path, job: str | None) -> dict[str, Any]:
 
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
     """Lines of attempts.jsonl; an incomplete one (the node died) is left out."""
-    path = run_dir / ATTEMPTS
+    path = run_dir / ATTEMPTS_FILE
     return list(json_lines(path.read_text())) if path.exists() else []
 
 
 def append(run_dir: Path, line: Mapping[str, Any]) -> None:
     """Write a line to attempts.jsonl and flush it to disk."""
-    path = run_dir / ATTEMPTS
+    path = run_dir / ATTEMPTS_FILE
     with naming(path), path.open("a") as file:
         file.write(json.dumps(line) + "\n")
     fsync(path)

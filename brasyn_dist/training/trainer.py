@@ -86,7 +86,7 @@ class Trainer:
         self.saver = CheckpointSaver(self.run_dir / CHECKPOINTS, self._after_save) if group.is_main else None
         self.last_save, self.saved_step = time.monotonic(), state.step
 
-    def fit(self) -> int:
+    def train(self) -> int:
         """Train. Returns the exit status: FINISHED or STOPPED."""
         try:
             return self._train()
@@ -213,7 +213,7 @@ class Trainer:
             for name, picture in panels.items():
                 save_png(self.run_dir / PANELS / f"step-{step:08d}-{name}.png", picture)
                 self.logger.image(step, f"panels/{name}", picture)
-            self.logger.info(f"validation at step {step}: {describe(scores)}")
+            self.logger.info(f"validation at step {step}: {scores_text(scores)}")
             value = validator.selection_metric(scores)
             improved = value < self.state.best.get("value", float("inf"))
             if improved:
@@ -280,6 +280,6 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def describe(scores: Mapping[str, float]) -> str:
+def scores_text(scores: Mapping[str, float]) -> str:
     """The scores over all modalities or labels as text."""
     return "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if "/" not in k)

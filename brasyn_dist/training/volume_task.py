@@ -24,7 +24,7 @@ from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.volume_network import VolumeNetwork, build_volume_network, volume_network_class
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.gan_step import add_sums, micro_batches
-from brasyn_dist.training.networks import compile_in_place, state_of_one
+from brasyn_dist.training.network_setup import compile_in_place, state_of_one
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.training_data import TrainingData
 from brasyn_dist.training.validation import GeneratorValidator

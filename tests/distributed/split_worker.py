@@ -15,8 +15,8 @@ from brasyn_dist.config import AdamConfig, LengthConfig, SegmenterConfig, Segmen
 from brasyn_dist.data.loading.loader import SliceBatch
 from brasyn_dist.data.loading.sampler import rank_rows, targets_and_masks
 from brasyn_dist.distributed.process_group import Distributed
+from brasyn_dist.models.cycle_synthesis import CycleSynthesis
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.registry import build_generator
 from brasyn_dist.models.segmenter import Guidance, build_segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     discriminator = build_discriminator(config.discriminator, 0).double()
     networks = [
         distributed.prepare(module, torch.optim.SGD(state.parameters(), lr=1.0), state)
-        for module, state in ((SynthesisPasses(generator), generator), (discriminator, discriminator))
+        for module, state in ((CycleSynthesis(generator), generator), (discriminator, discriminator))
     ]
     normaliser = Normaliser(PUBLISHED, distributed.device, torch.float64)
     frozen = build_segmenter(segmenter_config.segmenter, 1).double().requires_grad_(False)

@@ -23,7 +23,7 @@ from tests.distributed.launch import SMALL
 PRELOAD = [
     "brasyn_dist.training.gan_task",
     "brasyn_dist.training.segmenter_task",
-    "brasyn_dist.training.build",
+    "brasyn_dist.training.start_run",
     "accelerate.accelerator",
     "safetensors.torch",
     "torch._dynamo",

@@ -15,7 +15,7 @@ from brasyn_dist.data.nifti import CaseVolumes, read_volume
 from brasyn_dist.errors import DataError
 from brasyn_dist.inference import case_job
 from brasyn_dist.inference.case_job import CaseJob, Synthesise, reason_of, run_jobs, stored_type
-from brasyn_dist.inference.cases import CaseRecord, CaseRequest, plan_requests
+from brasyn_dist.inference.case_requests import CaseRecord, CaseRequest, plan_requests
 from brasyn_dist.inference.synthesis import StageTimer
 from tests.inference.small import LPS_AFFINE, brain, write_subject
 

@@ -16,10 +16,10 @@ from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.inference import fusion_fitting
 from brasyn_dist.inference.fusion import WeightedFusion, describe_members, load_fusion
 from brasyn_dist.inference.fusion_fitting import (
-    Sample,
+    VoxelSample,
     cross_validate,
-    draw,
     error_moments,
+    random_subset,
     simplex_weights,
 )
 from brasyn_dist.inference.synthesis import Member, synthesise_case
@@ -39,7 +39,7 @@ def members(*views: str, weights: str = "a" * 64) -> list[Member]:
     return [Member(view, generator, Path("x"), weights) for view in views]  # type: ignore[arg-type]
 
 
-def samples_of(cases: int, errors: Sequence[float], seed: int = 0, voxels: int = 500) -> list[Sample]:
+def samples_of(cases: int, errors: Sequence[float], seed: int = 0, voxels: int = 500) -> list[VoxelSample]:
     """Views that are the truth plus independent noise of these deviations; every case and target."""
     rng = np.random.default_rng(seed)
     samples = []
@@ -47,7 +47,7 @@ def samples_of(cases: int, errors: Sequence[float], seed: int = 0, voxels: int =
         for number, target in enumerate(MODALITIES):
             real = rng.integers(100, 2000, (voxels, 4))[:, number : number + 1].astype(np.float32)
             noise = rng.normal(0, 1, (voxels, len(errors))) * np.array(errors)
-            samples.append(Sample(f"case{case}", target, (real + noise).astype(np.float32), real[:, 0]))
+            samples.append(VoxelSample(f"case{case}", target, (real + noise).astype(np.float32), real[:, 0]))
     return samples
 
 
@@ -63,7 +63,7 @@ def test_weights_are_the_constrained_least_squares_solution(seed: int) -> None:
     noise = rng.normal(0, 30, (400, count)) @ mixing + rng.normal(0, 20, count)
     real = rng.integers(100, 2000, 400).astype(np.float32)
     views = (real[:, None] + noise).astype(np.float32)
-    sample = Sample("a", "t1c", views, real)
+    sample = VoxelSample("a", "t1c", views, real)
     found = simplex_weights(error_moments(sample))
 
     def mean_squared(w: np.ndarray) -> float:
@@ -91,11 +91,11 @@ def test_independent_noise_gives_inverse_variances() -> None:
 def test_equal_members_share_and_a_useless_one_gets_nothing() -> None:
     one = samples_of(1, (10,))[0]
     twins = np.repeat(one.views_NV, 2, 1)
-    assert simplex_weights(error_moments(Sample("a", "t1c", twins, one.real_N))) == pytest.approx(
+    assert simplex_weights(error_moments(VoxelSample("a", "t1c", twins, one.real_N))) == pytest.approx(
         [0.5, 0.5], abs=1e-4
     )
     worse = np.concatenate([one.views_NV, 3 * one.views_NV], 1)
-    assert simplex_weights(error_moments(Sample("a", "t1c", worse, one.real_N)))[1] == 0
+    assert simplex_weights(error_moments(VoxelSample("a", "t1c", worse, one.real_N)))[1] == 0
     perfect = np.zeros((2, 2))
     assert simplex_weights(perfect).sum() == pytest.approx(1)
 
@@ -125,7 +125,7 @@ def test_the_comparison_scores_unseen_cases() -> None:
     samples = samples_of(3, (10, 20))
     seen: list[set[str]] = []
 
-    def fit(part: Sequence[Sample]) -> WeightedFusion:
+    def fit(part: Sequence[VoxelSample]) -> WeightedFusion:
         seen.append({s.case for s in part})
         return WeightedFusion(dict.fromkeys(MODALITIES, (1.0, 0.0)))
 
@@ -143,12 +143,16 @@ def test_the_comparison_scores_unseen_cases() -> None:
 
 def test_draw_is_a_function_of_seed_and_name() -> None:
     candidates = np.arange(100, 200)
-    chosen = draw(candidates, 10, 0, "a")
+    chosen = random_subset(candidates, 10, 0, "a")
     assert len(set(chosen.tolist())) == 10 and set(chosen) <= set(candidates)
-    assert chosen.tolist() == draw(candidates, 10, 0, "a").tolist() != draw(candidates, 10, 0, "b").tolist()
-    assert chosen.tolist() != draw(candidates, 10, 1, "a").tolist()
-    assert draw(candidates, 1000, 0, "a").tolist() == candidates.tolist()
-    assert len(draw(candidates[:0], 5, 0, "a")) == 0
+    assert (
+        chosen.tolist()
+        == random_subset(candidates, 10, 0, "a").tolist()
+        != random_subset(candidates, 10, 0, "b").tolist()
+    )
+    assert chosen.tolist() != random_subset(candidates, 10, 1, "a").tolist()
+    assert random_subset(candidates, 1000, 0, "a").tolist() == candidates.tolist()
+    assert len(random_subset(candidates[:0], 5, 0, "a")) == 0
 
 
 def test_files_bring_back_the_same_fusion(tmp_path: Path) -> None:

@@ -123,9 +123,9 @@ def test_the_head_is_compared_with_the_labels_where_there_are_any():
 def test_the_head_is_trained_and_no_part_of_synthesis(kind: str):
     """A network with a head synthesises what the same network without it does."""
     from brasyn_dist.data.loading.sampler import targets_and_masks
-    from brasyn_dist.models.passes import SynthesisPasses
+    from brasyn_dist.models.cycle_synthesis import CycleSynthesis
     from brasyn_dist.models.registry import build_generator
-    from brasyn_dist.training.pass_plan import plan_passes
+    from brasyn_dist.training.cycle_inputs import cycle_inputs
 
     size = ["image_size=32", "base_channels=8", "heads=2", "transformer_layers=1"]
     size = (
@@ -141,8 +141,8 @@ def test_the_head_is_trained_and_no_part_of_synthesis(kind: str):
     real = torch.randn(4, 4, 32, 32)
     view = torch.zeros(4, dtype=torch.int64)
     assert torch.equal(generator.synthesise(real, (0, 1, 2), 3, 0), plain.synthesise(real, (0, 1, 2), 3, 0))
-    *_, head = SynthesisPasses(generator, cycle=False)(
-        real, view, *plan_passes([targets_and_masks(0, 0, 0, 4)])
+    *_, head = CycleSynthesis(generator, cycle=False)(
+        real, view, cycle_inputs([targets_and_masks(0, 0, 0, 4)])
     )
     assert head.shape == (4, 4, 32, 32)
     F.cross_entropy(head, torch.zeros(4, 32, 32, dtype=torch.int64)).backward()

@@ -12,12 +12,12 @@ from brasyn_dist.losses.objective import (
     weighted_discriminator_sum,
     weighted_sum,
 )
+from brasyn_dist.models.cycle_synthesis import CycleSynthesis, completed_slices
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.passes import SynthesisPasses, completed_slices
 from brasyn_dist.models.registry import build_generator
 from brasyn_dist.models.segmenter import Guidance, build_segmenter
 from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE
-from brasyn_dist.training.pass_plan import plan_passes
+from brasyn_dist.training.cycle_inputs import cycle_inputs
 
 SIZE, GLOBAL_BATCH = 32, 8
 GENERATOR = GeneratorConfig(
@@ -47,14 +47,14 @@ def gradients(
     generator = build_generator(GENERATOR, 0).double()
     discriminator = build_discriminator(DISCRIMINATOR, 0).double()
     segmenter = build_segmenter(SegmenterConfig(SIZE, (8, 16)), 0).double().requires_grad_(False)
-    passes = SynthesisPasses(generator, fast)
+    passes = CycleSynthesis(generator, fast)
     real, tumour = slices()
     variants = 1 if updates_per_batch == 4 else 4
     masks = [targets_and_masks(1, 2, u, GLOBAL_BATCH, "any") for u in range(variants)]
     for start in range(0, GLOBAL_BATCH, size):
         rows = slice(start, start + size)
-        plan = plan_passes([m[rows] for m in masks])
-        image, bottleneck, cycle_image, cycle_bottleneck, head = passes(real[rows], None, *plan)
+        plan = cycle_inputs([m[rows] for m in masks])
+        image, bottleneck, cycle_image, cycle_bottleneck, head = passes(real[rows], None, plan)
         truth = real[rows][plan.row_B, plan.target_B][:, None]
         discriminator.requires_grad_(False)
         patch, classes = discriminator(image)

@@ -11,15 +11,15 @@ from brasyn_dist.config import DiscriminatorConfig, SegmenterConfig
 from brasyn_dist.data.loading.sampler import BatchMasks
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.models.cycle_synthesis import CycleSynthesis
 from brasyn_dist.models.discriminator import build_discriminator
-from brasyn_dist.models.passes import SynthesisPasses
 from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.models.segmenter import Segmenter, build_segmenter
 from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
 from brasyn_dist.preprocessing.normalisation import mask_missing
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import Histogram, ModalityStatistics, Statistics
-from brasyn_dist.training.pass_plan import plan_passes
+from brasyn_dist.training.cycle_inputs import cycle_inputs
 from tests.models.conftest import small_config
 
 PAIR = ModalitySet("pair", ("pd", "dwi"))
@@ -53,13 +53,13 @@ def test_a_generator_of_two_modalities(tmp_path: Path) -> None:
 def test_both_passes_of_two_modalities() -> None:
     """From each modality the other one, and back: the fast passes equal the plain ones."""
     target, available = np.array([1, 0, 1]), np.array([[True, False], [False, True], [True, False]])
-    plan = plan_passes([BatchMasks(target, available, 1 - target, ~available)])
-    passes = SynthesisPasses(build_generator(small_config(image_size=SIDE), 0, modality_set=PAIR).double())
+    plan = cycle_inputs([BatchMasks(target, available, 1 - target, ~available)])
+    passes = CycleSynthesis(build_generator(small_config(image_size=SIDE), 0, modality_set=PAIR).double())
     real = torch.randn(3, 2, SIDE, SIDE, dtype=torch.float64)
     with torch.no_grad():
-        outputs = passes(real, None, *plan)
+        outputs = passes(real, None, plan)
         passes.fast = False
-        for output, expected in zip(outputs, passes(real, None, *plan), strict=True):
+        for output, expected in zip(outputs, passes(real, None, plan), strict=True):
             torch.testing.assert_close(output, expected)
 
 

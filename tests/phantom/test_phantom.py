@@ -15,7 +15,7 @@ from brasyn_dist.data.nifti import read_case
 from brasyn_dist.phantom import make_case, write_case
 from brasyn_dist.phantom.anatomy import TISSUES, make_anatomy
 from brasyn_dist.phantom.grid import make_grid
-from brasyn_dist.phantom.scan import scan_all
+from brasyn_dist.phantom.scanner import scan_all
 from brasyn_dist.preprocessing.slicing import kept_slices
 from tests.conftest import REPOSITORY
 

@@ -105,11 +105,11 @@ def test_a_chart_has_the_colours_of_the_page_and_a_description() -> None:
 
 
 def test_charts_are_reproducible_and_share_no_names() -> None:
-    def draw(axes) -> None:
+    def plot(axes) -> None:
         axes.plot([0, 1], [1, 2], "o-", color=colour("s1"))
 
-    assert chart("a", "x", draw) == chart("a", "x", draw)
-    names = [{a["id"] for _, a in Page(chart(t, "x", draw).svg).elements if "id" in a} for t in "ab"]
+    assert chart("a", "x", plot) == chart("a", "x", plot)
+    names = [{a["id"] for _, a in Page(chart(t, "x", plot).svg).elements if "id" in a} for t in "ab"]
     assert names[0] and not names[0] & names[1]
 
 

@@ -18,7 +18,7 @@ from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import BrasynError, DataError
 from brasyn_dist.inference.api import infer_batch
 from brasyn_dist.inference.case_job import CaseJob
-from brasyn_dist.inference.cases import CaseRequest
+from brasyn_dist.inference.case_requests import CaseRequest
 from tests.data.case_files import LPS, brain, save
 from tests.robustness.cohorts import OPTIONS, SHAPE, cohort, rewrite
 

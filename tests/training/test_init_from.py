@@ -14,7 +14,7 @@ from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.checkpoint import save_checkpoint
 from brasyn_dist.training.gan_task import build_state
-from brasyn_dist.training.networks import adam
+from brasyn_dist.training.network_setup import adam
 from tests.training.small import small_config
 
 CONFIG = small_config()

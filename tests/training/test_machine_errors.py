@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 
 from brasyn_dist.distributed.process_group import Distributed
-from brasyn_dist.training.build import MachineError, machine_errors
+from brasyn_dist.training.start_run import MachineError, machine_errors
 
 RANK_2 = cast(Distributed, SimpleNamespace(rank=2, runtime=SimpleNamespace(collective_timeout_minutes=30.0)))
 

@@ -13,7 +13,7 @@ from brasyn_dist.training.rank_timing import (
     computation,
     gpu_statistics,
     interval_fields,
-    summary,
+    timing_summary,
 )
 from brasyn_dist.training.watchdog import Peer
 
@@ -84,7 +84,7 @@ def test_slowest_rank_is_the_one_that_waits_least():
 
 def test_summary_has_every_rank_and_the_slowest_node():
     peers = [Peer(r, 100 + r, "ab"[r // 2]) for r in range(4)]
-    whole = summary(rows(), 2, peers)
+    whole = timing_summary(rows(), 2, peers)
     assert whole["slowest_rank"] == 2 and whole["slowest_node"] == "b"
     assert whole["own_seconds_per_step_by_node"] == {"a": 0.55, "b": 0.75}
     assert [r["rank"] for r in whole["ranks"]] == [0, 1, 2, 3]

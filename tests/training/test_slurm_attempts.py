@@ -138,7 +138,7 @@ def test_stop_file_of_a_batch_script_does_not_outlive_its_run(tmp_path: Path, jo
 
 def test_torn_line_is_left_out(tmp_path: Path, job):
     begin(tmp_path)
-    with (tmp_path / attempts.ATTEMPTS).open("a") as file:
+    with (tmp_path / attempts.ATTEMPTS_FILE).open("a") as file:
         file.write('{"event": "en')
     assert [line["event"] for line in read_attempts(tmp_path)] == ["begin"]
 

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from brasyn_dist.data.loading.sampler import BatchMasks
-from brasyn_dist.training.pass_plan import plan_passes
+from brasyn_dist.training.cycle_inputs import cycle_inputs
 from brasyn_dist.training.training_data import DeviceBatch
-from tests.models.test_passes import every_pattern, masks_of
+from tests.models.test_cycle_synthesis import every_pattern, masks_of
 from tests.training.small import Update, made_up_slices, small_config
 
 PLAIN = ("training.fast_passes=false",)
@@ -226,11 +226,11 @@ def test_any_availability_compiles_once_for_each_of_a_few_shapes() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     update = Update(small_config("runtime.compile=aot_eager", "order.availability=any"))
-    shapes = {plan_passes(update.masks(k), equal_rows=True).real_mix_BN.shape for k in range(50)}
+    shapes = {cycle_inputs(update.masks(k), equal_rows=True).real_mix_BN.shape for k in range(50)}
     assert 1 < len(shapes) <= 4
     shapes = set()
     for k in range(8, 12):
-        shapes.add(plan_passes(update.masks(k), equal_rows=True).real_mix_BN.shape)
+        shapes.add(cycle_inputs(update.masks(k), equal_rows=True).real_mix_BN.shape)
         update(k)
     assert len(shapes) > 1
     assert compiled_graphs() == len(shapes) + 3
@@ -249,7 +249,7 @@ def test_compiled_code_gives_the_eager_update() -> None:
     options = ("runtime.compile=default", "runtime.channels_last=true")
     compiled = Update(small_config(*tiny, *options), dtype=torch.float64)
     compiled_terms, compiled_gradients = compiled.gradients()
-    # In float64: a tolerance wide enough for float32 once hid a gradient that was wrong by 3 % (models/passes.py, `pick`).
+    # In float64: a tolerance wide enough for float32 once hid a gradient that was wrong by 3 % (models/cycle_synthesis.py, `pick`).
     for name, wanted in (terms | gradients).items():
         error = ((compiled_terms | compiled_gradients)[name] - wanted).norm() / wanted.norm().clamp(min=1e-3)
         assert error < 1e-9, (name, float(error))

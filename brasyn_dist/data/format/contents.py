@@ -7,7 +7,7 @@ from brasyn_dist.data.format.index import ShardIndex
 from brasyn_dist.data.format.metadata import CHUNK, KINDS
 
 
-def summary(index: ShardIndex) -> str:
+def contents_summary(index: ShardIndex) -> str:
     """Table of cases, slices and size by cohort and split, and the cases that were left out, as text."""
     header, (head, *rows) = index.header, table_rows(index)
     lines = [

@@ -44,7 +44,7 @@ REBUILD = "restore it, or rebuild it from the tars with `brasyn shard --rebuild-
 class ShardStorage(Protocol):
     """The files of one shard set."""
 
-    def describe(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Path or URL of a file, for messages."""
 
     def read(self, name: str) -> bytes:
@@ -234,7 +234,7 @@ class Selection:
 
     @functools.cached_property
     def _positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(len, 3) case, view, slice of each sample; the samples in this order; the place of each in it."""
+        """(len, 3) case, view, slice of each sample; the samples in this order; the rank of each in it."""
         positions = np.stack([self.column(name) for name in ("case", "view", "index")], axis=1)
         order = np.lexsort(positions.T[::-1])
         return positions, order, np.argsort(order)
@@ -246,9 +246,9 @@ class Selection:
         """
         if not context:
             return []
-        positions, order, places = self._positions
-        place = places[sample]
-        near = order[max(0, place - context) : place + context + 1]
+        positions, order, ranks = self._positions
+        rank = ranks[sample]
+        near = order[max(0, rank - context) : rank + context + 1]
         offsets = positions[near] - positions[sample]
         near, offset = near[(offsets[:, :2] == 0).all(1)], offsets[(offsets[:, :2] == 0).all(1), 2]
         wanted = [d for d in range(-context, context + 1) if d]

@@ -29,14 +29,14 @@ from brasyn_dist.data.format.tar_shards import ShardEntry
 from brasyn_dist.data.loading.transfer import TransferError, with_retries
 from brasyn_dist.errors import ConfigError, DataError
 
-ATTEMPTS = 2
+MAXIMUM_COPIES = 2
 """A shard is fetched at most this often before it counts as damaged at its source."""
 
 
 class ShardOrigin(Protocol):
     """Where the cache fetches files from (storage.py)."""
 
-    def describe(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Path or URL of a file, for messages."""
 
     def read(self, name: str) -> bytes:
@@ -63,9 +63,9 @@ class ShardCache:
         self._limit = limit
         self._folder = root
 
-    def describe(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """See ShardStorage."""
-        return self._origin.describe(name)
+        return self._origin.location(name)
 
     def read(self, name: str) -> bytes:
         """See ShardStorage."""
@@ -116,8 +116,8 @@ class ShardCache:
             part.unlink(missing_ok=True)
 
     def _download(self, shard: ShardEntry, part: Path) -> None:
-        where, problem = self.describe(shard.name), ""
-        for _ in range(ATTEMPTS):
+        where, problem = self.location(shard.name), ""
+        for _ in range(MAXIMUM_COPIES):
             try:
                 size, sha256 = with_retries(
                     lambda: _copy(self._origin.chunks(shard.name), part, shard.size), where
@@ -133,7 +133,7 @@ class ShardCache:
                 f"{where}: fetched {size} bytes with sha256 {sha256}, "
                 f"the index says {shard.size} and {shard.sha256}"
             )
-        raise DataError(f"{problem} (tried {ATTEMPTS} times); restore the shard at its source")
+        raise DataError(f"{problem} (tried {MAXIMUM_COPIES} times); restore the shard at its source")
 
     def _reserve(self, part: Path, size: int) -> None:
         """Make room for `size` bytes and allocate them: simultaneous fetches must not exceed the limit."""

@@ -73,8 +73,8 @@ class SliceBatch:
             sample = int(samples[row])
             shift = (0, 0) if shifts is None else shifts[row]
             has_labels[row] = reader.read_into(sample, planes[row], labels[row], shift)
-            for place, neighbour in enumerate(selection.neighbours(sample, len(context[row]) // 2)):
-                reader.read_into(neighbour, context[row, place], scratch, shift)
+            for number, neighbour in enumerate(selection.neighbours(sample, len(context[row]) // 2)):
+                reader.read_into(neighbour, context[row, number], scratch, shift)
             self.keys[row] = selection.key(sample)
 
 

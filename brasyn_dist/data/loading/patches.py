@@ -169,15 +169,15 @@ class PatchReader:
             tumour = False
             numbers, sums = chunks.voxels(case, tumour)
         voxel = int(below(word, sums[-1]))
-        place = int(np.searchsorted(sums, voxel, side="right"))
-        number = int(numbers[place])
+        position = int(np.searchsorted(sums, voxel, side="right"))
+        number = int(numbers[position])
         planes = self._read(case, number, chunks.chunks(case))
         if tumour:
             labels = planes[-1]
             chosen = (labels > 0) & (labels <= chunks.header.modality_set.highest_label)
         else:
             chosen = (planes[: self._modalities] > 0).any(0)
-        before = int(sums[place - 1]) if place else 0
+        before = int(sums[position - 1]) if position else 0
         inside = np.unravel_index(np.flatnonzero(chosen)[voxel - before], chosen.shape)
         centre = [span.start + int(i) for span, i in zip(chunks.box(case, number), inside)]
         corner = corner_around(centre, batch.labels.shape[1:], chunks.shapes[case].tolist())
@@ -209,15 +209,16 @@ class PatchReader:
             target[...] = 0
         touched = chunks_in(corner, labels.shape, chunks.shapes[case].tolist(), chunks.side)
         samples = chunks.chunks(case)
-        for number, source, place in sorted(touched, key=lambda one: known is None or one[0] != known[0]):
+        known_first = sorted(touched, key=lambda one: known is None or one[0] != known[0])
+        for number, chunk_box, target_box in known_first:
             if samples[number] < 0:
                 continue
             planes = known[1] if known and known[0] == number else self._read(case, number, samples)
             for part, target in enumerate(targets):
                 begin = part * self._modalities
-                target[:, *place] = planes[begin : begin + self._modalities, *source]
+                target[:, *target_box] = planes[begin : begin + self._modalities, *chunk_box]
             if entry.segmentation:
-                labels[place] = planes[-1][source]
+                labels[target_box] = planes[-1][chunk_box]
         batch.has_labels[row] = entry.segmentation
         batch.tumour_type[row] = int(chunks.tumour_type[case])
         batch.medians[row] = torch.from_numpy(chunks.medians[case])

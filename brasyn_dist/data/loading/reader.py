@@ -62,9 +62,9 @@ class ShardFiles:
         try:
             count = os.preadv(descriptor.number, buffers, offset)
         except OSError as error:
-            raise DataError(f"{self._storage.describe(self._shards[shard].name)}: {error.strerror}") from None
+            raise DataError(f"{self._storage.location(self._shards[shard].name)}: {error.strerror}") from None
         if count != wanted:
-            name = self._storage.describe(self._shards[shard].name)
+            name = self._storage.location(self._shards[shard].name)
             raise DataError(f"{name} ends after {count} of {wanted} bytes")
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ def open_shard_set(
         DataError: There is no index.json, it was changed or damaged, or another version wrote it.
     """
     storage = open_storage(location, cache_dir, cache_gib)
-    index = ShardIndex.from_json(storage.read(INDEX_NAME), storage.describe(INDEX_NAME), storage)
+    index = ShardIndex.from_json(storage.read(INDEX_NAME), storage.location(INDEX_NAME), storage)
     storage.use_set(index.fingerprint)
     return index
 
@@ -62,7 +62,7 @@ class ShardFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def describe(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """See ShardStorage."""
         return str(self._folder / name)
 
@@ -108,13 +108,13 @@ class ShardUrl:
     def __init__(self, url: str) -> None:
         self._url = url if "{}" in url else url.rstrip("/") + "/{}"
 
-    def describe(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """See ShardStorage."""
         return redact(self._url.replace("{}", name))
 
     def read(self, name: str) -> bytes:
         """See ShardOrigin."""
-        return with_retries(lambda: b"".join(self.chunks(name)), self.describe(name))
+        return with_retries(lambda: b"".join(self.chunks(name)), self.location(name))
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See ShardOrigin."""

@@ -1,1 +1,1 @@
-"""From cohort folders to a shard set: options, patient-level split, scan, staging, tar files."""
+"""From cohort folders to a shard set: options, patient-level split, reading, staging, tar files."""

@@ -30,7 +30,7 @@ from brasyn_dist.data.format.metadata import CHUNK
 from brasyn_dist.data.format.tar_shards import EncodedSample, is_shard_name
 from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.data.sharding.options import ShardOptions
-from brasyn_dist.data.sharding.stage1 import read_stage1
+from brasyn_dist.data.sharding.stage1_volumes import read_stage1
 from brasyn_dist.errors import DataError
 from brasyn_dist.preprocessing.chunking import chunk_box, grid_of
 from brasyn_dist.preprocessing.slicing import extract_slices, kept_slices

@@ -1,6 +1,6 @@
 """Sharding: cohort folders to a shard set, in two passes.
 
-    scan     every case, once         --> problems (nothing is written), statistics of the training cases,
+    read     every case, once         --> problems (nothing is written), statistics of the training cases,
                                           encoded slices in the staging folder
     write    seeded order of a split  --> train-00000.tar, ...: samples from the staging folder
     last     index.json               --> the set is complete; the staging folder is removed
@@ -36,7 +36,7 @@ from brasyn_dist.data.case_folders import (
     input_hash,
     modified_hash,
 )
-from brasyn_dist.data.format.contents import summary
+from brasyn_dist.data.format.contents import contents_summary
 from brasyn_dist.data.format.index import INDEX_NAME, ShardIndex
 from brasyn_dist.data.format.metadata import CHUNK, CaseEntry, SetHeader
 from brasyn_dist.data.format.tar_shards import ShardEntry, write_shard
@@ -47,8 +47,8 @@ from brasyn_dist.data.patients import possible_time_points, with_patients
 from brasyn_dist.data.sharding import staging
 from brasyn_dist.data.sharding.options import ADDED, ShardOptions
 from brasyn_dist.data.sharding.patient_split import check_known
-from brasyn_dist.data.sharding.scan_cases import ScanResult, scan_cases
-from brasyn_dist.data.sharding.stage1 import stage1_files
+from brasyn_dist.data.sharding.read_cases import ReadResult, read_cases
+from brasyn_dist.data.sharding.stage1_volumes import stage1_files
 from brasyn_dist.errors import DataError
 from brasyn_dist.modality_set import SEGMENTATION
 from brasyn_dist.preprocessing.statistics import Statistics
@@ -114,17 +114,17 @@ def make_shards(
             return done
         inputs = [*cases, *(stage1_files(c, options.stage1) for c in cases if options.stage1)]
         staging.prepare_staging(work, _staging_identity(identity, inputs, PRESUMED))
-        result = scan_cases(cases, options, PRESUMED, work, workers)
+        result = read_cases(cases, options, PRESUMED, work, workers)
         bad = listed + result.bad
         if bad and not skip_bad:
             staging.remove_output(out)
             raise DataError(describe_bad_cases(bad, "nothing was written"))
-        facts: dict[str, Any] = {"label_editions": recorded(editions), "notes": result.scan.notes}
+        facts: dict[str, Any] = {"label_editions": recorded(editions), "notes": result.readings.notes}
         record = {**identity, **{key: value for key, value in facts.items() if value}}
         header = _header(result, options, statistics, [*excluded, *bad], record)
         if header.dtype != PRESUMED:
             staging.prepare_staging(work, _staging_identity(identity, inputs, header.dtype))
-        log.info(summary(_write(result.cases, header, options, work, workers)))
+        log.info(contents_summary(_write(result.cases, header, options, work, workers)))
     return open_shard_set(out)
 
 
@@ -197,12 +197,12 @@ def _finished(out: Path, identity: dict[str, Any], skip_bad: bool) -> ShardIndex
             "it, or repair the cases and choose another --out"
         )
     staging.remove_staging(out)
-    log.info("%s is complete already, nothing to do\n%s", out, summary(index))
+    log.info("%s is complete already, nothing to do\n%s", out, contents_summary(index))
     return index
 
 
 def _header(
-    result: ScanResult,
+    result: ReadResult,
     options: ShardOptions,
     statistics: Statistics | None,
     bad: Sequence[BadCase],
@@ -211,18 +211,18 @@ def _header(
     if not result.training:
         reasons = "".join(f"\n  left out: {line}" for case in bad for line in case.reason.splitlines())
         raise DataError(f"no training case is left; give more cases, or hold fewer out{reasons}")
-    scan = result.scan
+    readings = result.readings
     if len(result.training) == len(result.cases) and (
         options.validation_cases or options.validation_fraction
     ):
         log.warning("no case is held out: every cohort has one patient; training will not be validated")
-    statistics = statistics or scan.histogram.statistics(
+    statistics = statistics or readings.histogram.statistics(
         result.training, options.headroom, options.clip_percentile
     )
     Statistics.from_dict(statistics.to_dict(), "the training cases", options.modality_set)
     return SetHeader(
         codec=options.codec,
-        dtype=scan.dtype,
+        dtype=readings.dtype,
         seed=options.seed,
         views=options.views,
         shard_counts={},
@@ -233,9 +233,9 @@ def _header(
                 split=TRAIN if case.name in result.training else VALIDATION,
                 patient=case.patient,
                 segmentation=SEGMENTATION in case.files,
-                medians=scan.medians[case.name],
-                shape=scan.shapes[case.name] if options.chunks else None,
-                stage1_medians=scan.stage1_medians.get(case.name),
+                medians=readings.medians[case.name],
+                shape=readings.shapes[case.name] if options.chunks else None,
+                stage1_medians=readings.stage1_medians.get(case.name),
             )
             for case in result.cases
         ),

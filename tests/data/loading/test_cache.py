@@ -74,7 +74,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 @pytest.fixture
 def folder(local: ShardIndex) -> Path:
     assert local.storage is not None
-    return Path(local.storage.describe(""))
+    return Path(local.storage.location(""))
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_without_a_cache_folder_a_folder_is_read_directly(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     assert local.storage is not None
-    assert isinstance(open_shard_set(local.storage.describe("")).storage, storage.ShardFolder)
+    assert isinstance(open_shard_set(local.storage.location("")).storage, storage.ShardFolder)
     read_start(local, 0)
     assert not list(tmp_path.iterdir())
 

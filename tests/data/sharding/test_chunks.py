@@ -12,7 +12,7 @@ import zstandard
 
 from brasyn_dist.cli.shard import main
 from brasyn_dist.data.format.chunks import select_chunks
-from brasyn_dist.data.format.contents import summary
+from brasyn_dist.data.format.contents import contents_summary
 from brasyn_dist.data.format.index import ShardIndex, rebuild_index
 from brasyn_dist.data.format.metadata import KINDS
 from brasyn_dist.data.loading.patches import read_patches
@@ -43,7 +43,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 
 @pytest.fixture(scope="module")
 def folder(index: ShardIndex) -> Path:
-    return Path(index.storage.describe("index.json")).parent
+    return Path(index.storage.location("index.json")).parent
 
 
 def test_the_chunks_in_the_tars_are_the_volumes(index: ShardIndex, folder: Path) -> None:
@@ -90,7 +90,7 @@ def test_chunks_are_in_shards_of_their_own_and_those_of_a_case_in_one(index: Sha
     assert not set(shard[is_chunk]) & set(shard[~is_chunk])
     for number in range(len(NAMES)):
         assert len(set(shard[is_chunk & (case == number)])) == 1
-    assert "chunks of 16 voxels with stage-1 volumes" in summary(index)
+    assert "chunks of 16 voxels with stage-1 volumes" in contents_summary(index)
 
 
 def test_chunks_without_slices(tmp_path: Path) -> None:

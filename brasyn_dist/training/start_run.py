@@ -20,7 +20,7 @@ from brasyn_dist.errors import BrasynError, CheckpointError, ConfigError, out_of
 from brasyn_dist.training import run_dir as run_folder
 from brasyn_dist.training.checkpoint import Checkpoint, newest_intact, open_checkpoint, step_folders
 from brasyn_dist.training.loggers import RunLogger, check_trackers
-from brasyn_dist.training.networks import compile_mode, memory_format
+from brasyn_dist.training.network_setup import compile_mode, memory_format
 from brasyn_dist.training.schedule import total_steps
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.task import Task
@@ -63,7 +63,7 @@ def run(task: Task) -> int:
         with run_folder.noting_failure(config.run_dir, group.is_main), machine_errors(config.run_dir, group):
             with starting_up():
                 trainer = build_trainer(task, group)
-            code = trainer.fit()
+            code = trainer.train()
         if lock is not None:
             lock.release()
         return code

@@ -7,7 +7,13 @@ import nibabel
 
 from brasyn_dist.brats import Case, find_case
 from brasyn_dist.common.files import sha256_of
-from brasyn_dist.inference.cases import CaseRecord, CaseRequest, best_records, kept_record, plan_requests
+from brasyn_dist.inference.case_requests import (
+    CaseRecord,
+    CaseRequest,
+    best_records,
+    kept_record,
+    plan_requests,
+)
 from brasyn_dist.modality_set import ModalitySet
 from tests.inference.small import write_subject
 

@@ -1,7 +1,7 @@
 """Both passes of an update: synthesis, and the cycle pass with the synthetic slice as an input.
 
-    masks --training/pass_plan.py--> PassTensors --+
-    real slices (K, M, H, W) ----------------------+--> SynthesisPasses --> slice, bottleneck (of both passes)
+    masks --training/cycle_inputs.py--> CycleInputs --+
+    real slices (K, M, H, W) -------------------------+--> CycleSynthesis --> CycleOutputs
 
 The features of a modality encoder depend only on its own slice. With `fast`, each real slice that is needed
 is therefore encoded once, for both passes and for all target variants of a sample. The cycle pass adds the
@@ -20,17 +20,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from brasyn_dist.models.feature_fusion import Source
+from brasyn_dist.models.feature_fusion import EncodedRows
 from brasyn_dist.models.hfgan import HFGANGenerator
 from brasyn_dist.models.registry import Generator
 from brasyn_dist.preprocessing.normalisation import mask_missing
 
-Passes = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""Slices (B, 1, H, W) and fused bottleneck (B, C, h, w) of the first pass, then of the cycle pass; logits
-(B, classes, H, W) of the generator's segmentation head for the first pass."""
+
+class CycleOutputs(NamedTuple):
+    """Outputs of both passes. Those of the cycle pass and of the segmentation head may be None."""
+
+    image_B1HW: Tensor
+    bottleneck_BCHW: Tensor
+    """Fused features at the lowest resolution."""
+    cycle_image_B1HW: Tensor | None
+    cycle_bottleneck_BCHW: Tensor | None
+    head_BCHW: Tensor | None
+    """Logits of the generator's segmentation head for the first pass."""
 
 
-class PassTensors(NamedTuple):
+class CycleInputs(NamedTuple):
     """Inputs and targets of both passes; B target variants: K samples times the targets of each sample."""
 
     row_B: Tensor
@@ -49,7 +57,7 @@ class PassTensors(NamedTuple):
     cycle_real_mix_BN: Tensor
     cycle_synthetic_mix_BS: Tensor
 
-    def to(self, device: torch.device) -> "PassTensors":
+    def to(self, device: torch.device) -> "CycleInputs":
         """The same tensors on `device`, copied asynchronously."""
 
         def move(value: Any) -> Any:
@@ -57,10 +65,10 @@ class PassTensors(NamedTuple):
                 return tuple(map(move, value))
             return value.to(device, non_blocking=True)
 
-        return PassTensors(*map(move, self))
+        return CycleInputs(*map(move, self))
 
 
-class SynthesisPasses(nn.Module):
+class CycleSynthesis(nn.Module):
     """Both passes of a generator. With `cycle=False` the results of the second pass are None.
 
     Only HF-GAN has encoders that `fast` can use. Other generators run `forward` twice.
@@ -76,55 +84,54 @@ class SynthesisPasses(nn.Module):
         self,
         real_KMHW: Tensor,
         view_K: Tensor | None,
-        *plan: Tensor | tuple[Tensor, ...],
+        inputs: CycleInputs,
         context_KNMHW: Tensor | None = None,
-    ) -> Passes:
+    ) -> CycleOutputs:
         """Synthesise the targets, and real slices from the synthetic ones.
 
         Args:
             real_KMHW: Normalised real slices, none of them masked.
             view_K: Views (K,) int64.
-            plan: The fields of a PassTensors.
+            inputs: Masks and rows of both passes.
             context_KNMHW: Normalised neighbouring slices, for a generator with a context.
         """
-        tensors = PassTensors(*plan)  # type: ignore[arg-type]
-        real_BMHW = real_KMHW[tensors.row_B]
-        view_B = None if view_K is None else view_K[tensors.row_B]
-        context_BNMHW = None if context_KNMHW is None else context_KNMHW[tensors.row_B]
+        real_BMHW = real_KMHW[inputs.row_B]
+        view_B = None if view_K is None else view_K[inputs.row_B]
+        context_BNMHW = None if context_KNMHW is None else context_KNMHW[inputs.row_B]
         sources = None
         if self.fast:
-            slices = [real_KMHW[rows, m, None] for m, rows in enumerate(tensors.real_rows)]
+            slices = [real_KMHW[rows, m, None] for m, rows in enumerate(inputs.real_rows)]
             real = self.generator.encode_modalities(slices)
-            sources = [Source(tensors.real_mix_BN, real)]
-        inputs_BMHW = mask_missing(real_BMHW, tensors.available_BM)
+            sources = [EncodedRows(inputs.real_mix_BN, real)]
+        inputs_BMHW = mask_missing(real_BMHW, inputs.available_BM)
         first = self._generate(
-            inputs_BMHW, sources, tensors.available_BM, tensors.target_B, view_B, context_BNMHW
+            inputs_BMHW, sources, inputs.available_BM, inputs.target_B, view_B, context_BNMHW
         )
         head = self.generator.segmentation_head
         height, width = real_KMHW.shape[2:]
-        segmented_BCHW = None if head is None else head(first[1])[:, :, :height, :width]
+        head_BCHW = None if head is None else head(first[1])[:, :, :height, :width]
         if not self.cycle:
-            return *first, None, None, segmented_BCHW
+            return CycleOutputs(*first, None, None, head_BCHW)
 
         image_B1HW = first[0]
         if self.fast:
-            slices = [pick(image_B1HW, rows) for rows in tensors.synthetic_rows]
+            slices = [pick(image_B1HW, rows) for rows in inputs.synthetic_rows]
             synthetic = self.generator.encode_modalities(slices)
             sources = [
-                Source(tensors.cycle_real_mix_BN, real),
-                Source(tensors.cycle_synthetic_mix_BS, synthetic),
+                EncodedRows(inputs.cycle_real_mix_BN, real),
+                EncodedRows(inputs.cycle_synthetic_mix_BS, synthetic),
             ]
-        completed_BMHW = completed_slices(real_BMHW, image_B1HW, tensors.target_B)
-        inputs_BMHW = mask_missing(completed_BMHW, tensors.cycle_available_BM)
+        completed_BMHW = completed_slices(real_BMHW, image_B1HW, inputs.target_B)
+        inputs_BMHW = mask_missing(completed_BMHW, inputs.cycle_available_BM)
         second = self._generate(
-            inputs_BMHW, sources, tensors.cycle_available_BM, tensors.cycle_target_B, view_B
+            inputs_BMHW, sources, inputs.cycle_available_BM, inputs.cycle_target_B, view_B
         )
-        return *first, *second, segmented_BCHW
+        return CycleOutputs(*first, *second, head_BCHW)
 
     def _generate(
         self,
         inputs_BMHW: Tensor,
-        sources: list[Source] | None,
+        sources: list[EncodedRows] | None,
         available_BM: Tensor,
         target_B: Tensor,
         view_B: Tensor | None,

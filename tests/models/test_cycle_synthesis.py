@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from brasyn_dist.data.loading.sampler import BatchMasks, targets_and_masks
-from brasyn_dist.models.passes import PassTensors, SynthesisPasses
+from brasyn_dist.models.cycle_synthesis import CycleInputs, CycleSynthesis
 from brasyn_dist.models.registry import build_generator
-from brasyn_dist.training.pass_plan import plan_passes
+from brasyn_dist.training.cycle_inputs import cycle_inputs
 from tests.models.conftest import small_config
 
 SIDE = 32
@@ -47,8 +47,8 @@ def run(masks: list[BatchMasks], *, fast: bool, execution: str = "separate", **o
     real = torch.randn(samples, 4, SIDE, SIDE, generator=noise, dtype=torch.float64).requires_grad_()
     # The second sample repeats the first one's slices.
     slices = torch.cat([real[:1], real[:1], real[2:]]) if samples > 2 else real
-    outputs = SynthesisPasses(generator, fast)(
-        slices, torch.arange(samples) % 3, *plan_passes(masks, **options)
+    outputs = CycleSynthesis(generator, fast)(
+        slices, torch.arange(samples) % 3, cycle_inputs(masks, **options)
     )
     loss = sum((o * torch.randn(o.shape, generator=noise, dtype=o.dtype)).sum() for o in outputs)
     loss.backward()
@@ -94,13 +94,13 @@ def test_all_four_targets_of_a_sample_in_one_loss(availability):
 
 
 def test_outputs_are_those_of_two_forwards():
-    """Spelt out once without SynthesisPasses: what is masked, and that the synthetic slice is an input of the cycle."""
+    """Spelt out once without CycleSynthesis: what is masked, and that the synthetic slice is an input of the cycle."""
     masks = masks_of([(2, (0, 3), 3), (0, (1, 2, 3), 2)])
     generator = build_generator(CONFIG, 0).double()
     real = torch.randn(2, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     view = torch.tensor([0, 2])
     with torch.no_grad():
-        outputs = SynthesisPasses(generator)(real, view, *plan_passes([masks]))
+        outputs = CycleSynthesis(generator)(real, view, cycle_inputs([masks]))
         x = torch.full_like(real, -1)
         x[0, [0, 3]], x[1, [1, 2, 3]] = real[0, [0, 3]], real[1, [1, 2, 3]]
         image, bottleneck = generator(x, torch.from_numpy(masks.available), torch.tensor([2, 0]), view)
@@ -116,17 +116,17 @@ def test_outputs_are_those_of_two_forwards():
         assert (output - expected).abs().max() < 1e-12
 
 
-def encodings(plan: PassTensors) -> tuple[int, int]:
+def encodings(plan: CycleInputs) -> tuple[int, int]:
     return sum(map(len, plan.real_rows)), sum(map(len, plan.synthetic_rows))
 
 
 def test_number_of_encodings():
     """Half of the plain 8 a sample and update; a quarter of 32 a sample where all four targets share one loss."""
     size = 8
-    one = plan_passes([targets_and_masks(0, 0, 0, size)])
+    one = cycle_inputs([targets_and_masks(0, 0, 0, size)])
     assert encodings(one) == (3 * size, size)
     assert [len(r) for r in one.synthetic_rows] == [size // 4] * 4
-    four = plan_passes([targets_and_masks(0, 0, update, size) for update in range(4)])
+    four = cycle_inputs([targets_and_masks(0, 0, update, size) for update in range(4)])
     assert encodings(four) == (4 * size, 4 * size)
 
 
@@ -135,18 +135,18 @@ def test_missing_slices_are_not_encoded():
     masks = masks_of([(2, (0, 3), 3), (0, (2,), 2)])
     generator = build_generator(CONFIG, 0)
     real = torch.randn(2, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    plan = plan_passes([masks])
+    plan = cycle_inputs([masks])
     with torch.no_grad():
-        expected = SynthesisPasses(generator)(real, torch.zeros(2, dtype=torch.int64), *plan)
+        expected = CycleSynthesis(generator)(real, torch.zeros(2, dtype=torch.int64), plan)
         for sample, modality in ((0, 1), (0, 2), (1, 0), (1, 1), (1, 3)):
             real[sample, modality] = float("nan")
-        outputs = SynthesisPasses(generator)(real, torch.zeros(2, dtype=torch.int64), *plan)
+        outputs = CycleSynthesis(generator)(real, torch.zeros(2, dtype=torch.int64), plan)
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
 def test_plan_names_the_samples_of_all_variants():
     masks = [targets_and_masks(0, 0, update, 3, "any") for update in range(4)]
-    plan = plan_passes(masks)
+    plan = cycle_inputs(masks)
     assert plan.row_B.tolist() == [0, 1, 2] * 4
     assert plan.target_B.tolist() == [t for m in masks for t in m.target.tolist()]
     assert plan.cycle_target_B.tolist() == [t for m in masks for t in m.cycle_target.tolist()]
@@ -160,7 +160,7 @@ def test_plan_names_the_samples_of_all_variants():
 def test_equal_rows_give_few_shapes():
     shapes = set()
     for k in range(50):
-        plan = plan_passes([targets_and_masks(0, k, 0, 16, "any")], equal_rows=True)
+        plan = cycle_inputs([targets_and_masks(0, k, 0, 16, "any")], equal_rows=True)
         counts = {len(r) for r in plan.real_rows}
         assert len(counts) == 1 and counts.pop() % 4 == 0
         shapes.add(plan.cycle_real_mix_BN.shape)
@@ -171,10 +171,10 @@ def test_equal_rows_give_few_shapes():
 def test_without_cycle_the_second_pass_is_left_out(fast):
     generator = build_generator(CONFIG, 0)
     real, view = torch.randn(4, 4, SIDE, SIDE), torch.zeros(4, dtype=torch.int64)
-    plan = plan_passes([targets_and_masks(0, 0, 0, 4)])
+    plan = cycle_inputs([targets_and_masks(0, 0, 0, 4)])
     with torch.no_grad():
-        both = SynthesisPasses(generator, fast)(real, view, *plan)
-        one = SynthesisPasses(generator, fast, cycle=False)(real, view, *plan)
+        both = CycleSynthesis(generator, fast)(real, view, plan)
+        one = CycleSynthesis(generator, fast, cycle=False)(real, view, plan)
     assert torch.equal(one[0], both[0]) and torch.equal(one[1], both[1])
     assert one[2:4] == (None, None)
 
@@ -187,12 +187,12 @@ def test_compiles_as_one_graph_and_does_not_recompile(availability):
 
     torch._dynamo.reset()
     counter = CompileCounter()
-    passes = SynthesisPasses(build_generator(CONFIG, 0))
+    passes = CycleSynthesis(build_generator(CONFIG, 0))
     passes.compile(dynamic=False, fullgraph=True, backend=counter)
     real: Tensor = torch.randn(8, 4, SIDE, SIDE)
     shapes = set()
     for k in range(5):
-        plan = plan_passes([targets_and_masks(0, k, 0, 8, availability)], equal_rows=True)
+        plan = cycle_inputs([targets_and_masks(0, k, 0, 8, availability)], equal_rows=True)
         shapes.add((plan.real_mix_BN.shape, plan.cycle_synthetic_mix_BS.shape))
-        passes(real, torch.zeros(8, dtype=torch.int64), *plan)
+        passes(real, torch.zeros(8, dtype=torch.int64), plan)
     assert counter.frame_count == len(shapes) <= (1 if availability == "three" else 3)

@@ -1,4 +1,4 @@
-"""From targets and availability to the tensors that SynthesisPasses (models/passes.py) needs, on the host."""
+"""From targets and availability to the inputs of CycleSynthesis (models/cycle_synthesis.py), on the host."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from brasyn_dist.data.loading.sampler import BatchMasks
-from brasyn_dist.models.passes import PassTensors
+from brasyn_dist.models.cycle_synthesis import CycleInputs
 
 
-def plan_passes(masks: Sequence[BatchMasks], equal_rows: bool = False) -> PassTensors:
-    """Plan both passes.
+def cycle_inputs(masks: Sequence[BatchMasks], equal_rows: bool = False) -> CycleInputs:
+    """Masks, targets and rows of both passes.
 
     Args:
         masks: Masks of the same K samples, one entry for each target variant that enters the loss.
@@ -33,7 +33,7 @@ def plan_passes(masks: Sequence[BatchMasks], equal_rows: bool = False) -> PassTe
     real_KM = (available_BM | cycle_real_BM).reshape(variants, samples, -1).any(0)
     real_rows, synthetic_rows = encoded_rows(real_KM, step), encoded_rows(cycle_synthetic_BM, step)
     own_row_B = np.arange(len(target_B))
-    return PassTensors(
+    return CycleInputs(
         torch.from_numpy(row_B),
         torch.from_numpy(target_B),
         torch.from_numpy(available_BM),

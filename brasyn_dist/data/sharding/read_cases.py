@@ -1,6 +1,6 @@
 r"""First pass of sharding: every case is read once, in parallel.
 
-cases --in lots, to the workers--> histogram, medians, problems of each lot --> ScanResult
+cases --in groups, to the workers--> histogram, medians, problems of each group --> ReadResult
                               \--> encoded samples of good cases in the staging folder
 """
 
@@ -20,7 +20,7 @@ from brasyn_dist.data.case_notes import case_notes, equal_volumes, refuse
 from brasyn_dist.data.format.codec import DTYPES
 from brasyn_dist.data.patients import unite_equal
 from brasyn_dist.data.sharding.options import ShardOptions
-from brasyn_dist.data.sharding.stage1 import read_stage1
+from brasyn_dist.data.sharding.stage1_volumes import read_stage1
 from brasyn_dist.data.sharding.staging import is_staged, stage_volumes
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.preprocessing.intensity_scale import foreground_counts, median_of_counts
@@ -32,7 +32,7 @@ LISTED = 20
 
 
 @dataclass
-class Scan:
+class CaseReadings:
     """Result of reading cases. The results of different workers are added."""
 
     histogram: Histogram
@@ -52,7 +52,7 @@ class Scan:
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of each case with notes (data/case_notes.py) -> its notes."""
 
-    def __iadd__(self, other: "Scan") -> "Scan":
+    def __iadd__(self, other: "CaseReadings") -> "CaseReadings":
         self.histogram.add(other.histogram.counts)
         self.problems |= other.problems
         self.medians |= other.medians
@@ -65,41 +65,43 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class ScanResult:
+class ReadResult:
     """Result of the first pass over all cases."""
 
     cases: list[Case]
     """Good cases."""
     training: set[str]
     """Names of the training cases; the statistics are theirs."""
-    scan: Scan
+    readings: CaseReadings
     bad: list[BadCase]
 
 
-def scan_cases(
+def read_cases(
     cases: Sequence[Case], options: ShardOptions, dtype: str, work: Path, workers: int
-) -> ScanResult:
+) -> ReadResult:
     """Read all cases, and encode the samples of those that `dtype` can store into the staging folder `work`.
 
     Bad cases have no influence on the result: the split is drawn among the good ones.
     """
     presumed = options.training(cases)
-    scan = _scan_parallel("read and encode", cases, presumed, options, dtype, work, workers)
-    bad = [BadCase(c.folder, c.cohort, scan.problems[c.name]) for c in cases if c.name in scan.problems]
-    good = [c for c in cases if c.name not in scan.problems]
-    good, united = unite_equal(good, scan.fingerprints)
-    report(united)
-    report([f"{name}: {note}" for name, notes in sorted(scan.notes.items()) for note in notes])
+    readings = _read_parallel("read and encode", cases, presumed, options, dtype, work, workers)
+    bad = [
+        BadCase(c.folder, c.cohort, readings.problems[c.name]) for c in cases if c.name in readings.problems
+    ]
+    good = [c for c in cases if c.name not in readings.problems]
+    good, united = unite_equal(good, readings.fingerprints)
+    log_warnings(united)
+    log_warnings([f"{name}: {note}" for name, notes in sorted(readings.notes.items()) for note in notes])
     training = options.training(good)
     for moved, times in ((training - presumed, 1), (presumed - training, -1)):
         some = [c for c in good if c.name in moved]
         if some:
-            again = _scan_parallel("split again", some, moved, options, dtype, work, workers)
-            scan.histogram.add(again.histogram.counts, times)
-    return ScanResult(good, training, scan, bad)
+            again = _read_parallel("split again", some, moved, options, dtype, work, workers)
+            readings.histogram.add(again.histogram.counts, times)
+    return ReadResult(good, training, readings, bad)
 
 
-def report(lines: Sequence[str]) -> None:
+def log_warnings(lines: Sequence[str]) -> None:
     """Log warnings, at most LISTED."""
     for line in lines[:LISTED]:
         log.warning("%s", line)
@@ -107,7 +109,7 @@ def report(lines: Sequence[str]) -> None:
         log.warning("and %d more such lines; all are in the index", len(lines) - LISTED)
 
 
-def _scan_parallel(
+def _read_parallel(
     what: str,
     cases: Sequence[Case],
     training: Collection[str],
@@ -115,20 +117,20 @@ def _scan_parallel(
     dtype: str,
     work: Path,
     workers: int,
-) -> Scan:
-    """Cases go to the workers in small lots; each lot returns one histogram."""
+) -> CaseReadings:
+    """Cases go to the workers in small groups; each group returns one histogram."""
     size = max(1, min(8, len(cases) // (4 * max(1, workers))))
-    lots = [cases[i : i + size] for i in range(0, len(cases), size)]
-    scan_one = partial(scan_lot, training=training, options=options, dtype=dtype, work=work)
-    scan = Scan(Histogram(options.modality_set))
-    for part in parallel_map(what, scan_one, lots, workers, weight=len):
-        scan += part
-    return scan
+    groups = [cases[i : i + size] for i in range(0, len(cases), size)]
+    read_one = partial(read_group, training=training, options=options, dtype=dtype, work=work)
+    readings = CaseReadings(Histogram(options.modality_set))
+    for part in parallel_map(what, read_one, groups, workers, weight=len):
+        readings += part
+    return readings
 
 
-def scan_lot(
+def read_group(
     cases: Sequence[Case], training: Collection[str], options: ShardOptions, dtype: str, work: Path | None
-) -> Scan:
+) -> CaseReadings:
     """Read every volume of the cases, and count the voxels of the training cases.
 
     Args:
@@ -138,7 +140,7 @@ def scan_lot(
         dtype: Type of the encoded slices; cases with larger values are not encoded.
         work: Staging folder for the encoded slices; None: nothing is encoded.
     """
-    scan = Scan(Histogram(options.modality_set))
+    readings = CaseReadings(Histogram(options.modality_set))
     for case in cases:
         try:
             volumes = read_usable_case(case, options.views, options.round_values, options.assume)
@@ -149,23 +151,23 @@ def scan_lot(
             if options.strict:
                 refuse(notes, case.folder)
         except BrasynError as error:
-            scan.problems[case.name] = str(error)
+            readings.problems[case.name] = str(error)
             continue
         except Exception as error:  # one unreadable case must not hide the others
-            scan.problems[case.name] = f"{case.folder}: cannot be read ({type(error).__name__}: {error})"
+            readings.problems[case.name] = f"{case.folder}: cannot be read ({type(error).__name__}: {error})"
             continue
         if notes:
-            scan.notes[case.name] = notes
+            readings.notes[case.name] = notes
         stored = np.result_type(volumes.images, *([] if stage1 is None else [stage1]))
-        scan.dtype = max(scan.dtype, stored.name, key=DTYPES.index)
-        scan.medians[case.name] = tuple(map(median_of_counts, counts))
-        scan.fingerprints[case.name] = prints
+        readings.dtype = max(readings.dtype, stored.name, key=DTYPES.index)
+        readings.medians[case.name] = tuple(map(median_of_counts, counts))
+        readings.fingerprints[case.name] = prints
         if stage1 is not None:
             made = [foreground_counts(image, image > 0) for image in stage1]
-            scan.stage1_medians[case.name] = tuple(median_of_counts(c) if len(c) else 1 for c in made)
-        scan.shapes[case.name] = volumes.images.shape[1:]
+            readings.stage1_medians[case.name] = tuple(median_of_counts(c) if len(c) else 1 for c in made)
+        readings.shapes[case.name] = volumes.images.shape[1:]
         if case.name in training:
-            scan.histogram.add(counts)
+            readings.histogram.add(counts)
         if work is not None and np.can_cast(stored, dtype) and not is_staged(case.name, work):
             stage_volumes(volumes, stage1, options, dtype, work)
-    return scan
+    return readings
