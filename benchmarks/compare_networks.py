@@ -105,7 +105,9 @@ def network_and_config(name: str, seed: int, overrides: list[str]) -> tuple[Gene
     if name == "mixed":
         name, more = "laptop", [*more, "order.availability=mixed"]
     if name == "views":
-        name, more = "laptop", [*more, f"data.views=[{','.join(VIEWS)}]"]
+        # Sagittal slices need a larger window.
+        window = "generator.image_size=[208,208]"
+        name, more = "laptop", [*more, f"data.views=[{','.join(VIEWS)}]", window]
     if name != "textbook":
         config = load_config(find_resource("configs", name), more)
         return build_generator(config.generator, seed), config
