@@ -286,12 +286,15 @@ def picture(options: argparse.Namespace, case: Any, slice_: int | None) -> Path:
         )
     folders = {
         n: next(iter(options.out.glob(f"fold-*/{n}-*/predictions/{case.name}-t1c.nii.gz")), None)
-        for n in NETWORKS
+        for n in options.networks
     }
     shown = {name: path.parent for name, path in folders.items() if path is not None}
     columns = 3 + 1 + len(shown) + 1
-    figure, axes = plt.subplots(4, columns, figsize=(1.7 * columns, 1.95 * 4), layout="constrained")
-    for row, target in zip(axes, MODALITIES):
+    rows = len(options.targets)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.7 * columns, 1.95 * rows), layout="constrained", squeeze=False
+    )
+    for row, target in zip(axes, options.targets):
         real = images[target]
         brain = real > 0
         panels = {f"input {m}": images[m] for m in MODALITIES if m != target} | {f"real {target}": real}
@@ -325,6 +328,7 @@ def main() -> None:
     )
     parser.add_argument("--report", action="store_true", help="only write the table of the finished runs")
     parser.add_argument("--picture", metavar="CASE", help="also draw this case")
+    parser.add_argument("--targets", nargs="+", default=MODALITIES, choices=MODALITIES, help="its rows")
     parser.add_argument("--slice", type=int, help="axial slice of the picture; default: the largest tumour")
     options = parser.parse_args()
     torch.set_num_threads(1)
