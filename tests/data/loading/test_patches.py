@@ -24,6 +24,7 @@ from tests.data.chunk_sets import (
     stage1_of,
     write_chunk_set,
 )
+from tests.data.http_server import Server
 
 G = 6
 SIZE = (20, 12, 17)
@@ -90,6 +91,20 @@ def test_patches_are_parts_of_the_volumes(chunks: ChunkSelection, size: tuple[in
 @pytest.mark.parametrize("corner", [(0, 0, 0), (-5, -30, 3), (30, 35, 20), (100, 0, 0), (-15, -15, -15)])
 def test_any_patch_is_read_also_beyond_the_volume(chunks: ChunkSelection, corner: tuple[int, ...]) -> None:
     check(read_patches(chunks, [0, 2], [corner] * 2, SIZE), chunks, SIZE)
+
+
+def test_http_gives_the_same_patches_and_fetches_each_shard_once(
+    chunks: ChunkSelection, folder: Path, tmp_path: Path
+) -> None:
+    server = Server(folder)
+    try:
+        remote = select_chunks(open_shard_set(server.url, cache_dir=tmp_path), "train")
+        for _ in range(2):
+            with stream(remote) as far, stream(chunks) as near:
+                assert [content(b) for b in far] == [content(b) for b in near]
+    finally:
+        server.stop()
+    assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
 
 
 def test_whole_volumes_are_read(folder: Path) -> None:
