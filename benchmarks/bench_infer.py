@@ -28,6 +28,7 @@ from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
 from brasyn_dist.inference.synthesis import (
     Member,
     StageTimer,
+    SynthesisOptions,
     default_batch_size,
     stack_modalities,
     synthesise_case,
@@ -123,7 +124,7 @@ def measure(generator: Generator, options: argparse.Namespace, scratch: Path) ->
         images_MXYZ = np.ascontiguousarray(images_MXYZ[tuple(axes)])
     made = synthesise_case(
         [Member(view, generator, Path(), "") for view in options.views], images_MXYZ, available, [options.target],
-        batch_size=options.batch_size, precision=options.precision, timer=timer,
+        SynthesisOptions(options.batch_size, options.precision), timer=timer,
     )  # fmt: skip
     with timer("write"):
         write_like(scratch / "made.nii.gz", volumes.images[0], volumes.reference)

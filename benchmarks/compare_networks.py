@@ -38,7 +38,7 @@ from brasyn_dist.data.nifti import read_case, read_volume, write_like
 from brasyn_dist.distributed.single_process import SingleProcess
 from brasyn_dist.evaluation.tables import read_table
 from brasyn_dist.inference.case_job import stored_type
-from brasyn_dist.inference.synthesis import Member, stack_modalities, synthesise_case
+from brasyn_dist.inference.synthesis import PLAIN, Member, SynthesisOptions, stack_modalities, synthesise_case
 from brasyn_dist.models.conditional_unet import mean_of_available
 from brasyn_dist.models.cycle_synthesis import CycleSynthesis
 from brasyn_dist.models.layers import seeded_initialisation
@@ -156,11 +156,16 @@ def synthesise(
     """`synthesise_all` with the network's views."""
     network.preprocessing = data.preprocessing
     members = [Member(view, network, Path(), "") for view in data.preprocessing.views]
-    return synthesise_all(members, cases, folder, count, precision=precision, mirror=mirror)
+    return synthesise_all(members, cases, folder, count, SynthesisOptions(None, precision, mirror))
 
 
 def synthesise_all(
-    members: Sequence[Member], cases: list[Any], folder: Path, count: int = 3, **options: Any
+    members: Sequence[Member],
+    cases: list[Any],
+    folder: Path,
+    count: int = 3,
+    options: SynthesisOptions = PLAIN,
+    **more: Any,
 ) -> float:
     """Each modality of each case from the `count` next ones (in a circle); CPU seconds for each volume."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +176,7 @@ def synthesise_all(
         for target in MODALITIES:
             first = MODALITIES.index(target) + 1
             others = tuple((MODALITIES * 2)[first : first + count])
-            made = synthesise_case(members, images, others, [target], **options)[target]
+            made = synthesise_case(members, images, others, [target], options, **more)[target]
             path = folder / f"{case.name}-{target}.nii.gz"
             write_like(path, made, volumes.reference, stored_type(volumes.stored_types, made))
     return (time.process_time() - begun) / len(cases) / len(MODALITIES)

@@ -145,8 +145,8 @@ class Fold:
             ensemble.members,
             self.held_out,
             folder / "predictions",
+            options=ensemble.options,
             refiner=ensemble.refiner,
-            precision=precision,
         )
 
     def peak_gib(self, folder: Path, refiner: bool) -> float:

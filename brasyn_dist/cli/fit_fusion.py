@@ -52,6 +52,7 @@ def run(options: FitFusionOptions) -> None:
     from brasyn_dist.inference.ensemble import choose_device, load_members
     from brasyn_dist.inference.fusion import describe_members
     from brasyn_dist.inference.fusion_fitting import VoxelSample, cross_validate, fit_weights, sample_case
+    from brasyn_dist.inference.synthesis import SynthesisOptions
 
     make_folder(options.out.parent)
     device = choose_device(options.device, options.precision)
@@ -64,10 +65,9 @@ def run(options: FitFusionOptions) -> None:
     modalities = modality_set.modalities
     fit = partial(fit_weights, targets=modalities)
     samples: list[VoxelSample] = []
+    how = SynthesisOptions(options.batch_size, options.precision)
     for volumes in complete_cases(options.cases, modality_set, options.skip_bad):
-        samples += sample_case(
-            members, volumes, options.voxels, options.seed, options.batch_size, options.precision
-        )
+        samples += sample_case(members, volumes, options.voxels, options.seed, how)
         log.info("%s: synthesised %s by %d members", volumes.case.name, ", ".join(modalities), len(members))
     if not samples:
         raise DataError(f"{options.cases}: no complete case; all modalities of a case are needed")

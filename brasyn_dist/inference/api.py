@@ -267,8 +267,8 @@ def describe_run(
 ) -> Manifest:
     """The manifest of this run, without records."""
     members = ensemble.members
-    identity: dict[str, Any] = {"members": describe_members(members), "precision": ensemble.precision}
-    if ensemble.tta:
+    identity: dict[str, Any] = {"members": describe_members(members), "precision": ensemble.options.precision}
+    if ensemble.options.mirror:
         identity["tta"] = True
     if ensemble.refiner is not None:
         identity["refiner_sha256"] = ensemble.refiner.weights_sha256
@@ -279,7 +279,7 @@ def describe_run(
         "weights": sorted({str(m.folder) for m in members}),
         "fusion": fusion or "mean",
         **({"refiner": str(ensemble.refiner.folder)} if ensemble.refiner else {}),
-        "batch_size": ensemble.batch_size or default_batch_size(device),
+        "batch_size": ensemble.options.batch_size or default_batch_size(device),
         **environment(1, str(device)),
     }
     return Manifest(output, identity, details, ensemble.modality_set)

@@ -10,7 +10,6 @@ An error in any stage is stored in the case's record. The other cases are not af
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from brasyn_dist.common.files import FULL, os_error_text, sha256_of
+from brasyn_dist.common.overlap import WriteBehind, read_ahead
 from brasyn_dist.data.case_notes import case_notes, equal_volumes, refuse
 from brasyn_dist.data.nifti import CaseVolumes, read_case, write_like
 from brasyn_dist.errors import BrasynError, DataError, out_of_memory
@@ -156,23 +156,10 @@ def run_jobs(
         assert job.record is not None
         store(job.record)
 
-    read_jobs = (job.read(earlier, options) for job in jobs)
-    reader, writer = ThreadPoolExecutor(1, "reader"), ThreadPoolExecutor(1, "writer")
-    written: Future[None] | None = None
-    try:
-        upcoming = reader.submit(next, read_jobs, None)
-        while (job := upcoming.result()) is not None:
-            upcoming = reader.submit(next, read_jobs, None)  # one case ahead: memory is bounded
+    with read_ahead(job.read(earlier, options) for job in jobs) as read_jobs, WriteBehind() as writer:
+        for job in read_jobs:
             job.synthesise(synthesise, predict_scales)
-            if written is not None:
-                written.result()
-            written = writer.submit(write_and_store, job)
-        if written is not None:
-            written.result()
-    finally:
-        # After an exception, `jobs` may wait for other processes: the reader is not waited for.
-        reader.shutdown(wait=False, cancel_futures=True)
-        writer.shutdown()
+            writer.submit(write_and_store, job)
 
 
 def stored_type(inputs: Iterable[np.dtype], array: np.ndarray) -> np.dtype:

@@ -23,11 +23,13 @@ from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.inference.fusion import load_fusion
 from brasyn_dist.inference.synthesis import (
+    PLAIN,
     WHOLE,
     Fuse,
     Member,
     Precision,
     StageTimer,
+    SynthesisOptions,
     stack_modalities,
     synthesise_case,
 )
@@ -93,9 +95,7 @@ class Ensemble:
     members: tuple[Member, ...]
     fuse: Fuse | None = None
     """Default: the mean."""
-    batch_size: int | None = None
-    precision: Precision = "no"
-    tta: bool = False
+    options: SynthesisOptions = PLAIN
     refiner: Member | None = None
 
     @property
@@ -114,11 +114,9 @@ class Ensemble:
             images_MXYZ,
             volumes.modalities,
             targets,
+            self.options,
             fuse=self.fuse,
             refiner=self.refiner,
-            batch_size=self.batch_size,
-            precision=self.precision,
-            mirror=self.tta,
             timer=timer,
         )
 
@@ -199,7 +197,7 @@ def load_ensemble(
     members = load_members(config, device)
     fuse = None if config.fusion is None else load_fusion(config.fusion, members)
     refiner = None if config.refiner is None else load_refiner(Path(config.refiner), members[0], device)
-    return Ensemble(members, fuse, batch_size, precision, config.tta, refiner)
+    return Ensemble(members, fuse, SynthesisOptions(batch_size, precision, config.tta), refiner)
 
 
 def load_refiner(path: Path, first: Member, device: torch.device) -> Member:

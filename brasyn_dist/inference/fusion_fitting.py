@@ -19,7 +19,13 @@ import torch
 from brasyn_dist.data.nifti import CaseVolumes
 from brasyn_dist.errors import DataError
 from brasyn_dist.inference.fusion import WeightedFusion
-from brasyn_dist.inference.synthesis import Member, Precision, brain_mask, member_volumes
+from brasyn_dist.inference.synthesis import (
+    PLAIN,
+    Member,
+    SynthesisOptions,
+    brain_mask,
+    member_volumes,
+)
 
 FOLDS = 4
 """Largest number of folds of the cross-validation."""
@@ -44,8 +50,7 @@ def sample_case(
     volumes: CaseVolumes,
     voxels: int,
     seed: int,
-    batch_size: int | None = None,
-    precision: Precision = "no",
+    options: SynthesisOptions = PLAIN,
 ) -> list[VoxelSample]:
     """One sample for each target: at most `voxels` brain voxels, synthesised from all other modalities."""
     device = next(members[0].generator.parameters()).device
@@ -54,9 +59,7 @@ def sample_case(
     samples = []
     for number, target in enumerate(modality_set.modalities):
         available = [m for m in modality_set.modalities if m != target]
-        made_VXYZ = member_volumes(
-            members, images, available, target, batch_size=batch_size, precision=precision
-        )
+        made_VXYZ = member_volumes(members, images, available, target, options)
         # Voxels that are background whatever the weights are cannot be fitted.
         inside = (brain_mask(images, modality_set.indices(available)) & (images[number] > 0)).cpu().numpy()
         chosen = random_subset(np.flatnonzero(inside), voxels, seed, f"{volumes.case.name} {target}")

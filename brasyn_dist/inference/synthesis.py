@@ -44,6 +44,20 @@ WHOLE = "volume"
 """In place of a view: the network runs over the whole volume."""
 STAGES = ("read", "prepare", "network", "finish", "write")
 
+
+@dataclass(frozen=True)
+class SynthesisOptions:
+    """How networks run; beside `mirror`, the result does not depend on it, up to rounding."""
+
+    batch_size: int | None = None
+    """Slices in a batch; None: `default_batch_size`. Windows of volumes run one by one."""
+    precision: Precision = "no"
+    """Autocast type."""
+    mirror: bool = False
+    """Average with the result of mirrored inputs, for twice the time."""
+
+
+PLAIN = SynthesisOptions()
 Fuse = Callable[[Tensor, str], Tensor]
 """(volumes (V, x, y, z) of the members, target) -> volume (x, y, z), in the units of the inputs."""
 
@@ -114,12 +128,10 @@ def synthesise_case(
     images_MXYZ: np.ndarray,
     available: Sequence[str],
     targets: Sequence[str],
+    options: SynthesisOptions = PLAIN,
     *,
     fuse: Fuse | None = None,
     refiner: Member | None = None,
-    batch_size: int | None = None,
-    precision: Precision = "no",
-    mirror: bool = False,
     timer: StageTimer | None = None,
 ) -> dict[str, np.ndarray]:
     """Synthesise the target modalities of one case.
@@ -130,12 +142,10 @@ def synthesise_case(
             are not read.
         available: Names of the input modalities.
         targets: Names of the modalities to make.
+        options: How the networks run.
         fuse: Fusion of the members' volumes; default: the mean. Background is 0 and values are at least 0 in
             any case.
         refiner: Second stage, which refines the fused and rounded volume.
-        batch_size: Slices in a batch; default: `default_batch_size`. Windows of volumes run one by one.
-        precision: Autocast type.
-        mirror: Average with the result of mirrored slices (`synthesise_slices`), for twice the time.
         timer: Adds up the seconds by stage.
 
     Returns:
@@ -154,10 +164,7 @@ def synthesise_case(
             raise DataError(f"no brain: {', '.join(available)} are background everywhere (all voxels are 0)")
     volumes = {}
     for target in targets:
-        views_VXYZ = member_volumes(
-            members, images, available, target,
-            batch_size=batch_size, precision=precision, mirror=mirror, timer=timer,
-        )  # fmt: skip
+        views_VXYZ = member_volumes(members, images, available, target, options, timer)
         with timer("finish"):
             fused_XYZ = fuse(views_VXYZ, target) if fuse else mean_of_members(views_VXYZ)
             volumes[target] = to_integers(torch.where(brain_XYZ, fused_XYZ.clamp(min=0), 0.0), target)
@@ -166,9 +173,8 @@ def synthesise_case(
             stage1_XYZ = torch.from_numpy(volumes[target]).to(device)
             assert isinstance(refiner.generator, VolumeNetwork)
             refined_XYZ = synthesise_patches(
-                refiner.generator, images, available, target, stage1_XYZ,
-                precision=precision, mirror=mirror, timer=timer,
-            )  # fmt: skip
+                refiner.generator, images, available, target, stage1_XYZ, options, timer
+            )
             volumes[target] = to_integers(refined_XYZ, target)
     return volumes
 
@@ -178,10 +184,7 @@ def member_volumes(
     images_MXYZ: Tensor,
     available: Sequence[str],
     target: str,
-    *,
-    batch_size: int | None = None,
-    precision: Precision = "no",
-    mirror: bool = False,
+    options: SynthesisOptions = PLAIN,
     timer: StageTimer | None = None,
 ) -> Tensor:
     """(V, x, y, z) float32: the target modality by each member, with its model and view."""
@@ -189,14 +192,9 @@ def member_volumes(
     for member in members:
         network = member.generator
         if isinstance(network, VolumeNetwork):
-            made_XYZ = synthesise_patches(
-                network, images_MXYZ, available, target, precision=precision, mirror=mirror, timer=timer
-            )
+            made_XYZ = synthesise_patches(network, images_MXYZ, available, target, None, options, timer)
         else:
-            made_XYZ = synthesise_volume(
-                network, images_MXYZ, available, target, member.view,
-                batch_size=batch_size, precision=precision, mirror=mirror, timer=timer,
-            )  # fmt: skip
+            made_XYZ = synthesise_volume(network, images_MXYZ, available, target, member.view, options, timer)
         volumes.append(made_XYZ)
     return torch.stack(volumes)
 
@@ -216,10 +214,7 @@ def synthesise_volume(
     available: Sequence[str],
     target: str,
     view: str,
-    *,
-    batch_size: int | None = None,
-    precision: Precision = "no",
-    mirror: bool = False,
+    options: SynthesisOptions = PLAIN,
     timer: StageTimer | None = None,
 ) -> Tensor:
     """Modality `target` as a float32 volume (x, y, z) in the units of the inputs, from slices of one view.
@@ -242,7 +237,7 @@ def synthesise_volume(
         check_window(to_slices(brain_XYZ, view), padding, view)
         rows_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
         offsets_N = [d for d in range(-generator.context, generator.context + 1) if d]
-    for rows_B in full_batches(rows_K, batch_size or default_batch_size(device)):
+    for rows_B in full_batches(rows_K, options.batch_size or default_batch_size(device)):
         with timer("prepare"):
             planes_BMHW = F.pad(inputs_KMHW[rows_B], padding)
             x_BMHW = normaliser(planes_BMHW, medians_BM=medians_1M)
@@ -252,8 +247,10 @@ def synthesise_volume(
                     rows_K[0], rows_K[-1]
                 )
                 context_BNMHW = normaliser.neighbours(F.pad(inputs_KMHW[near_BN], padding), None, medians_1M)
-        with timer("network"), autocast(device, precision):
-            image_B1HW = synthesise_slices(generator, x_BMHW, context_BNMHW, present, wanted, view, mirror)
+        with timer("network"), autocast(device, options.precision):
+            image_B1HW = synthesise_slices(
+                generator, x_BMHW, context_BNMHW, present, wanted, view, options.mirror
+            )
         with timer("finish"):
             cropped_BHW = F.pad(image_B1HW[:, 0].float(), [-n for n in padding])
             outputs_KHW[rows_B] = unit * normaliser.denormalise(cropped_BHW, wanted, planes_BMHW, present)
@@ -268,9 +265,7 @@ def synthesise_patches(
     available: Sequence[str],
     target: str,
     stage1_XYZ: Tensor | None = None,
-    *,
-    precision: Precision = "no",
-    mirror: bool = False,
+    options: SynthesisOptions = PLAIN,
     timer: StageTimer | None = None,
 ) -> Tensor:
     """Modality `target` as a float32 volume (x, y, z) in the units of the inputs, by a network of volumes.
@@ -295,9 +290,9 @@ def synthesise_patches(
             own_1M = foreground_medians(planes_MXYZ, [wanted])
             normalised = normaliser.volumes(planes_MXYZ[(None, slice(None), *box)], medians_BM=own_1M)
             stage1_11XYZ = normalised[:, wanted : wanted + 1]
-    with timer("network"), autocast(device, precision):
+    with timer("network"), autocast(device, options.precision):
         made = slide(network, x_1MXYZ, present, wanted, stage1_11XYZ)
-        if mirror:
+        if options.mirror:
             flipped = None if stage1_11XYZ is None else stage1_11XYZ.flip(2)
             made = (made + slide(network, x_1MXYZ.flip(2), present, wanted, flipped).flip(2)) / 2
     with timer("finish"):

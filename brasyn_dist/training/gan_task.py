@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from torch import nn
-
 from brasyn_dist.brats import BRATS, image_shape
 from brasyn_dist.common.files import sha256_of
 from brasyn_dist.config import Config, to_dict
@@ -26,7 +24,8 @@ from brasyn_dist.training.gan_step import GanStep
 from brasyn_dist.training.network_setup import adam, compile_in_place, move_to_device
 from brasyn_dist.training.run_dir import CHECKPOINTS
 from brasyn_dist.training.state import TrainState, average_of
-from brasyn_dist.training.training_data import TrainingData, open_data
+from brasyn_dist.training.task import Task
+from brasyn_dist.training.training_data import TrainingData
 from brasyn_dist.training.validation import GeneratorValidator
 
 log = logging.getLogger(__name__)
@@ -35,8 +34,8 @@ DISCRIMINATOR = "discriminator"
 
 
 @dataclass(frozen=True)
-class GanTask:
-    """See `Task`."""
+class GanTask(Task):
+    """A generator and its discriminator."""
 
     config: Config
     step_class: ClassVar[type[GanStep]] = GanStep
@@ -86,10 +85,6 @@ class GanTask:
         if self.segmenter is None:
             return {}
         return {"segmenter": {"path": self.config.objective.segmenter, "sha256": self.segmenter_sha256}}
-
-    def open_data(self, group: ProcessGroup) -> TrainingData:
-        """See `Task.open_data`."""
-        return open_data(self.config, group)
 
     def check(self, data: TrainingData) -> None:
         """See `Task.check`."""
@@ -142,10 +137,6 @@ class GanTask:
     ) -> GeneratorValidator:
         """See `Task.build_validator`."""
         return GeneratorValidator(self.config, group, data, normaliser)
-
-    def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
-        """Write the generator as an export folder."""
-        cast(Generator, network).save_pretrained(folder, data.preprocessing, step)
 
     def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
         """Networks in words, for the log."""

@@ -6,8 +6,7 @@ Loop, data stream, checkpoints, resume, stop and loggers are those of the genera
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +25,8 @@ from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.gan_step import add_sums, micro_batches
 from brasyn_dist.training.network_setup import state_of_one
 from brasyn_dist.training.state import TrainState
-from brasyn_dist.training.training_data import (
-    BatchLoader,
-    DeviceBatch,
-    TrainingData,
-    choose_training,
-    open_data,
-)
+from brasyn_dist.training.task import Task
+from brasyn_dist.training.training_data import BatchLoader, DeviceBatch, TrainingData, choose_training
 from brasyn_dist.training.validation import SliceValidator
 
 SHORT_NAMES = {LABEL_NAMES[NETC]: "NETC", LABEL_NAMES[ED]: "ED", LABEL_NAMES[ET]: "ET"}
@@ -147,29 +141,14 @@ def dice_scores(confusion: Tensor, modality_set: ModalitySet = BRATS) -> dict[st
 
 
 @dataclass(frozen=True)
-class SegmenterTask:
-    """See `Task`."""
+class SegmenterTask(Task):
+    """A segmenter."""
 
     config: SegmenterRunConfig
-
-    def missing(self) -> str | None:
-        """See `Task.missing`: nothing."""
-        return None
 
     def identity(self) -> dict[str, Any]:
         """What a resume must not change."""
         return {"segmenter": to_dict(self.config.segmenter)}
-
-    def sources(self) -> dict[str, Any]:
-        """Files that the run was started from: none."""
-        return {}
-
-    def open_data(self, group: ProcessGroup) -> TrainingData:
-        """See `Task.open_data`."""
-        return open_data(self.config, group)
-
-    def check(self, data: TrainingData) -> None:
-        """Any data can be trained on; unknown tumour types have a one-hot of zeros."""
 
     def build_state(self, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
         """Segmenter with its optimiser, and the counters."""
@@ -185,10 +164,6 @@ class SegmenterTask:
     ) -> SegmenterValidator:
         """See `Task.build_validator`."""
         return SegmenterValidator(self.config, group, data, normaliser)
-
-    def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
-        """Write the segmenter as an export folder."""
-        cast(Segmenter, network).save_pretrained(folder, data.preprocessing, step)
 
     def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
         """Networks in words, for the log."""

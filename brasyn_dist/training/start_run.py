@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,7 +86,7 @@ def check(task: Task) -> None:
     check_folder(config.run_dir)
     group = SingleProcess(config.runtime)
     whole = replace(config, runtime=replace(config.runtime, rank_shares=()))
-    data = replace(cast(Any, task), config=whole).open_data(group)
+    data = replace(task, config=whole).open_data(group)
     if task.missing() is not None:
         return
     task.check(data)

@@ -81,11 +81,11 @@ class TrainState:
         """
         for name, network in self.networks.items():
             device = next(network.module.parameters()).device
-            load_network(network, checkpoint, name)
+            load_module(network, checkpoint, name)
             load_adam(network, checkpoint.tensors(f"{name}_adam", str(device)))
         if self.average is not None:
             has_average = (checkpoint.folder / "average.safetensors").exists()
-            load_network(self.average, checkpoint, "average" if has_average else next(iter(self.networks)))
+            load_module(self.average, checkpoint, "average" if has_average else next(iter(self.networks)))
         self.step = checkpoint.step
         self.best = dict(checkpoint.state.get("best", {}))
 
@@ -95,7 +95,7 @@ def average_of(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
-def load_network(module: nn.Module | Trainable, checkpoint: Checkpoint, name: str) -> None:
+def load_module(module: nn.Module | Trainable, checkpoint: Checkpoint, name: str) -> None:
     """Load `<name>.safetensors`. Raises CheckpointError if the weights do not fit the module."""
     try:
         module.load_state_dict(checkpoint.tensors(name))

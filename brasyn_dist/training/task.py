@@ -1,22 +1,25 @@
 """What is trained: the part in which the training of a generator and that of a segmenter differ.
 
-    build.py   data, checkpoint, loggers ----------+
-    Task       networks, step, validator, export --+--> Trainer (trainer.py)
+    start_run.py   checkpoint, loggers -----------------------+
+    Task           data, networks, step, validator, export ---+--> Trainer (trainer.py)
 
-Implementations: GanTask (gan_task.py), SegmenterTask (segmenter_task.py), VolumeTask (volume_task.py).
+Subclasses: GanTask (gan_task.py), SegmenterTask (segmenter_task.py), VolumeTask (volume_task.py).
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
-from brasyn_dist.config import RunConfig
+from brasyn_dist.brats import BRATS
 from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.modality_set import ModalitySet
+from brasyn_dist.models.pretrained import PretrainedNetwork
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.state import TrainState
-from brasyn_dist.training.training_data import TrainingData
+from brasyn_dist.training.training_data import TrainingData, open_data
 from brasyn_dist.training.validation import SliceValidator
 
 
@@ -45,39 +48,44 @@ class Step(Protocol):
         """Targets and masks of each sample in that update, as JSON, to compare runs."""
 
 
-class Task(Protocol):
+@dataclass(frozen=True)
+class Task(ABC):
     """The networks of one kind of run and what is done with them."""
 
-    def __init__(self, config: Any) -> None: ...
-
-    @property
-    def config(self) -> RunConfig:
-        """Options of the run."""
+    config: Any
+    """Options of the run, a RunConfig."""
 
     def missing(self) -> str | None:
         """Result of another run that this run needs and that does not exist yet."""
+        return None
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Options that must be equal for a resume, in addition to data, order and batch geometry."""
 
     def sources(self) -> dict[str, Any]:
         """Weights of other runs that this run uses without training them, for environment.json."""
+        return {}
 
     def open_data(self, group: ProcessGroup) -> TrainingData:
         """Open the shard set and select the samples of the run."""
+        return open_data(self.config, group)
 
-    def check(self, data: TrainingData) -> None:
+    def check(self, data: TrainingData) -> None:  # noqa: B027
         """Raise ConfigError or DataError if the data does not fit the networks."""
 
-    def build_state(self, group: ProcessGroup, modality_set: ModalitySet) -> TrainState:
+    @abstractmethod
+    def build_state(self, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
         """Networks and optimisers at step 0.
 
         Weights are a function of the seed, or come from `checkpoint.init_from`.
         """
 
+    @abstractmethod
     def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> Step:
         """What one optimiser step does."""
 
+    @abstractmethod
     def build_validator(
         self, group: ProcessGroup, data: TrainingData, normaliser: Normaliser
     ) -> SliceValidator:
@@ -85,6 +93,8 @@ class Task(Protocol):
 
     def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
         """Write the weights that users load."""
+        cast(PretrainedNetwork, network).save_pretrained(folder, data.preprocessing, step)
 
+    @abstractmethod
     def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
         """Lines about the networks for the table at the start of a run."""

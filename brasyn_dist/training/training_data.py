@@ -227,6 +227,13 @@ def rows_of(batch: B, start: int, stop: int) -> B:
     return type(batch)(**{k: None if v is None else v[start:stop] for k, v in values.items()})
 
 
+def augmentation_of(config: RunConfig, index: int, rows: slice, modalities: int) -> Augmentation | None:
+    """Augmentation of this rank's rows of global batch `index`."""
+    size = config.training.global_batch_size
+    sampled = sample_augmentation(config.augmentation, config.order.seed, index, size, modalities)
+    return None if sampled is None else sampled[rows]
+
+
 class BatchLoader:
     """Batches on the device, augmented.
 
@@ -240,14 +247,6 @@ class BatchLoader:
     def __call__(self, batch: SliceBatch) -> DeviceBatch:
         """This rank's slices of a batch, on the device."""
         if self._newest is None or self._newest[0] is not batch:
-            config = self._config
-            sampled = sample_augmentation(
-                config.augmentation,
-                config.order.seed,
-                batch.index,
-                config.training.global_batch_size,
-                batch.planes.shape[1],
-            )
-            augmentation = None if sampled is None else sampled[batch.rows]
+            augmentation = augmentation_of(self._config, batch.index, batch.rows, batch.planes.shape[1])
             self._newest = (batch, DeviceBatch.load(batch, self.normaliser, augmentation))
         return self._newest[1]

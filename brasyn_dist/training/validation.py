@@ -6,6 +6,7 @@ The slices are divided among the ranks. Means are taken over all slices in slice
 on the division.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ class SliceScores:
     values: dict[str, float | None]
 
 
-class SliceValidator:
+class SliceValidator(ABC):
     """Reads this rank's part of the held-out slices once. Each call scores a network on them."""
 
     def __init__(
@@ -49,13 +50,13 @@ class SliceValidator:
             (rows, read_samples(data.validation, rows, config.image_shape, config.context)) for rows in chunks
         ]
 
+    @abstractmethod
     def __call__(self, network: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """(scores by name, on every rank; RGB image panels by name, on rank 0)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def selection_metric(self, scores: Mapping[str, float]) -> float:
         """Model-selection metric; lower is better."""
-        raise NotImplementedError
 
 
 class GeneratorValidator(SliceValidator):

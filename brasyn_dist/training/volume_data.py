@@ -12,7 +12,7 @@ from torch import Tensor
 from brasyn_dist.config import DataConfig, PatchRunConfig
 from brasyn_dist.data.format.chunks import ChunkSelection, select_chunks
 from brasyn_dist.data.format.index import ShardIndex
-from brasyn_dist.data.loading.augmentation import Augmentation, raised, sample_augmentation
+from brasyn_dist.data.loading.augmentation import Augmentation, raised
 from brasyn_dist.data.loading.patches import PatchBatch, PatchOrder, PatchStream
 from brasyn_dist.data.loading.sampler import rank_rows
 from brasyn_dist.data.loading.storage import open_shard_set
@@ -159,15 +159,3 @@ class DevicePatches:
 def left_right(x: Tensor, mirror_B: Tensor, axis: int) -> Tensor:
     """`x` with left and right exchanged where `mirror_B` is True; `axis` is that of x."""
     return torch.where(mirror_B.view(-1, *[1] * (x.ndim - 1)), x.flip(axis), x)
-
-
-def augmentation_of(config: PatchRunConfig, batch: PatchBatch) -> Augmentation | None:
-    """Augmentation of this rank's part of a global batch."""
-    sampled = sample_augmentation(
-        config.augmentation,
-        config.order.seed,
-        batch.index,
-        config.training.global_batch_size,
-        batch.volumes.shape[1],
-    )
-    return None if sampled is None else sampled[batch.rows]

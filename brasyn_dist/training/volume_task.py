@@ -5,7 +5,6 @@ Loop, checkpoints, resume, stop and loggers are those of the other tasks.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -26,9 +25,10 @@ from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.gan_step import add_sums, micro_batches
 from brasyn_dist.training.network_setup import compile_in_place, state_of_one
 from brasyn_dist.training.state import TrainState
-from brasyn_dist.training.training_data import TrainingData
+from brasyn_dist.training.task import Task
+from brasyn_dist.training.training_data import TrainingData, augmentation_of
 from brasyn_dist.training.validation import GeneratorValidator
-from brasyn_dist.training.volume_data import DevicePatches, VolumeData, augmentation_of, open_volumes
+from brasyn_dist.training.volume_data import DevicePatches, VolumeData, open_volumes
 
 
 class VolumeStep:
@@ -53,7 +53,11 @@ class VolumeStep:
 
     def update(self, batch: PatchBatch, number: int, rate: float) -> dict[str, Tensor]:
         """One update of the network; see `Step`."""
-        loaded = DevicePatches.load(batch, self.normaliser, augmentation_of(self._config, batch))
+        loaded = DevicePatches.load(
+            batch,
+            self.normaliser,
+            augmentation_of(self._config, batch.index, batch.rows, batch.volumes.shape[1]),
+        )
         return self(loaded, self._masks(batch), rate)
 
     def __call__(self, batch: DevicePatches, masks: BatchMasks, rate: float) -> dict[str, Tensor]:
@@ -139,8 +143,8 @@ class VolumeValidator(GeneratorValidator):
 
 
 @dataclass(frozen=True)
-class VolumeTask:
-    """See `Task`."""
+class VolumeTask(Task):
+    """A network of volumes."""
 
     config: PatchRunConfig
 
@@ -149,17 +153,9 @@ class VolumeTask:
         """Kind of the network."""
         return self.config.task
 
-    def missing(self) -> str | None:
-        """See `Task.missing`: nothing."""
-        return None
-
     def identity(self) -> dict[str, Any]:
         """What a resume must not change."""
         return {self.kind: to_dict(self.config.network), "patches": to_dict(self.config.patches)}
-
-    def sources(self) -> dict[str, Any]:
-        """Files that the run was started from: none."""
-        return {}
 
     def open_data(self, group: ProcessGroup) -> VolumeData:
         """See `Task.open_data`."""
@@ -189,10 +185,6 @@ class VolumeTask:
     ) -> VolumeValidator:
         """See `Task.build_validator`."""
         return VolumeValidator(self.config, group, cast(VolumeData, data), normaliser)
-
-    def export(self, network: nn.Module, folder: Path, data: TrainingData, step: int) -> None:
-        """Write the network as an export folder."""
-        cast(VolumeNetwork, network).save_pretrained(folder, data.preprocessing, step)
 
     def describe(self, state: TrainState, group: ProcessGroup) -> dict[str, str]:
         """Networks in words, for the log."""

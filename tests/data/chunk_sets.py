@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from brasyn_dist.data.format.chunks import ChunkSelection
 from brasyn_dist.data.format.index import ShardIndex
+from brasyn_dist.data.loading.patches import PatchBatch, PatchMemory, PatchReader
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from tests.data.case_files import MODALITIES, brain, save, write_case
 
@@ -72,3 +74,15 @@ def cut(volume: np.ndarray, corner: Sequence[int], size: Sequence[int]) -> np.nd
         taken = patch.take(np.where(inside, places, 0), axis)
         patch = np.where(inside.reshape(-1, *[1] * (volume.ndim - 1 - axis)), taken, 0)
     return patch
+
+
+def read_patches(
+    chunks: ChunkSelection, cases: Sequence[int], corners: Sequence[Sequence[int]], size: Sequence[int]
+) -> PatchBatch:
+    """Patches of these cases (b,) at these first voxels (b, 3), which may lie outside the volume."""
+    batch = PatchMemory.of(chunks, size).batch(-1, slice(0, len(cases)))
+    reader = PatchReader(chunks)
+    for row, (case, corner) in enumerate(zip(cases, corners, strict=True)):
+        reader.read_into(batch, row, case, corner)
+    reader.samples.close()
+    return batch

@@ -37,11 +37,6 @@ STAGES = (1, 2, 3)
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("deepspeed")
-
-
-@pytest.fixture(scope="module")
 def options(work: Path) -> tuple[str, ...]:
     shards = small_shard_set(work / "shards")
     return (

@@ -23,11 +23,6 @@ from tests.small import small_shard_set
 STEPS = 12
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("elastic")
-
-
 def options(work: Path, name: str, *more: str) -> tuple[str, ...]:
     return (
         f"data.shards={small_shard_set(work / 'shards')}", f"training.max_steps={STEPS}", "checkpoint.every_steps=3",

@@ -15,11 +15,6 @@ STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("execution")
-
-
-@pytest.fixture(scope="module")
 def options(work: Path) -> tuple[str, ...]:
     shards = small_shard_set(work / "shards", views=("axial", "sagittal"))
     return (

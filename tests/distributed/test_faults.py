@@ -27,11 +27,6 @@ STEPS = 9
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
 def shards(work: Path) -> Path:
     return small_shard_set(work / "shards")
 

@@ -31,11 +31,6 @@ STEPS = 14
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def options(work: Path) -> tuple[str, ...]:
     shards = small_shard_set(work / "shards")
     return (

@@ -30,11 +30,6 @@ VIEWS = "data.views=[axial,sagittal,coronal]"
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("segmenter")
-
-
-@pytest.fixture(scope="module")
 def shared_options(work: Path) -> tuple[str, ...]:
     shards = small_shard_set(work / "shards", views=("axial", "sagittal", "coronal"))
     return (f"data.shards={shards}", f"runs_dir={work / 'runs'}", "telemetry.trace_batches=true")

@@ -23,11 +23,6 @@ PROGRAM = ("brasyn_dist.train",)
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("unet")
-
-
-@pytest.fixture(scope="module")
 def options(work: Path) -> tuple[str, ...]:
     return (*RECIPE, f"data.shards={small_shard_set(work / 'shards')}", f"runs_dir={work / 'runs'}")
 

@@ -18,7 +18,7 @@ from brasyn_dist.config import GeneratorConfig
 from brasyn_dist.errors import ConfigError, DataError
 from brasyn_dist.evaluation.scoring import find_predictions, modality_set_of
 from brasyn_dist.inference.ensemble import load_members
-from brasyn_dist.inference.synthesis import synthesise_case
+from brasyn_dist.inference.synthesis import SynthesisOptions, synthesise_case
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.registry import build_generator
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
@@ -58,9 +58,11 @@ def test_each_missing_modality_is_made_in_the_inputs_form(axial_weights: Path, t
     assert image.get_data_dtype() == np.int16 and image.header["descrip"] == source.header["descrip"]
     np.testing.assert_array_equal(image.affine, LPS_AFFINE)
     members = load_members(axial_weights, CPU)
-    expected = synthesise_case(members, four(brain(0)), THREE, ["t2f"], batch_size=8)["t2f"]
+    expected = synthesise_case(members, four(brain(0)), THREE, ["t2f"], SynthesisOptions(batch_size=8))["t2f"]
     np.testing.assert_array_equal(np.asanyarray(image.dataobj), expected)
-    several = synthesise_case(members, four(brain(1)), ["t2f"], ["t1c", "t2w"], batch_size=8)
+    several = synthesise_case(
+        members, four(brain(1)), ["t2f"], ["t1c", "t2w"], SynthesisOptions(batch_size=8)
+    )
     for target, volume in several.items():
         written = nibabel.load(tmp_path / "out" / f"b-{target}.nii.gz")
         np.testing.assert_array_equal(np.asanyarray(written.dataobj), volume)
@@ -97,7 +99,9 @@ def test_named_modalities_and_views(weights: Path, tmp_path: Path) -> None:
     write_subject(tmp_path / "in", "whole", MODALITIES)
     assert infer(weights, tmp_path, "--modality", "t1c", "--views", "sagittal", "axial") == 0
     members = load_members(weights, CPU, ["axial", "sagittal"])
-    expected = synthesise_case(members, four(brain()), ["t1n", "t2f", "t2w"], ["t1c"], batch_size=8)["t1c"]
+    expected = synthesise_case(
+        members, four(brain()), ["t1n", "t2f", "t2w"], ["t1c"], SynthesisOptions(batch_size=8)
+    )["t1c"]
     written = nibabel.load(tmp_path / "out" / "whole-t1c.nii.gz")
     np.testing.assert_array_equal(np.asanyarray(written.dataobj), expected)
     assert [m["view"] for m in manifest(tmp_path)["identity"]["members"]] == ["axial", "sagittal"]

@@ -10,6 +10,7 @@ from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.inference import synthesis as volume
 from brasyn_dist.inference.synthesis import (
     Member,
+    SynthesisOptions,
     brain_mask,
     full_batches,
     stack_modalities,
@@ -95,9 +96,9 @@ def test_leaving_out_slices_without_brain_is_exact(
         every = torch.arange(SHAPE[AXES[view]])
         return list(full_batches(every, batch_size))
 
-    some = synthesise_volume(generator, images, available, "t2f", view, batch_size=4)
+    some = synthesise_volume(generator, images, available, "t2f", view, SynthesisOptions(batch_size=4))
     monkeypatch.setattr(volume, "full_batches", every_slice)
-    every = synthesise_volume(generator, images, available, "t2f", view, batch_size=4)
+    every = synthesise_volume(generator, images, available, "t2f", view, SynthesisOptions(batch_size=4))
     assert torch.equal(some, every)
     assert 0 < runs[0] < SHAPE[AXES[view]]
 
@@ -115,7 +116,9 @@ def test_only_slices_with_brain_reach_the_network(
         return plain(self, x, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(generator), "synthesise", counting)
-    synthesise_volume(generator, torch.from_numpy(images), ["t1c", "t1n"], "t2f", "axial", batch_size=3)
+    synthesise_volume(
+        generator, torch.from_numpy(images), ["t1c", "t1n"], "t2f", "axial", SynthesisOptions(batch_size=3)
+    )
     assert seen == [3, 3, 3]  # 7 slices, the last batch filled up
 
 
@@ -184,13 +187,19 @@ def test_brain_mask_counts_votes() -> None:
 
 def test_a_slice_does_not_depend_on_its_batch(generator: Generator) -> None:
     images = torch.from_numpy(four(brain()))
-    whole = synthesise_volume(generator, images, ["t1c", "t2w"], "t1n", "sagittal", batch_size=4)
+    whole = synthesise_volume(
+        generator, images, ["t1c", "t2w"], "t1n", "sagittal", SynthesisOptions(batch_size=4)
+    )
     cut = images.clone()
     cut[:, 25:] = 0
-    part = synthesise_volume(generator, cut, ["t1c", "t2w"], "t1n", "sagittal", batch_size=4)
+    part = synthesise_volume(
+        generator, cut, ["t1c", "t2w"], "t1n", "sagittal", SynthesisOptions(batch_size=4)
+    )
     assert torch.equal(part[:25], whole[:25]) and not part[25:].any()
     for size in (1, 31):
-        other = synthesise_volume(generator, images, ["t1c", "t2w"], "t1n", "sagittal", batch_size=size)
+        other = synthesise_volume(
+            generator, images, ["t1c", "t2w"], "t1n", "sagittal", SynthesisOptions(batch_size=size)
+        )
         torch.testing.assert_close(other, whole, atol=0.05, rtol=0)
 
 
@@ -220,7 +229,7 @@ def test_slices_are_those_that_training_saw(view: str, size: ImageSize) -> None:
 def test_mixed_precision_is_close(generator: Generator) -> None:
     images = torch.from_numpy(four(brain()))
     results = [
-        synthesise_volume(generator, images, ["t1c", "t2w"], "t1n", "axial", precision=p)
+        synthesise_volume(generator, images, ["t1c", "t2w"], "t1n", "axial", SynthesisOptions(precision=p))
         for p in ("no", "bf16")
     ]
     assert results[1].dtype == torch.float32

@@ -15,7 +15,7 @@ from brasyn_dist.data.nifti import read_volume
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.inference.ensemble import load_inference, load_members
 from brasyn_dist.inference.sliding_window import MARGIN, brain_box, slide
-from brasyn_dist.inference.synthesis import brain_mask, synthesise_case, synthesise_patches
+from brasyn_dist.inference.synthesis import SynthesisOptions, brain_mask, synthesise_case, synthesise_patches
 from brasyn_dist.models.pretrained import REFINER, VOLUME
 from brasyn_dist.models.volume_network import VolumeNetwork, build_volume_network
 from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
@@ -118,7 +118,7 @@ def test_mirrored_windows_are_averaged() -> None:
     made = network(VOLUME)
     plain = synthesise_patches(made, volumes, THREE, "t2f")
     mirrored = synthesise_patches(made, volumes.flip(1), THREE, "t2f").flip(0)
-    both = synthesise_patches(made, volumes, THREE, "t2f", mirror=True)
+    both = synthesise_patches(made, volumes, THREE, "t2f", None, SynthesisOptions(mirror=True))
     inside = (plain > 0) & (mirrored > 0)  # negative values are set to 0 after the average
     torch.testing.assert_close(both[inside], ((plain + mirrored) / 2)[inside], rtol=1e-4, atol=1e-2)
     assert (plain - mirrored)[inside].abs().max() > 1

@@ -3,12 +3,10 @@
     select_chunks(index, "train", cohorts, quarantine) --> ChunkSelection: cases 0 .. n - 1
     PatchOrder(config, seed, chunks, G).draw(k)        --> case and random words of each row of global batch k
     PatchStream(chunks, order, rows, start, stop)      --> PatchBatch k, k + 1, ...
-    read_patches(chunks, cases, corners, size)         --> PatchBatch, for validation
 
 Case, kind of the centre (tumour or brain) and the number of the centre among the voxels of its kind are pure
 functions of (seed, k, position in the batch). The index has the number of such voxels in each chunk, so that
-all of them are equally likely, and only the chunks that a patch touches are read. `size` of `read_patches`
-may be a whole volume.
+all of them are equally likely, and only the chunks that a patch touches are read.
 
     chunks = select_chunks(index, "train")
     order = PatchOrder(config.patches, config.order.seed, chunks, global_batch_size)
@@ -85,6 +83,12 @@ class PatchMemory(HostMemory):
     ) -> None:
         super().__init__(pin_memory)
         self._size, self._dtype, self._modalities, self._stage1 = tuple(size), dtype, modalities, stage1
+
+    @classmethod
+    def of(cls, chunks: ChunkSelection, size: Sequence[int], pin_memory: bool = False) -> "PatchMemory":
+        """Memory for patches of these cases."""
+        header = chunks.header
+        return cls(size, header.dtype, len(header.modality_set), chunks.stage1, pin_memory)
 
     def batch(self, index: int, rows: slice) -> PatchBatch:
         """An empty batch of rows.stop - rows.start patches."""
@@ -263,7 +267,7 @@ class PatchStream(BatchStream[PatchBatch]):
         super().__init__(self._patches.samples, start, stop, threads, prefetch)
         self._order = order
         self._rows = rows
-        self._memory = _memory(chunks, order.config.size, pin_memory)
+        self._memory = PatchMemory.of(chunks, order.config.size, pin_memory)
 
     def _allocate(self, k: int) -> PatchBatch:
         return self._memory.batch(k, self._rows)
@@ -272,29 +276,3 @@ class PatchStream(BatchStream[PatchBatch]):
         cases, tumour, words = (values[batch.rows] for values in self._order.draw(batch.index))
         for row in rows:
             self._patches.read_around(batch, row, int(cases[row]), bool(tumour[row]), words[row])
-
-
-def read_patches(
-    chunks: ChunkSelection, cases: Sequence[int], corners: Sequence[Sequence[int]], size: Sequence[int]
-) -> PatchBatch:
-    """Read patches once, in the calling thread, for validation and panels.
-
-    Args:
-        chunks: Cases.
-        cases: (b,) numbers of cases.
-        corners: (b, 3) first voxels, which may lie outside the volume.
-        size: (X, Y, Z) of all patches.
-    """
-    batch = _memory(chunks, size).batch(-1, slice(0, len(cases)))
-    reader = PatchReader(chunks)
-    try:
-        for row, (case, corner) in enumerate(zip(cases, corners, strict=True)):
-            reader.read_into(batch, row, int(case), [int(first) for first in corner])
-    finally:
-        reader.samples.close()
-    return batch
-
-
-def _memory(chunks: ChunkSelection, size: Sequence[int], pin_memory: bool = False) -> PatchMemory:
-    header = chunks.header
-    return PatchMemory(size, header.dtype, len(header.modality_set), chunks.stage1, pin_memory)

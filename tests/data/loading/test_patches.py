@@ -9,7 +9,7 @@ import torch
 
 from brasyn_dist.config import PatchConfig
 from brasyn_dist.data.format.chunks import ChunkSelection, select_chunks
-from brasyn_dist.data.loading.patches import PatchBatch, PatchOrder, PatchStream, read_patches
+from brasyn_dist.data.loading.patches import PatchBatch, PatchOrder, PatchStream
 from brasyn_dist.data.loading.reader import SampleReader
 from brasyn_dist.data.loading.sampler import rank_rows
 from brasyn_dist.data.loading.storage import open_shard_set
@@ -21,6 +21,7 @@ from tests.data.chunk_sets import (
     cut,
     images_of,
     labels_of,
+    read_patches,
     stage1_of,
     write_chunk_set,
 )

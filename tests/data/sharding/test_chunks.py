@@ -15,7 +15,6 @@ from brasyn_dist.data.format.chunks import select_chunks
 from brasyn_dist.data.format.contents import contents_summary
 from brasyn_dist.data.format.index import ShardIndex, rebuild_index
 from brasyn_dist.data.format.metadata import KINDS
-from brasyn_dist.data.loading.patches import read_patches
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import DataError
@@ -28,6 +27,7 @@ from tests.data.chunk_sets import (
     SIDE,
     images_of,
     labels_of,
+    read_patches,
     stage1_of,
     write_cases,
     write_chunk_set,
