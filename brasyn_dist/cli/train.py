@@ -47,7 +47,7 @@ def train(options: TrainOptions) -> int:
 
     path = None if options.config is None else find_resource("configs", options.config)
     config = load_config(path, options.overrides or (), RunConfig)
-    task = task_of(config)
+    task = build_task(config)
     if options.dry_run:
         from brasyn_dist.training.start_run import check
 
@@ -62,20 +62,20 @@ def train(options: TrainOptions) -> int:
     return status
 
 
-def task_of(config: "RunConfig") -> "Task":
-    """What the configuration's task names."""
+def build_task(config: "RunConfig") -> "Task":
+    """What the configuration's `task` names."""
     with starting_up():
-        from brasyn_dist.config import Config, PatchRunConfig, SegmenterRunConfig
         from brasyn_dist.training.gan_task import GanTask
         from brasyn_dist.training.segmenter_task import SegmenterTask
         from brasyn_dist.training.volume_task import VolumeTask
 
-    if isinstance(config, PatchRunConfig):
-        return VolumeTask(config)
-    if isinstance(config, SegmenterRunConfig):
-        return SegmenterTask(config)
-    assert isinstance(config, Config)
-    return GanTask(config)
+    classes: dict[str, type[Task]] = {
+        "generator": GanTask,
+        "segmenter": SegmenterTask,
+        "volume": VolumeTask,
+        "refiner": VolumeTask,
+    }
+    return classes[config.task](config)
 
 
 def cost(config: "RunConfig") -> str:

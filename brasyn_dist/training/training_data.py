@@ -22,6 +22,7 @@ from brasyn_dist.data.loading.augmentation import (
     sample_augmentation,
 )
 from brasyn_dist.data.loading.loader import SliceBatch, SliceStream
+from brasyn_dist.data.loading.patches import PatchBatch
 from brasyn_dist.data.loading.sampler import SampleOrder, rank_rows
 from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.distributed.process_group import ProcessGroup
@@ -227,11 +228,11 @@ def rows_of(batch: B, start: int, stop: int) -> B:
     return type(batch)(**{k: None if v is None else v[start:stop] for k, v in values.items()})
 
 
-def augmentation_of(config: RunConfig, index: int, rows: slice, modalities: int) -> Augmentation | None:
-    """Augmentation of this rank's rows of global batch `index`."""
-    size = config.training.global_batch_size
-    sampled = sample_augmentation(config.augmentation, config.order.seed, index, size, modalities)
-    return None if sampled is None else sampled[rows]
+def augmentation_of(config: RunConfig, batch: SliceBatch | PatchBatch) -> Augmentation | None:
+    """Augmentation of this rank's part of a global batch."""
+    size, modalities = config.training.global_batch_size, batch.medians.shape[1]
+    sampled = sample_augmentation(config.augmentation, config.order.seed, batch.index, size, modalities)
+    return None if sampled is None else sampled[batch.rows]
 
 
 class BatchLoader:
@@ -247,6 +248,6 @@ class BatchLoader:
     def __call__(self, batch: SliceBatch) -> DeviceBatch:
         """This rank's slices of a batch, on the device."""
         if self._newest is None or self._newest[0] is not batch:
-            augmentation = augmentation_of(self._config, batch.index, batch.rows, batch.planes.shape[1])
+            augmentation = augmentation_of(self._config, batch)
             self._newest = (batch, DeviceBatch.load(batch, self.normaliser, augmentation))
         return self._newest[1]
