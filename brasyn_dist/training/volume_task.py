@@ -53,11 +53,7 @@ class VolumeStep:
 
     def update(self, batch: PatchBatch, number: int, rate: float) -> dict[str, Tensor]:
         """One update of the network; see `Step`."""
-        loaded = DevicePatches.load(
-            batch,
-            self.normaliser,
-            augmentation_of(self._config, batch.index, batch.rows, batch.volumes.shape[1]),
-        )
+        loaded = DevicePatches.load(batch, self.normaliser, augmentation_of(self._config, batch))
         return self(loaded, self._masks(batch), rate)
 
     def __call__(self, batch: DevicePatches, masks: BatchMasks, rate: float) -> dict[str, Tensor]:

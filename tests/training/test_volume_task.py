@@ -18,8 +18,8 @@ from brasyn_dist.models.export import load_network
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.cost_model import measure
-from brasyn_dist.training.training_data import DATA_FILE
-from brasyn_dist.training.volume_data import DevicePatches, augmentation_of
+from brasyn_dist.training.training_data import DATA_FILE, augmentation_of
+from brasyn_dist.training.volume_data import DevicePatches
 from tests.distributed.launch import REPOSITORY
 from tests.training.volumes import TASKS, Update, made_up_patches, small_config, volume_shards
 
