@@ -75,6 +75,8 @@ _WHOLE = 1e-3
 """Labels may differ by this much from whole numbers; headers with a scale factor produce such values."""
 _IMAGE = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd|mgz|mgh|img|hdr|dcm)$", re.I)
 """Endings of files that look like volumes."""
+_OTHER_FORMAT = re.compile(r"\.(mha|mhd|nrrd|nhdr|mgz|mgh|mnc|img|hdr|nii\.(bz2|xz|zst|zip))(\.gz)?$", re.I)
+"""Endings of volumes that are not read."""
 _LISTED = 12
 """Most values of a file that a message lists."""
 
@@ -149,11 +151,18 @@ def find_case(folder: Path, cohort: str = "", modality_set: ModalitySet = BRATS)
     """The case in `folder`, named after the folder.
 
     Raises:
-        DataError: One modality has two files, a file is no regular file, or a name is not UTF-8.
+        DataError: One modality has two files or one of another format, a file is no regular file, or a name
+            is too long or not UTF-8.
     """
     files: dict[str, Path] = {}
     check_name(folder)
-    for path in sorted(folder.iterdir()):
+    if len(folder.name.encode()) > LONGEST_NAME:
+        raise DataError(
+            f"{folder.parent}/{folder.name[:20]}...: a name of {len(folder.name.encode())} bytes, the names "
+            f"of results would be too long; rename the folder to at most {LONGEST_NAME}"
+        )
+    paths = sorted(folder.iterdir())
+    for path in paths:
         named = modality_of(path, modality_set)
         if named is None or path.name.startswith("."):
             continue
@@ -165,6 +174,10 @@ def find_case(folder: Path, cohort: str = "", modality_set: ModalitySet = BRATS)
                 "one of them"
             )
         files[named[1]] = path
+    for path in paths:
+        named = modality_of(path.with_name(_OTHER_FORMAT.sub(".nii", path.name)), modality_set)
+        if named is not None and named[1] not in files and not path.name.startswith("."):
+            raise DataError(f"{path}: no NIfTI file; convert it to .nii.gz, or move it away")
     return Case(folder.name, folder, files, cohort, modality_set)
 
 
@@ -197,6 +210,9 @@ def regular_file(path: Path) -> Path:
     )
 
 
+LONGEST_NAME = 215
+"""Most bytes of the name of a case. The names of its results and of their temporary files, which contain it,
+may have 255."""
 PREDICTIONS_MANIFEST = "manifest.json"
 PREDICTIONS_FORMAT = "brasyn_dist.predictions"
 

@@ -303,6 +303,24 @@ def test_dry_run_before_the_segmenter_is_trained(work: Path, tmp_path: Path, mon
     assert "runs/segmenter does not exist yet" in caplog.text
 
 
+@pytest.mark.parametrize(("option", "remedy"), [("objective.segmenter", "brasyn train --config segmenter"),
+                                                ("checkpoint.init_from", "finished run")])  # fmt: skip
+def test_a_run_folder_that_does_not_exist_is_no_model_of_the_hub(
+    option: str, remedy: str, work: Path, tmp_path: Path, monkeypatch, capsys
+):
+    """`runs/...` is meant as a folder, also where there is no folder `runs` yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("brasyn_dist.models.pretrained.download", None)
+    options = {"objective.segmenter": "runs/nothing", "checkpoint.init_from": str(work / "r3")}
+    options[option] = "runs/nothing"
+    words = ["--config", "r6", f"data.shards={work / 'shards'}", *(f"{k}={v}" for k, v in options.items())]
+    if option == "checkpoint.init_from":
+        words.append("objective.tversky=0")
+    assert train([*words, *GENERATOR]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert "runs/nothing: no " in line and remedy in line
+
+
 def test_every_run_of_a_source_has_a_dry_run():
     files = {str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml")}
     no_runs = {

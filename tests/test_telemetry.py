@@ -37,6 +37,14 @@ def test_resume_drops_later_lines_and_a_torn_one(tmp_path: Path):
     assert path.read_bytes() == undisturbed
 
 
+def test_a_resume_that_drops_nothing_leaves_the_file(tmp_path: Path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n')
+    before = path.stat()
+    JsonLines(path, resumed_step=1).close()
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_only_the_main_process_writes(tmp_path: Path):
     telemetry = RunLogger(TelemetryConfig(), tmp_path, is_main=False, total_steps=3)
     telemetry.train([{"step": 1, "loss": 1.0}])

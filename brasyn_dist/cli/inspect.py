@@ -10,13 +10,15 @@ to `brasyn shard --exclude`. Exit status 0 even with findings, 1 if no case can 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
-from brasyn_dist.cli.command import Command, LabelEditionOption, ModalitySetOption, Positive
+from brasyn_dist.cli.command import Command, Index, LabelEditionOption, ModalitySetOption, Positive
 from brasyn_dist.errors import DataError
+from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND
 
 if TYPE_CHECKING:
     from brasyn_dist.brats import Case
@@ -34,6 +36,8 @@ class InspectOptions:
     """Folder for the results."""
     workers: Positive = 1
     """Processes."""
+    minimum_foreground: Index = MINIMUM_FOREGROUND
+    """As of `brasyn shard`, for the numbers of slices."""
     label_edition: LabelEditionOption = "auto"
     modality_set: ModalitySetOption = None
 
@@ -53,7 +57,8 @@ def run(options: InspectOptions) -> None:
     modality_set = modality_set_in(options.modality_set)
     cases, unrecognised = find_cohorts(options.cohorts, modality_set)
     cases, findings = with_editions(cases, options)
-    found = parallel_map("inspect", inspect_case, cases, options.workers)
+    inspect = partial(inspect_case, minimum_foreground=options.minimum_foreground)
+    found = parallel_map("inspect", inspect, cases, options.workers)
     facts = sorted(found, key=lambda f: (f.case.cohort, f.case.name))
     findings += find_anomalies(facts)
     findings += [Finding(p.folder.name, "unreadable", "", p.reason) for p in unrecognised]

@@ -62,7 +62,7 @@ def with_label_editions(
         cohort: decide(cohort, dict(sorted(values.items())), edition) for cohort, values in cohorts.items()
     }
     for cohort, decision in sorted(decisions.items()):
-        log.info("%s: label edition %s: %s", cohort, decision.edition, decision.reason)
+        log.info("%s: label edition %s (%s)", cohort, decision.edition, decision.reason)
         if decision.warning:
             log.warning("%s: %s", cohort, decision.warning)
     return [
@@ -72,7 +72,11 @@ def with_label_editions(
 
 def _group(case: Case) -> str:
     """Cases that are decided together."""
-    return f"{case.cohort}, names to 2021" if _OLD_NAME.match(case.name) else case.cohort
+    return (
+        f"{case.cohort}, cases named as in BraTS 2021 and earlier"
+        if _OLD_NAME.match(case.name)
+        else case.cohort
+    )
 
 
 def _values_of(case: Case) -> tuple[Case, frozenset[int]]:
@@ -98,42 +102,49 @@ def decide(
     both = [name for name, found in values.items() if {3, 4} <= found]
     threes = [name for name, found in values.items() if 3 in found and 4 not in found]
     fours = [name for name, found in values.items() if 4 in found and 3 not in found]
-    cavities = f"4 without 3 in {_some(fours)}: resection cavity without enhancing tumour" if fours else ""
+    cavities = (
+        f"value 4 without 3 in {_some(fours)}: resection cavity without enhancing tumour" if fours else ""
+    )
     if edition != "auto":
         return EditionDecision(edition, "as given", cavities if edition == "brats2024" else "")
     if any(_PED.search(name) for name in (cohort, *values)):
         if both or fours:
-            return EditionDecision("ped", f"4 in {_some(both + fours)}, and the names contain PED")
+            return EditionDecision("ped", f"value 4 in {_some(both + fours)}, and the names contain PED")
         return EditionDecision(
             "brats2023",
-            "no file has 4",
+            "no file has value 4",
             "names contain PED: if 1 is enhancing tumour, 2 non-enhancing and 3 cyst (2024), "
             "give --label-edition ped",
         )
     if both:
-        return EditionDecision("brats2024", f"3 and 4 (resection cavity) in {_some(both)}", cavities)
+        return EditionDecision(
+            "brats2024", f"values 3 and 4, enhancing tumour and resection cavity, in {_some(both)}", cavities
+        )
     if threes and fours:
         raise DataError(
-            f"{cohort}: label 3 in {_some(threes)}, 4 in {_some(fours)}, and both in none: enhancing tumour "
-            f"of two editions, or resection cavities; {REMEDY}"
+            f"{cohort}: value 3 in {_some(threes)}, value 4 in {_some(fours)}, both in no file: enhancing "
+            f"tumour of two editions, or resection cavities; {REMEDY}"
         )
     if fours:
         recent = [name for name in fours if re.match(r"BraTS-[A-Z]+-", name, re.I)]
         return EditionDecision(
             "brats2021",
-            f"4 (enhancing tumour) in {_some(fours)}, 3 in none",
+            f"value 4, enhancing tumour, in {_some(fours)}; value 3 in none",
             f"names of 2023 or later, such as {recent[0]}, but labels of 2021: if 4 is a resection cavity, "
             "give --label-edition brats2024"
             if recent
             else "",
         )
     return EditionDecision(
-        "brats2023", f"3 in {_some(threes)}, 4 in none" if threes else "no file has 3 or 4"
+        "brats2023",
+        f"value 3, enhancing tumour, in {_some(threes)}; value 4 in none"
+        if threes
+        else "no file has value 3 or 4",
     )
 
 
 def _some(names: Sequence[str]) -> str:
-    return f"{len(names)} files ({names[0]}, ...)" if len(names) > 1 else f"1 file ({names[0]})"
+    return f"{len(names)} files (such as {names[0]})" if len(names) > 1 else f"1 file ({names[0]})"
 
 
 def recorded(decisions: Mapping[str, EditionDecision]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from brasyn_dist.brats import BRATS
 from brasyn_dist.evaluation.image_metrics import direction
 from brasyn_dist.evaluation.scoring import SYNTHETIC
 from brasyn_dist.evaluation.tables import ALL, by_cohort, mean_of, metrics_of, number
@@ -32,7 +33,8 @@ TITLES = {
 }
 """Metrics in the order of the table; the first three are those of Table 5.1."""
 CLASSES = {"tumour": "WT", "healthy": "HT", "brain": "brain", "ET": "ET", "TC": "TC", "WT": "WT"}
-"""Title of each region, in the order of the rows of a metric. Regions of other modality sets follow."""
+"""Title of each region of BraTS, in the order of the rows of a metric. Regions of other modality sets follow,
+and their own names are the titles."""
 LEFT_OUT = ("NETC", "ED", "tutorial")
 """Masks of BraTS that Table 5.1 does not have."""
 PERCENT = ("challenge_ssim", "dice", "nsd", "voxel_nsd", "ssim", "ms_ssim")
@@ -46,6 +48,11 @@ def rows_of(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(m, r) for m in TITLES for r in regions if (m, r) in found]
 
 
+def class_titles(table: pd.DataFrame) -> dict[str, str]:
+    """Titles of the regions of a score table; of sets other than BraTS their names."""
+    return CLASSES if set(table.modality) <= set(BRATS.modalities) else {}
+
+
 def comparison(evaluations: Mapping[str, pd.DataFrame], method: str = SYNTHETIC) -> pd.DataFrame:
     """Means of several score tables.
 
@@ -54,18 +61,20 @@ def comparison(evaluations: Mapping[str, pd.DataFrame], method: str = SYNTHETIC)
         method: Method of which the scores are taken.
 
     Returns:
-        Index: (metric, validation set, class), metrics by their name; columns: runs; NaN where a run has no
-        such score.
+        Index: (metric, validation set, class) in the order of Table 5.1, metrics by their name; columns:
+        runs; NaN where a run has no such score.
     """
     chosen = {name: table[table.method == method] for name, table in evaluations.items()}
     everything = pd.concat(chosen.values())
     sets = [ALL, *by_cohort(everything)]
+    titles, rows = class_titles(everything), rows_of(everything)
     values = {
-        (metric, which, region): [
+        (metric, which, titles.get(region, region)): [
             mean_in(({ALL: t} | by_cohort(t)).get(which), f"{metric}/{region}") for t in chosen.values()
         ]
-        for metric, region in rows_of(everything)
+        for metric in dict.fromkeys(metric for metric, _ in rows)
         for which in sets
+        for region in (region for other, region in rows if other == metric)
     }
     index = pd.MultiIndex.from_tuples(list(values), names=LEVELS)
     return pd.DataFrame(list(values.values()), index=index, columns=list(chosen)).dropna(how="all")
@@ -79,18 +88,12 @@ def mean_in(table: pd.DataFrame | None, name: str) -> float:
 
 
 def titled(frame: pd.DataFrame) -> pd.DataFrame:
-    """The comparison with the titles of metrics and classes, sorted as in Table 5.1: metric, set, class."""
-    metrics, sets, regions = (list(dict.fromkeys(frame.index.get_level_values(level))) for level in LEVELS)
-    keys = sorted(frame.index, key=lambda k: (metrics.index(k[0]), sets.index(k[1]), regions.index(k[2])))
-    sorted_frame = frame.loc[keys]
-    sorted_frame.index = pd.MultiIndex.from_tuples(
-        [
-            (TITLES[m] + " %" * (m in PERCENT), w.upper() if w == ALL else w, CLASSES.get(r, r))
-            for m, w, r in keys
-        ],
-        names=LEVELS,
-    )
-    return sorted_frame
+    """The comparison with the titles of metrics."""
+    names = [
+        (TITLES[m] + " %" * (m in PERCENT), which.upper() if which == ALL else which, title)
+        for m, which, title in frame.index
+    ]
+    return frame.set_axis(pd.MultiIndex.from_tuples(names, names=LEVELS))
 
 
 def best_of(frame: pd.DataFrame) -> pd.DataFrame:
@@ -127,10 +130,11 @@ def cells(frame: pd.DataFrame, bold: str) -> pd.DataFrame:
 def cohort_rows(cohorts: Mapping[str, pd.DataFrame], method: str = SYNTHETIC) -> list[list[str]]:
     """Cells of a table of one evaluation: metric, class, and the mean in each cohort with its interval."""
     parts = [table[table.method == method] for table in cohorts.values()]
+    titles = class_titles(parts[0])
     return [
         [
             TITLES[metric],
-            CLASSES.get(region, region),
+            titles.get(region, region),
             *(number(mean_of(p[name])) if p[name].notna().any() else "-" for p in parts),
         ]
         for metric, region in rows_of(parts[0])

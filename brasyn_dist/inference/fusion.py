@@ -67,7 +67,7 @@ def load_fusion(path: Path | str, members: Sequence[Member]) -> WeightedFusion:
         _check_members(values["members"], members, path)
         targets = members[0].modality_set.modalities
         return WeightedFusion({t: _checked(values["weights"][t], t, len(members)) for t in targets})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(
             f"{path}: no fusion of {FORMAT} version {FORMAT_VERSION} ({error}); "
             "make it with `brasyn fit-fusion`"
@@ -88,6 +88,6 @@ def _check_members(fitted: Sequence[Mapping[str, str]], members: Sequence[Member
 
 def _checked(values: Sequence[float], target: str, count: int) -> tuple[float, ...]:
     weights = tuple(map(float, values))
-    if len(weights) != count or min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+    if len(weights) != count or min(weights) < 0 or not abs(sum(weights) - 1) <= 1e-6:  # NaN, too
         raise ValueError(f"weights of {target} {weights}: expected {count}, at least 0, adding up to 1")
     return weights

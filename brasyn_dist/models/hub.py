@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from brasyn_dist.common.optional_packages import require
+from brasyn_dist.config import RunConfig
 from brasyn_dist.errors import CheckpointError
+
+LOCAL = (RunConfig.runs_dir, ".", "..")
+"""Folders that are meant by these words, although they do not exist yet."""
 
 
 def is_hub_name(path: Path | str) -> bool:
-    """Whether `path` has the form ORG/NAME and no folder ORG exists."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) is not None and not Path(path).parent.exists()
+    """Whether `path` has the form ORG/NAME, and ORG is neither a folder nor the default folder of runs."""
+    folder = Path(path).parent
+    form = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
+    return form is not None and str(folder) not in LOCAL and not folder.exists()
 
 
 def download(name: str, files: Sequence[str], revision: str | None = None) -> Path:

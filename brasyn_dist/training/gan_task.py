@@ -14,6 +14,7 @@ from brasyn_dist.errors import CheckpointError, ConfigError
 from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.models.cycle_synthesis import CycleSynthesis
 from brasyn_dist.models.discriminator import Discriminator, build_discriminator
+from brasyn_dist.models.hub import is_hub_name
 from brasyn_dist.models.layers import set_recompute
 from brasyn_dist.models.pretrained import load_state, load_tensors, load_weights, weights_file
 from brasyn_dist.models.registry import Generator, build_generator
@@ -52,6 +53,12 @@ class GanTask(Task):
         path = self.config.objective.segmenter
         if not self.config.objective.uses_segmenter or path is None:
             return None
+        if not Path(path).exists() and not is_hub_name(path):
+            where = f"runs_dir={Path(path).parent} name={Path(path).name}"
+            raise ConfigError(
+                f"objective.segmenter={path}: no such folder; give the run folder of a segmenter, or train "
+                f"it with `brasyn train --config segmenter {where} data.shards={self.config.data.shards}`"
+            )
         return Segmenter.from_pretrained(path).requires_grad_(False)
 
     @property

@@ -49,8 +49,9 @@ class JsonLines:
     def __init__(self, path: Path, resumed_step: int | None = None, at_once: bool = False) -> None:
         self.path = path
         if resumed_step is not None and path.exists():
-            kept = [json.dumps(v) for v in read_lines(path) if v["step"] <= resumed_step]
-            atomic_write_text(path, "".join(line + "\n" for line in kept))
+            kept = [json.dumps(v) + "\n" for v in read_lines(path) if v["step"] <= resumed_step]
+            if "".join(kept) != path.read_text(errors="replace"):
+                atomic_write_text(path, "".join(kept))
         self._file = path.open("a", buffering=1 if at_once else -1)
 
     def write(self, values: Mapping[str, Any]) -> None:

@@ -37,6 +37,8 @@ def test_tables_equal_plain_numpy(cohorts: list[Path]):
     size = sum(v.labels.size for v in gli)
     tumour = 100 * sum(int((v.labels > 0).sum()) for v in gli) / size
     assert shares[0][:2] == ["train_gli", "2"] and shares[0][3] == f"{tumour:.2f} %"
+    few = cohort_tables([inspect_case(c, minimum_foreground=200) for c in cases])[2][2]
+    assert few[0][1] == f"{sum(len(kept_slices(v.images > 0, 'axial', 200)) for v in gli):,}" != slices[0][1]
     assert "Clipping candidates" in as_text(cohort_tables([inspect_case(cases[0])]))
 
 

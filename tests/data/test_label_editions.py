@@ -57,7 +57,7 @@ def test_what_the_user_should_check_is_said(found, edition, warning):
 
 
 def test_contradictions_are_refused_with_the_remedy():
-    with pytest.raises(DataError, match=r"train: label 3 in 1 file .*, 4 in 2 files .*--label-edition"):
+    with pytest.raises(DataError, match=r"train: value 3 in 1 file .*, value 4 in 2 files .*--label-edition"):
         decide("train", values({1, 2, 3}, {1, 2, 4}, {4}))
 
 
@@ -75,7 +75,10 @@ def test_cohorts_are_decided_one_by_one_and_damaged_files_take_no_part(tmp_path,
     cases = find_cases(tmp_path / "new") + find_cases(tmp_path / "old")
     edited, decisions = with_label_editions(cases)
     assert [c.label_order for c in edited] == ["brats2023", "brats2021", "brats2021"]
-    assert len(decisions) == 2 and "4 (enhancing tumour) in 1 file (BraTS2021_00000)" in caplog.text
+    assert (
+        len(decisions) == 2
+        and "value 4, enhancing tumour, in 1 file (BraTS2021_00000); value 3 in none" in caplog.text
+    )
     np.testing.assert_array_equal(read_case(edited[1]).labels, brain(1)[1])
 
 

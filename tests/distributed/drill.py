@@ -63,7 +63,7 @@ def drill(out: Path, kills: int, seed: int, steps: int, every_steps: int = 3) ->
         kind = KINDS[done % len(KINDS)]
         # Each attempt may advance the run by a share of it: the last kills must still find it running.
         goal = min(steps - 2, steps * (done + 1) // (kills + 1))
-        before = inode(run_dir)
+        before = written(run_dir)
         process = start(command(arguments), log) if kind == LAUNCHER else WarmRun(arguments, log)
         blow = Blow(process, kind, goal, run_dir, log, before)
         if blow.strike(random_numbers):
@@ -79,10 +79,10 @@ def drill(out: Path, kills: int, seed: int, steps: int, every_steps: int = 3) ->
     return hits
 
 
-def inode(run_dir: Path) -> int:
-    """Changes when a resumed run opens its metrics: until then, their last step is that of the attempt before."""
+def written(run_dir: Path) -> int:
+    """Changes when a resumed run writes to its metrics: until then, their last step is that of the attempt before."""
     metrics = run_dir / "metrics.jsonl"
-    return metrics.stat().st_ino if metrics.exists() else 0
+    return metrics.stat().st_mtime_ns if metrics.exists() else 0
 
 
 class Blow:
@@ -98,7 +98,7 @@ class Blow:
         if self.kind == "while starting":
             time.sleep(delay)
         elif self._wait(
-            lambda: inode(self.run_dir) != self.before and logged_step(self.run_dir) >= self.goal
+            lambda: written(self.run_dir) != self.before and logged_step(self.run_dir) >= self.goal
         ):
             if self.kind == "during a save":
                 self._wait(lambda: any((self.run_dir / "checkpoints").glob(".tmp-step-*")))

@@ -120,16 +120,3 @@ def test_zero_switches_periodic_work_off(work: Path, options: tuple[str, ...]):
     assert (
         "validation    off" in (work / "zero.log").read_text() and (run_dir / "export/config.json").exists()
     )
-
-
-def test_a_compiled_run_on_a_cpu_ends(work: Path, options: tuple[str, ...]):
-    """Inductor keeps a thread pool, which waits for the exit functions of concurrent.futures."""
-    log, small = work / "compiles.log", ("segmenter.image_size=48", "segmenter.widths=[8,16]")
-    more = (
-        "task=segmenter",
-        "runtime.compile=default",
-        "training.max_steps=1",
-        "training.global_batch_size=2",
-    )
-    assert warm_train((*options, *more, "name=compiles"), log, 1, small) == 0, log.read_text()[-4000:]
-    assert "finished at step 1/1" in log.read_text()

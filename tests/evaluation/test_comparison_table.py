@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 
 from brasyn_dist.cli.table import main
 from brasyn_dist.evaluation.comparison_table import comparison, latex, markdown
@@ -51,11 +52,13 @@ def test_rows_are_metric_set_and_class_and_columns_are_runs():
 
 
 def test_regions_of_other_modality_sets_have_rows():
+    """The titles of Table 5.1, such as WT for the tumour, are those of BraTS."""
     names = {"dice/ET": "dice/lesion", "dice/WT": "dice/organ at risk", "dice/NETC": "nsd/lesion"}
-    frame = comparison({"r1": TWO["r1"].rename(columns=names)})
+    frame = comparison({"r1": TWO["r1"].rename(columns=names).assign(modality="ct")})
     body = [line.split(" | ")[:3] for line in markdown(frame).splitlines()[2:]]
     dice = [row[2] for row in body if row[:2] == ["| Dice %", "ALL"]]
     assert dice == ["lesion", "organ at risk"]
+    assert {title for metric, _, title in frame.index if metric == "challenge_ssim"} == {"tumour", "healthy"}
 
 
 def test_runs_with_other_cohorts_have_no_value_there():
@@ -70,7 +73,8 @@ def test_latex_is_a_booktabs_table_with_escaped_names():
     assert text.startswith("\\begin{tabular}{lllrr}") and "\\toprule" in text
     assert "r\\_1" in text and "Dice \\%" in text and "\\textbf{70.00}" in text
     assert not re.search(r"(?<!\\)[_#$%]", text), "special characters are escaped"
-    assert text.count("{") == text.count("}")
+    (table,) = LatexWalker(text.strip(), tolerant_parsing=False).get_latex_nodes()[0]
+    assert isinstance(table, LatexEnvironmentNode) and table.environmentname == "tabular"
     body = text.partition("\\midrule")[2].partition("\\bottomrule")[0]
     rows = [row for row in body.split(r"\\") if "&" in row]
     assert len(rows) == len(comparison(TWO)) and {row.count("&") for row in rows} == {4}

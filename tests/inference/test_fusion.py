@@ -179,6 +179,12 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     WeightedFusion(dict.fromkeys(MODALITIES, (0.7, 0.7))).save(path, {"members": describe_members(two)})
     with pytest.raises(CheckpointError, match="adding up to 1"):
         load_fusion(path, two)
+    for damaged in ("NaN", "1e999", "1" + "0" * 400):
+        weights = dict.fromkeys(MODALITIES, (0.5, 0.5))
+        WeightedFusion(weights).save(path, {"members": describe_members(two)})
+        path.write_text(path.read_text().replace("0.5", damaged))
+        with pytest.raises(CheckpointError, match="brasyn fit-fusion"):
+            load_fusion(path, two)
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"kind": "network"}))
     with pytest.raises(CheckpointError, match="kind 'network' are no longer supported"):

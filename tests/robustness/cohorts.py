@@ -1,5 +1,6 @@
 """Small cohorts of the robustness tests."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,3 +24,13 @@ def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], dtype: type 
     image = nibabel.load(path)
     array = change(np.asanyarray(image.dataobj))
     save(path, array, image.affine, dtype or array.dtype)
+
+
+def damaged_validation(shards: Path, folder: Path) -> Path:
+    """A copy of a shard set whose validation samples are damaged: a training fails at its first validation."""
+    shutil.copytree(shards, folder)
+    for path in folder.glob("val-*.tar"):
+        data = bytearray(path.read_bytes())
+        data[256::512] = bytes(byte ^ 0x10 for byte in data[256::512])
+        path.write_bytes(data)
+    return folder

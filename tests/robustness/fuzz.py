@@ -1,9 +1,9 @@
 """Damage everything that is read at random, and read it.
 
 Volumes, shards, indices, checkpoints, manifests, exports, score tables, findings, lists of patients and of cases,
-modality sets, configurations, statistics, and what the viewer shows.
+modality sets, configurations, statistics, MONAI bundles, fusions, and what the viewer shows.
 
-    python -m tests.robustness.fuzz [--count 2000] [--seed 0]
+    python -m tests.robustness.fuzz [--count 2000] [--seed 0] [--only KIND]
 
 A finding is an exception other than BrasynError, a read of more than 20 s, or other values than before from a
 damaged shard set or checkpoint, whose values are covered by checksums.
@@ -33,8 +33,12 @@ from brasyn_dist.data.sharding.exclusions import read_exclusions
 from brasyn_dist.data.sharding.patient_split import read_split_file
 from brasyn_dist.errors import BrasynError
 from brasyn_dist.evaluation.tables import read_table, summarise, table_csv
+from brasyn_dist.inference.ensemble import load_inference, load_members
+from brasyn_dist.inference.fusion import WeightedFusion, describe_members, load_fusion
 from brasyn_dist.inference.manifest import read_manifest
 from brasyn_dist.modality_set import read_modality_set
+from brasyn_dist.models.export import load_network
+from brasyn_dist.models.monai_bundle import write_bundle
 from brasyn_dist.models.registry import Generator
 from brasyn_dist.preprocessing.statistics import PUBLISHED, Statistics
 from brasyn_dist.report.viewer import open_viewer
@@ -93,6 +97,32 @@ def read_checkpoint(path: Path) -> list[object]:
 def read_viewer(path: Path) -> object:
     """What the viewer lists."""
     return open_viewer(path.parent).listing()
+
+
+def bundle_targets(root: Path) -> dict[str, tuple[list[Path], Callable[[Path], object], bool]]:
+    """A MONAI bundle (the part that this project reads), a fusion of its members, and an inference configuration."""
+    bundle, fusion, members_file = root / "bundle", root / "fusion.json", root / "inference.yaml"
+    write_bundle(load_network(export(root / "two-views", ["axial", "sagittal"])), bundle, "brain", None)
+    models, cpu = bundle / "models", torch.device("cpu")
+    members = load_members(models, cpu)
+    shares = WeightedFusion(dict.fromkeys(members[0].modality_set.modalities, (0.25, 0.75)))
+    shares.save(fusion, {"members": describe_members(members)})
+    members_file.write_text(
+        f"members:\n- {{weights: {models}, views: [axial]}}\n- {{weights: {models}, views: [sagittal]}}\n"
+        f"fusion: {fusion}\ntta: true\n"
+    )
+
+    def read_fusion(path: Path) -> object:
+        fuse = load_fusion(path, members)
+        volumes = torch.ones(len(members), 2, 2, 2)
+        assert all(torch.allclose(fuse(volumes, target), volumes[0]) for target in fuse.weights), "no weights"
+        return fuse.weights
+
+    return {
+        "monai bundle": (sorted(models.iterdir()), lambda path: load_members(path.parent, cpu), False),
+        "fusion": ([fusion], read_fusion, False),
+        "inference.yaml": ([members_file], load_inference, False),
+    }
 
 
 def text_targets(root: Path, subject: Path) -> dict[str, tuple[list[Path], Callable[[Path], object], bool]]:
@@ -163,6 +193,7 @@ def targets(root: Path) -> dict[str, tuple[list[Path], Callable[[Path], object],
         "checkpoint": (sorted(folder.iterdir()), read_checkpoint, True),
         "manifest.json": ([manifest], read_manifest, False),
         **text_targets(root / "texts", subject),
+        **bundle_targets(root),
     }
 
 
@@ -174,12 +205,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append", metavar="KIND", help="damage only this; may be repeated")
     options = parser.parse_args()
     rng, results = random.Random(options.seed), collections.Counter[tuple[str, str]]()
     signal.signal(signal.SIGALRM, too_long)
     findings = 0
     with tempfile.TemporaryDirectory() as folder:
         chosen = targets(Path(folder))
+        if unknown := set(options.only or ()) - set(chosen):
+            parser.error(f"--only {unknown.pop()}: choose from {', '.join(chosen)}")
+        chosen = {name: chosen[name] for name in options.only or chosen}
         expected = {name: read(paths[0]) for name, (paths, read, _) in chosen.items()}
         for number in range(options.count):
             name = list(chosen)[number % len(chosen)]

@@ -106,6 +106,29 @@ def test_names_that_are_not_utf8_are_named_and_the_others_done(
     assert r"M\xe4dchen_1: the name is not UTF-8" in capfd.readouterr().err
 
 
+def test_a_name_that_is_too_long_is_found_before_anything_is_computed(
+    cases: Path, weights: Path, capfd: pytest.CaptureFixture[str]
+):
+    (cases / NAMES[0]).rename(cases / ("x" * 250))
+    assert run_infer(without(cases), weights) == 1
+    assert "a name of 250 bytes, the names of results would be too long" in capfd.readouterr().err
+    assert len(list((cases.parent / "out").glob("*.nii.gz"))) == 2
+    assert not list((cases.parent / "out").glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("suffix", [".hdr", ".mgz", ".nrrd", ".MHA", ".nii.bz2"])
+@pytest.mark.parametrize("modality", ["t1c", "seg"])
+def test_a_volume_of_another_format_is_not_a_missing_one(suffix: str, modality: str, cases: Path):
+    """It would be synthesised, or its tumour would be left out of the scores."""
+    volume = cases / NAMES[0] / f"{NAMES[0]}-{modality}.nii.gz"
+    volume.with_name(f"{NAMES[0]}-{modality}{suffix}").write_bytes(b"x")
+    if modality in MODALITIES:
+        assert len(find_cases(cases)) == 3, "beside a NIfTI file it does no harm"
+        volume.unlink()
+    with pytest.raises(DataError, match=f"{modality}{suffix}: no NIfTI file; convert it"):
+        find_cases(cases)
+
+
 def test_messages_can_be_printed_in_any_encoding(cases: Path, weights: Path):
     rename(cases / NAMES[0], "患者")
     (cases / "患者" / "患者-t1n.nii.gz").write_bytes(b"no volume")

@@ -87,7 +87,7 @@ COMMANDS: dict[str, Callable[[Inputs, Path], list[str]]] = {
     "configs": lambda i, out: ["--copy", str(out)],
     "slurm-attempt": lambda i, out: ["begin", f"runs_dir={out}"],
 }  # fmt: skip
-"""cross-validate, ablate, study and demo call these; convert writes what export writes."""
+"""convert writes what export writes."""
 
 
 @pytest.fixture
@@ -169,3 +169,36 @@ def test_a_full_disk_ends_a_command_with_one_line(
     disk(ROOM)
     assert main(words) == 0, capfd.readouterr().err
     assert complete <= {p.relative_to(out) for p in out.rglob("*") if p.is_file()}
+
+
+CALLING: dict[tuple[str, int], Callable[[Inputs, Path], list[str]]] = {
+    ("cross-validate", 1): lambda i, out: [i.complete, "--out", str(out), "--folds", "3"],
+    ("cross-validate", 16): lambda i, out: [i.complete, "--out", str(out), "--folds", "3", "--minimum-foreground", "50"],
+    ("ablate", 1): lambda i, out: [i.complete, "--out", str(out), "--folds", "3"],
+    ("ablate", 2): lambda i, out: [i.complete, "--out", str(out), "--folds", "3"],
+    ("study", 1): lambda i, out: ["thesis", "--data", f"{i.shards}-cases", "--out", str(out)],
+    ("study", 16): lambda i, out: ["thesis", "--data", f"{i.shards}-cases", "--out", str(out),
+                                   "--shard-options=--minimum-foreground 200"],
+    ("demo", 1): lambda i, out: ["--data", f"{i.shards}-cases", "--out", str(out)],
+    ("demo", 16): lambda i, out: ["--gli", "1", "--met", "1", "--out", str(out)],
+}  # fmt: skip
+"""Commands that call others as processes, by the size of the disk in pages: their first file, or their first stage."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "pages"), CALLING)
+def test_a_full_disk_ends_a_command_that_calls_others(
+    command: str, pages: int, inputs: Inputs, disk: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
+):
+    """One line names path and remedy; the commands above say in a line which one failed."""
+    folder = disk(pages * PAGE)
+    (folder / "filler").write_bytes(bytes(PAGE))
+    words = CALLING[command, pages](inputs, folder / "out")
+    assert importlib.import_module(module_name(command)).main(words) == 1
+    text = capfd.readouterr().err
+    first, *above = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in text and text.endswith(f"{[first, *above][-1]}\n"), text
+    assert str(folder / "out") in first and "No space left" in first and "free space" in first
+    assert all("exit status 1; its messages are above" in line for line in above)
+    assert bool(above) == (pages > 1 or command == "demo")
+    assert not [p for p in folder.rglob(".tmp-*") if not set(p.parts) & set(LOGS)]

@@ -14,7 +14,7 @@ from brasyn_dist.brats import BRATS, CAVITY, VIEWS, Case
 from brasyn_dist.data.case_notes import case_notes
 from brasyn_dist.data.nifti import CaseVolumes, read_case
 from brasyn_dist.errors import DataError
-from brasyn_dist.preprocessing.slicing import kept_slices
+from brasyn_dist.preprocessing.slicing import MINIMUM_FOREGROUND, kept_slices
 
 LOG_EDGES = np.geomspace(1, 32768, 121)
 """Bins of the stored intensities."""
@@ -128,7 +128,7 @@ class CaseFacts:
         }
 
 
-def inspect_case(case: Case) -> CaseFacts:
+def inspect_case(case: Case, minimum_foreground: int = MINIMUM_FOREGROUND) -> CaseFacts:
     """Measurements of a case; problems of its files are part of the result."""
     volumes, problems = read_leniently(case)
     if volumes is None:
@@ -155,7 +155,7 @@ def inspect_case(case: Case) -> CaseFacts:
         tuple(round(float(s), 4) for s in np.linalg.norm(volumes.reference.affine[:3, :3], axis=0)),
         "".join(nibabel.aff2axcodes(image.affine)),
         int(np.count_nonzero(brain)),
-        {view: len(kept_slices(images > 0, view)) for view in VIEWS},
+        {view: len(kept_slices(images > 0, view, minimum_foreground)) for view in VIEWS},
         {
             m: measure(v, brain, str(dtype))
             for m, v, dtype in zip(volumes.modalities, images, volumes.stored_types)
