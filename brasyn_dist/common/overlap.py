@@ -1,8 +1,10 @@
 """Reading and writing while the calling thread computes: one item ahead and one item behind.
 
-with read_ahead(read(item) for item in items) as read_items, WriteBehind() as writer:
-for item in read_items:                 # the next one is read meanwhile
-writer.submit(write, compute(item)) # the last one is written meanwhile
+For a loop over cases:
+
+    with read_ahead(read(item) for item in items) as read_items, WriteBehind() as writer:
+        for item in read_items:                  # the next one is read meanwhile
+            writer.submit(write, compute(item))  # the last one is written meanwhile
 """
 
 from collections.abc import Callable, Iterator
