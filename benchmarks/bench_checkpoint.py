@@ -28,7 +28,7 @@ from brasyn_dist.common.provenance import environment
 from brasyn_dist.config import load_config
 from brasyn_dist.distributed.process_group import Distributed
 from brasyn_dist.training.checkpoint import CheckpointSaver, folder_name, newest_intact
-from brasyn_dist.training.gan_task import build_state
+from brasyn_dist.training.gan_task import GanTask
 from brasyn_dist.training.state import TrainState
 
 STEPS = (10, 1_000_000)
@@ -51,7 +51,7 @@ def main() -> int:
         ],
     )  # fmt: skip
     distributed = Distributed(config.runtime)
-    state = build_state(config, distributed)
+    state = GanTask(config).build_state(distributed)
     take_a_step(state)
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         rows = [measure(state, step, Path(scratch) / str(step), options.repeats) for step in STEPS]

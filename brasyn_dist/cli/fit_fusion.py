@@ -50,8 +50,13 @@ def run(options: FitFusionOptions) -> None:
     """Fit, compare on unseen cases, write the file."""
     from brasyn_dist.common.files import make_folder
     from brasyn_dist.inference.ensemble import choose_device, load_members
-    from brasyn_dist.inference.fusion import describe_members
-    from brasyn_dist.inference.fusion_fitting import VoxelSample, cross_validate, fit_weights, sample_case
+    from brasyn_dist.inference.fusion import (
+        VoxelSample,
+        cross_validate,
+        describe_members,
+        fit_weights,
+        sample_case,
+    )
     from brasyn_dist.inference.synthesis import SynthesisOptions
 
     make_folder(options.out.parent)

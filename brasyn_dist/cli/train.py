@@ -52,7 +52,9 @@ def train(options: TrainOptions) -> int:
         from brasyn_dist.training.start_run import check
 
         check(task)
-        print(redact(cost(config)))
+        from brasyn_dist.training.cost_model import cost_report
+
+        print(redact(cost_report(config)))
         return 0
     from brasyn_dist.training.start_run import run
 
@@ -76,20 +78,6 @@ def build_task(config: "RunConfig") -> "Task":
         "refiner": VolumeTask,
     }
     return classes[config.task](config)
-
-
-def cost(config: "RunConfig") -> str:
-    """What a run would execute and need, as text."""
-    from brasyn_dist.config import Config, PatchRunConfig, SegmenterRunConfig
-
-    if isinstance(config, SegmenterRunConfig):
-        from brasyn_dist.training import segmenter_task
-
-        return segmenter_task.cost(config)
-    assert isinstance(config, Config | PatchRunConfig)
-    from brasyn_dist.training import cost_model
-
-    return cost_model.cost_report(config)
 
 
 def write_report(run_dir: Path) -> None:

@@ -1,26 +1,47 @@
-"""Weighted fusion of the members' volumes; fitted by fit_fusion.py and used by `infer --fusion FILE`.
+"""Weighted fusion of the members' volumes: fitted by `brasyn fit-fusion`, used by `infer --fusion FILE`.
+
+    cases --sample_case--> voxels of every member and of the real volume --fit_weights--> WeightedFusion
+                                   |
+                                   +--cross_validate--> mean absolute error on cases that a fit has not seen
 
 The fused volume is a convex combination of the members' volumes, with one set of weights for each target
 modality. The file is JSON and names the members (view and hash of the weights) that it was fitted for. It is
 refused for other members.
+
+Every case and modality has the same weight in a fit: the same number of voxels is drawn from each, as a
+function of (seed, case, target).
 """
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from brasyn_dist.common.files import read_text, write_json
-from brasyn_dist.errors import CheckpointError
-from brasyn_dist.inference.synthesis import Member
+from brasyn_dist.data.nifti import CaseVolumes
+from brasyn_dist.errors import CheckpointError, DataError
+from brasyn_dist.inference.synthesis import (
+    PLAIN,
+    Member,
+    SynthesisOptions,
+    brain_mask,
+    member_volumes,
+)
 
 FORMAT = "brasyn_dist.fusion"
 FORMAT_VERSION = 1
 KIND = "weights"
+FOLDS = 4
+"""Largest number of folds of the cross-validation."""
+RIDGE = 1e-9
+"""Relative; equal members share their weight instead of giving a singular matrix."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +112,125 @@ def _checked(values: Sequence[float], target: str, count: int) -> tuple[float, .
     if len(weights) != count or min(weights) < 0 or not abs(sum(weights) - 1) <= 1e-6:  # NaN, too
         raise ValueError(f"weights of {target} {weights}: expected {count}, at least 0, adding up to 1")
     return weights
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelSample:
+    """Voxels of one case and target modality, in the units of the files."""
+
+    case: str
+    target: str
+    views_NV: np.ndarray
+    """float32, of each member."""
+    real_N: np.ndarray
+    """float32, of the real volume."""
+
+
+def sample_case(
+    members: Sequence[Member],
+    volumes: CaseVolumes,
+    voxels: int,
+    seed: int,
+    options: SynthesisOptions = PLAIN,
+) -> list[VoxelSample]:
+    """One sample for each target: at most `voxels` brain voxels, synthesised from all other modalities."""
+    device = next(members[0].generator.parameters()).device
+    images = torch.from_numpy(volumes.images).to(device)
+    modality_set = members[0].modality_set
+    samples = []
+    for number, target in enumerate(modality_set.modalities):
+        available = [m for m in modality_set.modalities if m != target]
+        made_VXYZ = member_volumes(members, images, available, target, options)
+        # Voxels that are background whatever the weights are cannot be fitted.
+        inside = (brain_mask(images, modality_set.indices(available)) & (images[number] > 0)).cpu().numpy()
+        chosen = random_subset(np.flatnonzero(inside), voxels, seed, f"{volumes.case.name} {target}")
+        if len(chosen) == 0:
+            raise DataError(f"{volumes.case.folder}: {target} has no brain; leave the case out")
+        views_NV = made_VXYZ.flatten(1)[:, torch.from_numpy(chosen).to(device)].T.cpu().numpy()
+        real_N = volumes.images[number].reshape(-1)[chosen].astype(np.float32)
+        samples.append(VoxelSample(volumes.case.name, target, views_NV, real_N))
+    return samples
+
+
+def random_subset(candidates: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
+    """At most `count` of the candidates, as a function of (seed, name)."""
+    key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16], "little")
+    words = np.asarray(np.random.Philox(key=key).random_raw(len(candidates)))
+    return candidates[np.sort(np.argsort(words, kind="stable")[:count])]
+
+
+def fit_weights(samples: Sequence[VoxelSample], targets: Sequence[str]) -> WeightedFusion:
+    """For each target modality, the convex combination with the smallest mean squared error over cases.
+
+    Raises:
+        DataError: A target has no sample.
+    """
+    weights = {}
+    for target in targets:
+        moments = [error_moments(s) for s in samples if s.target == target]
+        if not moments:
+            raise DataError(f"no case to fit the weights of {target} on")
+        weights[target] = tuple(float(w) for w in simplex_weights(np.mean(moments, axis=0)))
+    return WeightedFusion(weights)
+
+
+def error_moments(sample: VoxelSample) -> np.ndarray:
+    """(V, V) mean of e e^T, where e are the members' errors at a voxel.
+
+    The mean squared error of weights w with sum 1 is w^T E w.
+    """
+    errors_NV = sample.views_NV.astype(np.float64) - sample.real_N[:, None]
+    return errors_NV.T @ errors_NV / len(errors_NV)
+
+
+def simplex_weights(moments_VV: np.ndarray) -> np.ndarray:
+    """The w >= 0 with sum 1 that minimises w^T E w exactly: the best solution over subsets of the members.
+
+    On one subset, w is E^-1 1 / (1^T E^-1 1) (Bates and Granger, 1969, doi:10.1057/jors.1969.103). A subset
+    whose solution has a negative weight is skipped, because the optimum then lies on a smaller subset.
+    """
+    count = len(moments_VV)
+    matrix = moments_VV + RIDGE * max(float(np.trace(moments_VV)), 1e-30) * np.eye(count)
+    best, smallest = np.eye(count)[0], np.inf
+    for size in range(1, count + 1):
+        for chosen in combinations(range(count), size):
+            solved = np.linalg.solve(matrix[np.ix_(chosen, chosen)], np.ones(size))
+            weights = np.zeros(count)
+            weights[list(chosen)] = solved / solved.sum()
+            error = float(weights @ matrix @ weights)
+            if weights.min() >= 0 and error < smallest:
+                best, smallest = weights, error
+    return best
+
+
+def cross_validate(
+    samples: Sequence[VoxelSample],
+    names: Sequence[str],
+    fit: Callable[[Sequence[VoxelSample]], WeightedFusion],
+) -> dict[str, dict[str, float]] | None:
+    """Mean absolute error by target: of each member (by `names`), of their mean and of the fusion.
+
+    The unit is that of the files. The fusion is scored on cases that its fit has not seen, in at most `FOLDS`
+    folds of cases. None for a single case.
+    """
+    cases = sorted({s.case for s in samples})
+    folds = min(FOLDS, len(cases))
+    if folds < 2:
+        return None
+    errors: dict[str, list[dict[str, float]]] = {sample.target: [] for sample in samples}
+    for fold in range(folds):
+        unseen = set(cases[fold::folds])
+        fusion = fit([s for s in samples if s.case not in unseen])
+        for sample in (s for s in samples if s.case in unseen):
+            errors[sample.target].append(_absolute_errors(sample, names, fusion))
+    return {
+        target: {name: float(np.mean([e[name] for e in entries])) for name in entries[0]}
+        for target, entries in errors.items()
+    }
+
+
+def _absolute_errors(sample: VoxelSample, names: Sequence[str], fusion: WeightedFusion) -> dict[str, float]:
+    views_V11N = torch.from_numpy(sample.views_NV.T[:, None, None, :].copy())
+    fused_N = fusion(views_V11N, sample.target).flatten().numpy()
+    columns = dict(zip(names, sample.views_NV.T)) | {"mean": sample.views_NV.mean(1), "fused": fused_N}
+    return {name: float(np.abs(values - sample.real_N).mean()) for name, values in columns.items()}

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from brasyn_dist.brats import BRATS
-from brasyn_dist.config import Config, PatchRunConfig, SegmenterConfig
+from brasyn_dist.config import Config, PatchRunConfig, RunConfig, SegmenterConfig, SegmenterRunConfig
 from brasyn_dist.data.loading.loader import BatchMemory
 from brasyn_dist.data.loading.patches import PatchMemory
 from brasyn_dist.data.loading.sampler import targets_and_masks
@@ -42,6 +42,7 @@ from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.gan_step import GanStep
 from brasyn_dist.training.gan_task import GanTask, check_updates, generator_options
 from brasyn_dist.training.schedule import total_steps
+from brasyn_dist.training.segmenter_task import SegmenterStep
 from brasyn_dist.training.training_data import DeviceBatch, choose_training
 from brasyn_dist.training.volume_data import DevicePatches, choose_cases
 from brasyn_dist.training.volume_task import VolumeStep
@@ -80,7 +81,7 @@ class Cost:
         return max(0, int((capacity_bytes - self.fixed_bytes) / self.bytes_per_slice))
 
 
-def measure(config: Config | PatchRunConfig, modality_set: ModalitySet = BRATS) -> Cost:
+def measure(config: RunConfig, modality_set: ModalitySet = BRATS) -> Cost:
     """Count one update.
 
     A multiple of the number of modalities has the balanced targets of training.
@@ -123,7 +124,7 @@ Prepared = tuple[list[Trainable], Callable[[], Callable[[], object]]]
 """Networks, and a function that loads the samples and returns the update."""
 
 
-def count_update(config: Config | PatchRunConfig, batch: int, modality_set: ModalitySet = BRATS) -> Counted:
+def count_update(config: RunConfig, batch: int, modality_set: ModalitySet = BRATS) -> Counted:
     """Run one update of `batch` samples on fake tensors, eagerly."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -131,11 +132,8 @@ def count_update(config: Config | PatchRunConfig, batch: int, modality_set: Moda
     training: Any = dataclasses.replace(config.training, global_batch_size=batch, micro_batch_size=None)
     config = dataclasses.replace(config, training=training)
     with FakeTensorMode(allow_non_fake_inputs=True), Counter() as counter:
-        networks, load = (
-            prepare_volumes(config, distributed, batch, modality_set)
-            if isinstance(config, PatchRunConfig)
-            else prepare_slices(config, distributed, batch, modality_set)
-        )
+        prepare: Any = PREPARE[config.task]
+        networks, load = prepare(config, distributed, batch, modality_set)
         fixed = counter.now
         update = load()
         counter.operations = counter.operators = counter.traffic = 0
@@ -192,6 +190,33 @@ def prepare_volumes(
         return lambda: step(patches, masks, rate=0.0)
 
     return [trainable], load
+
+
+def prepare_segmenter(
+    config: SegmenterRunConfig, distributed: ProcessGroup, batch: int, modality_set: ModalitySet
+) -> Prepared:
+    """An update of a segmenter."""
+    segmenter = Segmenter(config.segmenter, modality_set)
+    set_recompute(segmenter, config.runtime.recompute)
+    with_gradients(segmenter)
+    trainable = distributed.prepare(segmenter, torch.optim.SGD(segmenter.parameters()), segmenter)
+    step = SegmenterStep(config, distributed, trainable, Normaliser(PUBLISHED))
+
+    def load() -> Callable[[], object]:
+        memory = BatchMemory(config.image_shape, "int16", len(modality_set))
+        slices = DeviceBatch.load(memory.batch(0, slice(0, batch)), step.normaliser)
+        return lambda: step(slices, rate=0.0)
+
+    return [trainable], load
+
+
+PREPARE = {
+    "generator": prepare_slices,
+    "segmenter": prepare_segmenter,
+    "volume": prepare_volumes,
+    "refiner": prepare_volumes,
+}
+"""Networks and update of each task."""
 
 
 def with_gradients(network: nn.Module) -> None:
@@ -288,23 +313,20 @@ class Counter(TorchDispatchMode):
         self.now -= size
 
 
-def cost_report(config: Config | PatchRunConfig) -> str:
+def cost_report(config: RunConfig) -> str:
     """Text for `--dry-run`. Reads the index of the shard set and trains nothing."""
     index = open_shard_set(config.data.shards, config.data.cache_dir, config.data.cache_gib)
+    training: Any
     if isinstance(config, PatchRunConfig):
-        training: Any = choose_cases(index, config.data)
-        what, unit, main = "training cases", "patch", config.task
+        training, what, unit, many = choose_cases(index, config.data), "training cases", "patch", "patches"
         chosen = "patches of " + " x ".join(map(str, config.patches.size)) + " voxels"
     else:
-        check_updates(config, index.header.modality_set)
-        training, what, unit, main = (
-            choose_training(index, config.data),
-            "training slices",
-            "slice",
-            "generator",
-        )
+        if isinstance(config, Config):
+            check_updates(config, index.header.modality_set)
+        training, what, unit, many = choose_training(index, config.data), "training slices", "slice", "slices"
         chosen = ", ".join(config.data.views)
-    many = "patches" if unit == "patch" else "slices"
+        if config.data.min_tumour_fraction:
+            chosen += f", at least {config.data.min_tumour_fraction:.1%} tumour"
     cost = measure(config, modality_set=index.header.modality_set)
     batch, per_batch = config.training.global_batch_size, config.training.updates_per_batch
     steps = total_steps(config.training, len(training))
@@ -314,7 +336,7 @@ def cost_report(config: Config | PatchRunConfig) -> str:
         "data": f"{len(training)} {what} ({chosen}), {config.data.shards}",
         "steps": f"{steps} = {steps // per_batch} global batches of {batch} {many} x {per_batch} updates, "
         f"{steps / per_batch * batch / len(training):.2f} epochs",
-        main: f"{cost.generator_parameters:,} parameters",
+        config.task: f"{cost.generator_parameters:,} parameters",
         "discriminator": f"{cost.discriminator_parameters:,} parameters"
         if cost.discriminator_parameters
         else "none",

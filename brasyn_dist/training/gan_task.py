@@ -125,8 +125,27 @@ class GanTask(Task):
             )
 
     def build_state(self, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
-        """Generator and discriminator with their optimisers, and the counters."""
-        return build_state(self.config, group, modality_set)
+        """Generator, discriminator (if the objective needs it) and their optimisers."""
+        config, device = self.config, group.device
+        options = generator_options(config, group.shards_weights)
+        generator = build_generator(config.generator, config.seed, modality_set, **options)
+        if config.checkpoint.init_from is not None:
+            load_weights(generator, config.checkpoint.init_from)
+        set_recompute(generator, config.runtime.recompute)
+        move_to_device(config, device, generator)
+        average = average_of(generator) if config.training.ema_decay > 0 else None
+        passes = CycleSynthesis(generator, config.training.fast_passes, config.objective.uses_cycle)
+        compile_in_place(config, device, passes)
+        networks = {"generator": group.prepare(passes, adam(config, generator), generator)}
+        if config.objective.uses_discriminator:
+            discriminator = build_discriminator(config.discriminator, config.seed, modality_set)
+            if config.checkpoint.init_from is not None:
+                start_discriminator(discriminator, Path(config.checkpoint.init_from), group.is_main)
+            move_to_device(config, device, discriminator)
+            compile_in_place(config, device, discriminator)
+            optimizer = adam(config, discriminator, config.optimizer.discriminator_ratio)
+            networks["discriminator"] = group.prepare(discriminator, optimizer, discriminator)
+        return TrainState(networks, average)
 
     def build_step(self, group: ProcessGroup, state: TrainState, normaliser: Normaliser) -> GanStep:
         """See `Task.build_step`."""
@@ -196,27 +215,3 @@ def generator_options(config: Config, shards_weights: bool) -> dict[str, Any]:
     # Separate execution calls encoders with parts of their weights, which ZeRO 3 does not gather.
     default = "grouped" if shards_weights else "separate"
     return {"encoder_execution": config.runtime.encoder_execution or default}
-
-
-def build_state(config: Config, group: ProcessGroup, modality_set: ModalitySet = BRATS) -> TrainState:
-    """Generator, discriminator (if the objective needs it) and their optimisers. See `Task.build_state`."""
-    runtime, device = config.runtime, group.device
-    options = generator_options(config, group.shards_weights)
-    generator = build_generator(config.generator, config.seed, modality_set, **options)
-    if config.checkpoint.init_from is not None:
-        load_weights(generator, config.checkpoint.init_from)
-    set_recompute(generator, runtime.recompute)
-    move_to_device(config, device, generator)
-    average = average_of(generator) if config.training.ema_decay > 0 else None
-    passes = CycleSynthesis(generator, config.training.fast_passes, config.objective.uses_cycle)
-    compile_in_place(config, device, passes)
-    networks = {"generator": group.prepare(passes, adam(config, generator), generator)}
-    if config.objective.uses_discriminator:
-        discriminator = build_discriminator(config.discriminator, config.seed, modality_set)
-        if config.checkpoint.init_from is not None:
-            start_discriminator(discriminator, Path(config.checkpoint.init_from), group.is_main)
-        move_to_device(config, device, discriminator)
-        compile_in_place(config, device, discriminator)
-        optimizer = adam(config, discriminator, config.optimizer.discriminator_ratio)
-        networks["discriminator"] = group.prepare(discriminator, optimizer, discriminator)
-    return TrainState(networks, average)

@@ -20,13 +20,13 @@ from brasyn_dist.distributed.process_group import ProcessGroup
 from brasyn_dist.distributed.trainable import Trainable
 from brasyn_dist.losses.tversky import focal_tversky, labelled_only
 from brasyn_dist.modality_set import ModalitySet
-from brasyn_dist.models.segmenter import Segmenter, build_segmenter
+from brasyn_dist.models.segmenter import build_segmenter
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.training.gan_step import add_sums, micro_batches
 from brasyn_dist.training.network_setup import state_of_one
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.task import Task
-from brasyn_dist.training.training_data import BatchLoader, DeviceBatch, TrainingData, choose_training
+from brasyn_dist.training.training_data import BatchLoader, DeviceBatch, TrainingData
 from brasyn_dist.training.validation import SliceValidator
 
 SHORT_NAMES = {LABEL_NAMES[NETC]: "NETC", LABEL_NAMES[ED]: "ED", LABEL_NAMES[ET]: "ET"}
@@ -44,16 +44,20 @@ class SegmenterStep:
     ) -> None:
         self._config, self._group, self._segmenter = config, group, segmenter
         self._loader = BatchLoader(config, normaliser)
+        self.normaliser = normaliser
 
     def update(self, batch: SliceBatch, number: int, rate: float) -> dict[str, Tensor]:
         """One update of the segmenter; see `Step`."""
+        return self(self._loader(batch), rate)
+
+    def __call__(self, batch: DeviceBatch, rate: float) -> dict[str, Tensor]:
+        """One update on this rank's part of a global batch."""
         config, sums = self._config, {}  # type: ignore[var-annotated]
         scale = self._group.world / config.training.global_batch_size
         with self._group.clock.phase("segmenter"):
-            loaded = self._loader(batch)
-            for start, stop in micro_batches(len(loaded), config.training.micro_batch_size):
-                part = loaded.rows(start, stop)
-                with self._segmenter.accumulate(last=stop == len(loaded)):
+            for start, stop in micro_batches(len(batch), config.training.micro_batch_size):
+                part = batch.rows(start, stop)
+                with self._segmenter.accumulate(last=stop == len(batch)):
                     logits_BCHW = self._segmenter.wrapped(part.real_BMHW, part.view_B, part.type_B)
                     loss_B = focal_tversky(config.tversky, logits_BCHW, part.labels_BHW)
                     terms = {"tversky": labelled_only(loss_B, part.has_labels_B)}
@@ -169,32 +173,3 @@ class SegmenterTask(Task):
         """Networks in words, for the log."""
         count, stages = state.main.parameter_count, len(self.config.segmenter.widths)
         return {"segmenter": f"{count:,} parameters, {stages} stages"}
-
-
-def cost(config: SegmenterRunConfig) -> str:
-    """Text for `--dry-run`. Reads the index of the shard set and trains nothing."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from brasyn_dist.data.loading.storage import open_shard_set
-    from brasyn_dist.training.schedule import total_steps
-
-    data = config.data
-    index = open_shard_set(data.shards, data.cache_dir, data.cache_gib)
-    training = choose_training(index, data)
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        segmenter = Segmenter(config.segmenter, index.header.modality_set)
-        number_B = torch.zeros(1, dtype=torch.int64)
-        segmenter(
-            torch.empty(1, len(index.header.modality_set), *config.image_shape), number_B, number_B
-        ).sum().backward()
-    batch, steps = config.training.global_batch_size, total_steps(config.training, len(training))
-    lines = {
-        "run": str(config.run_dir),
-        "data": f"{len(training)} training slices ({', '.join(data.views)}) with at least "
-        f"{data.min_tumour_fraction:.1%} tumour, {data.shards}",
-        "steps": f"{steps} global batches of {batch} slices, {steps * batch / len(training):.2f} epochs",
-        "segmenter": f"{sum(p.numel() for p in segmenter.parameters()):,} parameters",
-        "operations": f"{counter.get_total_flops() / 1e9:.0f} GFLOP a slice, forward and backward",
-    }
-    return "\n".join(f"{name:<16}{value}" for name, value in lines.items())

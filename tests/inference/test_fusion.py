@@ -14,11 +14,13 @@ from scipy.optimize import minimize
 from brasyn_dist.brats import MODALITIES
 from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.inference import fusion_fitting
-from brasyn_dist.inference.fusion import WeightedFusion, describe_members, load_fusion
-from brasyn_dist.inference.fusion_fitting import (
+from brasyn_dist.inference.fusion import (
     VoxelSample,
+    WeightedFusion,
     cross_validate,
+    describe_members,
     error_moments,
+    load_fusion,
     random_subset,
     simplex_weights,
 )

@@ -11,7 +11,7 @@ from brasyn_dist.distributed.single_process import SingleProcess
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.gan_step import GanStep
-from brasyn_dist.training.gan_task import build_state
+from brasyn_dist.training.gan_task import GanTask
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.training_data import DeviceBatch
 
@@ -60,7 +60,7 @@ class Update:
     def __init__(self, config: Config, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.config = config
         self.distributed = SingleProcess(config.runtime, device)
-        self.state: TrainState = build_state(config, self.distributed)
+        self.state: TrainState = GanTask(config).build_state(self.distributed)
         if dtype != torch.float32:
             for network in self.state.networks.values():
                 network.module.to(dtype)

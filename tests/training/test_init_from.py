@@ -13,7 +13,7 @@ from brasyn_dist.models.registry import Generator, build_generator
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.checkpoint import save_checkpoint
-from brasyn_dist.training.gan_task import build_state
+from brasyn_dist.training.gan_task import GanTask
 from brasyn_dist.training.network_setup import adam
 from tests.training.small import small_config
 
@@ -35,7 +35,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 def started(path: Path, *more: str) -> tuple[Generator, torch.nn.Module]:
     config = small_config(f"checkpoint.init_from={path}", *more)
-    state = build_state(config, SingleProcess(config.runtime))
+    state = GanTask(config).build_state(SingleProcess(config.runtime))
     return state.generator.module, state.discriminator.module
 
 
