@@ -96,16 +96,16 @@ class GanStep:
         """
         sums: dict[str, Tensor] = {}
         with self._group.clock.phase("generator"):
-            judged = self._train_generator(batch, masks, rate, sums)
+            for_discriminator = self._train_generator(batch, masks, rate, sums)
         if self._discriminator is not None:
             with self._group.clock.phase("discriminator"):
-                self._train_discriminator(self._discriminator, judged, rate, sums)
+                self._train_discriminator(self._discriminator, for_discriminator, rate, sums)
         return sums
 
     def _train_generator(
         self, batch: DeviceBatch, masks: Sequence[BatchMasks], rate: float, sums: dict[str, Tensor]
     ) -> list[DiscriminatorInputs]:
-        config, judged = self._config, []
+        config, for_discriminator = self._config, []
         frozen: AbstractContextManager[nn.Module | None] = nullcontext()
         if self._discriminator is not None:
             frozen = self._discriminator.frozen()
@@ -122,11 +122,11 @@ class GanStep:
                     terms, loss_B = self.objective(outputs)
                     self._generator.backward(loss_B.sum() * self._scale)
                 add_sums(sums, terms)
-                judged.append(
+                for_discriminator.append(
                     DiscriminatorInputs(outputs.real_B1HW, outputs.image_B1HW.detach(), inputs.target_B)
                 )
         sums["generator_norm"] = self._generator.clip_and_step(config.optimizer.clip_norm, rate)
-        return judged
+        return for_discriminator
 
     def objective(self, outputs: GeneratorOutputs) -> tuple[Terms, Tensor]:
         """Unweighted terms (B,) by name, and the generator's loss (B,). A subclass may add terms."""
@@ -135,13 +135,13 @@ class GanStep:
     def _train_discriminator(
         self,
         discriminator: Trainable,
-        judged: Sequence[DiscriminatorInputs],
+        for_discriminator: Sequence[DiscriminatorInputs],
         rate: float,
         sums: dict[str, Tensor],
     ) -> None:
         config = self._config
-        for number, part in enumerate(judged):
-            with discriminator.accumulate(last=number == len(judged) - 1):
+        for number, part in enumerate(for_discriminator):
+            with discriminator.accumulate(last=number == len(for_discriminator) - 1):
                 patch, classes = discriminator.wrapped(torch.cat([part.real_B1HW, part.synthetic_B1HW]))
                 real_patch, synthetic_patch = patch.chunk(2)
                 real_class, synthetic_class = classes.chunk(2)

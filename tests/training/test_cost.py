@@ -92,7 +92,19 @@ def test_one_update_a_batch_costs_what_it_saves():
 
 
 def test_report_says_what_fits(tmp_path):
-    from tests.small import small_shard_set
+    from brasyn_dist.config import SegmenterRunConfig, load_config
+from brasyn_dist.models.segmenter import Segmenter
+from tests.small import small_shard_set
 
     text = cost_report(small_config(*TINY, f"data.shards={small_shard_set(tmp_path / 'shards')}"))
     assert "fits 48 GB" in text and "slices at a time on each GPU" in text and "GFLOP per slice" in text
+
+
+def test_the_report_of_a_segmenter_counts_its_update(tmp_path):
+    options = ("segmenter.image_size=48", "segmenter.widths=[8,16]", "data.min_tumour_fraction=0.001")
+    shards = f"data.shards={small_shard_set(tmp_path / 'shards')}"
+    config = load_config(None, [*options, shards], SegmenterRunConfig)
+    text = cost_report(config)
+    parameters = sum(p.numel() for p in Segmenter(config.segmenter).parameters())
+    assert f"segmenter       {parameters:,} parameters" in text and "at least 0.1% tumour" in text
+    assert "fits 48 GB" in text and "GFLOP per slice" in text
