@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
-from brasyn_dist.config import load_config
+from brasyn_dist.config import SegmenterRunConfig, load_config
+from brasyn_dist.models.segmenter import Segmenter
 from brasyn_dist.training.cost_model import GIB, cost_report, count_update, measure
 from tests.distributed.launch import REPOSITORY
+from tests.small import small_shard_set
 from tests.training.small import small_config
 
 PUBLISHED = ("generator.decoder=published",)
@@ -92,10 +94,6 @@ def test_one_update_a_batch_costs_what_it_saves():
 
 
 def test_report_says_what_fits(tmp_path):
-    from brasyn_dist.config import SegmenterRunConfig, load_config
-from brasyn_dist.models.segmenter import Segmenter
-from tests.small import small_shard_set
-
     text = cost_report(small_config(*TINY, f"data.shards={small_shard_set(tmp_path / 'shards')}"))
     assert "fits 48 GB" in text and "slices at a time on each GPU" in text and "GFLOP per slice" in text
 
