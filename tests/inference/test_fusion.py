@@ -13,7 +13,6 @@ from scipy.optimize import minimize
 
 from brasyn_dist.brats import MODALITIES
 from brasyn_dist.errors import CheckpointError, DataError
-from brasyn_dist.inference import fusion_fitting
 from brasyn_dist.inference.fusion import (
     VoxelSample,
     WeightedFusion,
@@ -24,6 +23,9 @@ from brasyn_dist.inference.fusion import (
     random_subset,
     simplex_weights,
 )
+from brasyn_dist.inference.fusion import (
+    fit_weights as fit_targets,
+)
 from brasyn_dist.inference.synthesis import Member, synthesise_case
 from brasyn_dist.models.registry import Generator
 from brasyn_dist.preprocessing.preprocessing import Preprocessing
@@ -33,7 +35,7 @@ from tests.inference.small import brain, four
 THREE = ("t1c", "t1n", "t2w")
 
 
-fit_weights = partial(fusion_fitting.fit_weights, targets=MODALITIES)
+fit_weights = partial(fit_targets, targets=MODALITIES)
 
 
 def members(*views: str, weights: str = "a" * 64) -> list[Member]:
