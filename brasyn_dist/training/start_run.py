@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from brasyn_dist.common.files import check_folder, os_error_text
 from brasyn_dist.common.processes import starting_up
@@ -171,11 +170,7 @@ def build_trainer(task: Task, group: Distributed) -> Trainer:
     normaliser = data.preprocessing.normaliser(group.device)
     step = task.build_step(group, state, normaliser)
     validator = task.build_validator(group, data, normaliser) if validates(config, data) else None
-
-    def export(network: nn.Module, at_step: int) -> None:
-        task.export(network, config.run_dir / run_folder.EXPORT, data, at_step)
-
-    return Trainer(config, group, data, state, step, validator, export, logger, identity, steps)
+    return Trainer(task, group, data, state, step, validator, logger, identity, steps)
 
 
 def validates(config: RunConfig, data: TrainingData) -> bool:

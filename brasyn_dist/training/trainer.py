@@ -8,9 +8,7 @@ Nothing in an update waits for the device.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-
-from torch import nn
+from collections.abc import Iterator, Mapping
 
 from brasyn_dist.common.panels import save_png
 from brasyn_dist.common.processes import STOPPED
@@ -30,11 +28,11 @@ from brasyn_dist.training.rank_timing import (
     HostTimer,
     RankMonitor,
 )
-from brasyn_dist.training.run_dir import CHECKPOINTS, PANELS, write_status
+from brasyn_dist.training.run_dir import CHECKPOINTS, EXPORT, PANELS, write_status
 from brasyn_dist.training.schedule import ema_decay, rate_factor, scaled_rate
 from brasyn_dist.training.state import TrainState
 from brasyn_dist.training.stop_request import FINISHED, StopRequest
-from brasyn_dist.training.task import Step
+from brasyn_dist.training.task import Step, Task
 from brasyn_dist.training.training_data import TrainingData
 from brasyn_dist.training.validation import SliceValidator
 
@@ -43,13 +41,12 @@ class Trainer:
     """Trains one run from its current step to the last one, or to a stop request.
 
     Args:
-        config: Options of the run.
+        task: What is trained, and the options of the run.
         group: The ranks.
         data: Training slices.
         state: Networks and optimisers at the current step.
         step: One optimiser update.
         validator: None: no validation.
-        export: Writes a network with the step that it is of.
         logger: Console, files, trackers.
         identity: What a resume compares (run_dir.py).
         total_steps: Optimiser steps of the whole run.
@@ -57,19 +54,19 @@ class Trainer:
 
     def __init__(
         self,
-        config: RunConfig,
+        task: Task,
         group: Distributed,
         data: TrainingData,
         state: TrainState,
         step: Step,
         validator: SliceValidator | None,
-        export: Callable[[nn.Module, int], None],
         logger: RunLogger,
         identity: dict[str, object],
         total_steps: int,
     ) -> None:
-        self.config, self.group, self.data, self.state = config, group, data, state
-        self.step, self.validator, self.export, self.logger = step, validator, export, logger
+        config: RunConfig = task.config
+        self.task, self.config, self.group, self.data, self.state = task, config, group, data, state
+        self.step, self.validator, self.logger = step, validator, logger
         self.identity, self.total_steps, self.run_dir = identity, total_steps, config.run_dir
         self.metrics = MetricBuffer(
             group,
@@ -223,7 +220,7 @@ class Trainer:
 
     def _export(self) -> None:
         if self.group.is_main:
-            self.export(self.state.network, self.state.step)
+            self.task.export(self.state.network, self.run_dir / EXPORT, self.data, self.state.step)
 
     def _save(self) -> None:
         """Save a checkpoint of the current step, once. Metrics up to this step are on disk before."""
