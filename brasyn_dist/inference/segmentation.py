@@ -74,17 +74,17 @@ def segment_volume(
         inputs_KMHW, sums_KCHW = to_slices(images, view), to_slices(sums_CXYZ, view)
         padding = padding_to(inputs_KMHW.shape[2:], segmenter.config.image_size)
         check_window(to_slices(brain_XYZ, view), padding, view)
-        rows_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
+        slices_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
         done = 0
-        for rows_B in full_batches(rows_K, batch_size or default_batch_size(device)):
-            numbers_B = torch.full((len(rows_B),), VIEWS.index(view), device=device)
-            x_BMHW = normaliser(F.pad(inputs_KMHW[rows_B], padding), medians_BM=medians_1M)
+        for slices_B in full_batches(slices_K, batch_size or default_batch_size(device)):
+            numbers_B = torch.full((len(slices_B),), VIEWS.index(view), device=device)
+            x_BMHW = normaliser(F.pad(inputs_KMHW[slices_B], padding), medians_BM=medians_1M)
             with autocast(device, precision):
                 logits_BCHW = segmenter(x_BMHW, numbers_B, torch.full_like(numbers_B, tumour_type))
             probabilities_BCHW = F.pad(logits_BCHW.float().softmax(1), [-n for n in padding])
             # The last batch repeats its last slice, which is counted once.
-            new = min(len(rows_B), len(rows_K) - done)
-            sums_KCHW[rows_B[:new]] += probabilities_BCHW[:new]
+            new = min(len(slices_B), len(slices_K) - done)
+            sums_KCHW[slices_B[:new]] += probabilities_BCHW[:new]
             done += new
     if not torch.isfinite(sums_CXYZ).all():
         raise DataError("the segmenter's output is not finite; check its weights")

@@ -235,16 +235,16 @@ def synthesise_volume(
         inputs_KMHW, outputs_KHW = to_slices(images_MXYZ, view), to_slices(volume_XYZ, view)
         padding = padding_to(outputs_KHW.shape[1:], generator.config.image_size)
         check_window(to_slices(brain_XYZ, view), padding, view)
-        rows_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
+        slices_K = to_slices(brain_XYZ, view).flatten(1).any(1).nonzero()[:, 0]
         offsets_N = [d for d in range(-generator.context, generator.context + 1) if d]
-    for rows_B in full_batches(rows_K, options.batch_size or default_batch_size(device)):
+    for slices_B in full_batches(slices_K, options.batch_size or default_batch_size(device)):
         with timer("prepare"):
-            planes_BMHW = F.pad(inputs_KMHW[rows_B], padding)
+            planes_BMHW = F.pad(inputs_KMHW[slices_B], padding)
             x_BMHW = normaliser(planes_BMHW, medians_BM=medians_1M)
             context_BNMHW = None
             if offsets_N:
-                near_BN = (rows_B[:, None] + torch.tensor(offsets_N, device=device)).clamp(
-                    rows_K[0], rows_K[-1]
+                near_BN = (slices_B[:, None] + torch.tensor(offsets_N, device=device)).clamp(
+                    slices_K[0], slices_K[-1]
                 )
                 context_BNMHW = normaliser.neighbours(F.pad(inputs_KMHW[near_BN], padding), None, medians_1M)
         with timer("network"), autocast(device, options.precision):
@@ -253,7 +253,7 @@ def synthesise_volume(
             )
         with timer("finish"):
             cropped_BHW = F.pad(image_B1HW[:, 0].float(), [-n for n in padding])
-            outputs_KHW[rows_B] = unit * normaliser.denormalise(cropped_BHW, wanted, planes_BMHW, present)
+            outputs_KHW[slices_B] = unit * normaliser.denormalise(cropped_BHW, wanted, planes_BMHW, present)
     with timer("finish"):
         return torch.where(brain_XYZ, volume_XYZ, 0.0)
 
@@ -385,14 +385,14 @@ def check_window(brain_KHW: Tensor, padding: Sequence[int], view: str) -> None:
             )
 
 
-def full_batches(rows_K: Tensor, batch_size: int) -> Iterator[Tensor]:
+def full_batches(slices_K: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Slice numbers in batches of exactly `batch_size`, the last one filled up by repeating the last number.
 
     The choice of kernels depends on the shape, and their results differ in the last bits. With batches of one
     shape, the result of a slice depends on the slice only.
     """
-    missing = -len(rows_K) % batch_size
-    yield from torch.cat([rows_K, rows_K[-1:].expand(missing)]).split(batch_size) if len(rows_K) else ()
+    missing = -len(slices_K) % batch_size
+    yield from torch.cat([slices_K, slices_K[-1:].expand(missing)]).split(batch_size) if len(slices_K) else ()
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
