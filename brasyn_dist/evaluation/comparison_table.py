@@ -127,9 +127,9 @@ def cells(frame: pd.DataFrame, bold: str) -> pd.DataFrame:
     return titled(texts.where(~best, texts.map(bold.format)))
 
 
-def cohort_rows(cohorts: Mapping[str, pd.DataFrame], method: str = SYNTHETIC) -> list[list[str]]:
+def cohort_rows(cohorts: Mapping[str, pd.DataFrame]) -> list[list[str]]:
     """Cells of a table of one evaluation: metric, class, and the mean in each cohort with its interval."""
-    parts = [table[table.method == method] for table in cohorts.values()]
+    parts = [table[table.method == SYNTHETIC] for table in cohorts.values()]
     titles = class_titles(parts[0])
     return [
         [

@@ -33,6 +33,8 @@ from brasyn_dist.modality_set import ModalitySet
 
 HD95_PENALTY = 374.0
 """HD95 in mm if exactly one of both masks is empty."""
+SMOOTH = 1e-6
+"""Of the tutorial's Dice."""
 TOLERANCE = 1.0
 """Default tolerance of the normalised surface distance, in mm."""
 TUTORIAL = "dice/tutorial"
@@ -108,12 +110,11 @@ def tutorial_dice(
     segmented_xyz: np.ndarray,
     reference_xyz: np.ndarray,
     labels: Sequence[int] = (0, *LABEL_NAMES),
-    smooth: float = 1e-6,
 ) -> float:
     """Mean smoothed Dice of all labels, background included, as the challenge's tutorial computes it."""
     values = []
     for label in labels:
         x, y = segmented_xyz == label, reference_xyz == label
         both, either = np.count_nonzero(x & y), np.count_nonzero(x) + np.count_nonzero(y)
-        values.append((2 * both + smooth) / (either + smooth))
+        values.append((2 * both + SMOOTH) / (either + SMOOTH))
     return float(np.mean(values))

@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from brasyn_dist.brats import BACKGROUND, VIEWS
 from brasyn_dist.errors import CheckpointError, DataError
 from brasyn_dist.inference.synthesis import (
-    Precision,
-    autocast,
     brain_mask,
     check_window,
     default_batch_size,
@@ -35,7 +33,6 @@ def segment_volume(
     tumour_type: int,
     views: Sequence[str] | None = None,
     batch_size: int | None = None,
-    precision: Precision = "no",
 ) -> np.ndarray:
     """Segment one case with all modalities.
 
@@ -45,7 +42,6 @@ def segment_volume(
         tumour_type: Index in TUMOUR_TYPES, or UNKNOWN_TYPE.
         views: Views to run over; default: those that the segmenter was trained on.
         batch_size: Slices in a batch; default: `default_batch_size`.
-        precision: Autocast type.
 
     Returns:
         (x, y, z) uint8 canonical labels.
@@ -79,8 +75,7 @@ def segment_volume(
         for slices_B in full_batches(slices_K, batch_size or default_batch_size(device)):
             numbers_B = torch.full((len(slices_B),), VIEWS.index(view), device=device)
             x_BMHW = normaliser(F.pad(inputs_KMHW[slices_B], padding), medians_BM=medians_1M)
-            with autocast(device, precision):
-                logits_BCHW = segmenter(x_BMHW, numbers_B, torch.full_like(numbers_B, tumour_type))
+            logits_BCHW = segmenter(x_BMHW, numbers_B, torch.full_like(numbers_B, tumour_type))
             probabilities_BCHW = F.pad(logits_BCHW.float().softmax(1), [-n for n in padding])
             # The last batch repeats its last slice, which is counted once.
             new = min(len(slices_B), len(slices_K) - done)

@@ -211,8 +211,9 @@ def numbered(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return len({match.group(1) for name in tensors if (match := re.fullmatch(pattern, name))})
 
 
-def shorten(names: Sequence[str], limit: int = 8) -> str:
+def shorten(names: Sequence[str]) -> str:
     """The first names, and the number of the others."""
+    limit = 8
     if not names:
         return "none"
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

@@ -65,9 +65,9 @@ def context_of(network: PretrainedNetwork) -> int:
     return getattr(network, "context", 0)
 
 
-def example_inputs(network: PretrainedNetwork, batch: int = 2) -> tuple[Tensor, ...]:
+def example_inputs(network: PretrainedNetwork) -> tuple[Tensor, ...]:
     """Inputs of `forward` in the right shapes and types."""
-    modalities = len(network.modality_set)
+    batch, modalities = 2, len(network.modality_set)
     x_BMHW = torch.zeros(batch, modalities, *image_shape(network.config.image_size))
     # Two tensors: torch.export would take one tensor at two places for one input.
     first_B, second_B = (torch.zeros(batch, dtype=torch.int64) for _ in range(2))

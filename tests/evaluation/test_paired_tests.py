@@ -105,7 +105,7 @@ def test_unknown_scores_are_left_out_only_by_default():
         compare_scores(pairs, ["dice/WT"])
 
 
-def write_table(path: Path, offset: float, cases: int = 6, method: str = "synthetic") -> Path:
+def write_table(path: Path, offset: float, cases: int = 6) -> Path:
     rng = np.random.default_rng(1)
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
@@ -116,7 +116,15 @@ def write_table(path: Path, offset: float, cases: int = 6, method: str = "synthe
         for n in range(cases):
             noise = rng.normal(0, 0.01)
             writer.writerow(
-                [f"case-{n}", "c", "t1c", method, 50 - 9 * offset, 0.99 + offset / 100, 0.7 + offset + noise]
+                [
+                    f"case-{n}",
+                    "c",
+                    "t1c",
+                    "synthetic",
+                    50 - 9 * offset,
+                    0.99 + offset / 100,
+                    0.7 + offset + noise,
+                ]
             )
             writer.writerow([f"case-{n}", "c", "t1c", "linear regression", 60, 0.9, ""])
     return path

@@ -17,11 +17,11 @@ FEATURES = ObjectiveConfig(**OFF, segmenter_features=2.0, segmenter="built here"
 HEAD = ObjectiveConfig(**OFF, auxiliary_segmentation=0.5)
 
 
-def features(seed: int, count: int = 3, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+def features(seed: int) -> list[torch.Tensor]:
     """Two stages of features."""
     noise = torch.Generator().manual_seed(seed)
-    shapes = ((count, 2, SIDE, SIDE), (count, 3, SIDE // 2, SIDE // 2))
-    return [torch.randn(*shape, generator=noise, dtype=torch.float64).to(dtype) for shape in shapes]
+    shapes = ((3, 2, SIDE, SIDE), (3, 3, SIDE // 2, SIDE // 2))
+    return [torch.randn(*shape, generator=noise, dtype=torch.float64) for shape in shapes]
 
 
 def brain() -> torch.Tensor:

@@ -57,9 +57,9 @@ class Cluster:
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def wait_until_idle(self, timeout: float = TIMEOUT) -> None:
+    def wait_until_idle(self) -> None:
         """Until both nodes are free: a job may ask for as many as there are."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + TIMEOUT
         while (
             state := self.run("sinfo", "--noheader", "--partition=low", "--format=%T %D").strip()
         ) != "idle 2":

@@ -177,7 +177,7 @@ def _alike(facts: Sequence[CaseFacts], modality: str) -> Iterator[Finding]:
             continue
         for i, j, value in similar_pairs(np.stack([_blocks(f, modality) for f in some])):
             a, b = some[i], some[j]
-            if a.case.patient != b.case.patient and value > DUPLICATE:
+            if a.case.patient != b.case.patient:
                 yield Finding(
                     b.case.name, "duplicate", modality, f"correlates {value:.4f} with {a.case.name}"
                 )
@@ -187,8 +187,8 @@ def _blocks(facts: CaseFacts, modality: str) -> np.ndarray:
     return facts.coarse[list(facts.modalities).index(modality)].astype(np.float32).ravel()
 
 
-def similar_pairs(blocks_CB: np.ndarray, least: float = DUPLICATE) -> list[tuple[int, int, float]]:
-    """(i, j, correlation) of pairs of cases i < j above `least`, over blocks that are brain in most cases."""
+def similar_pairs(blocks_CB: np.ndarray) -> list[tuple[int, int, float]]:
+    """(i, j, correlation above DUPLICATE) of cases i < j, over blocks that are brain in most cases."""
     common = np.count_nonzero(blocks_CB > 0.05, axis=0) >= 0.9 * len(blocks_CB)
     if np.count_nonzero(common) < 8:
         return []
@@ -196,7 +196,7 @@ def similar_pairs(blocks_CB: np.ndarray, least: float = DUPLICATE) -> list[tuple
     x = x - x.mean(axis=1, keepdims=True)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
     correlation = x @ x.T
-    rows, columns = np.nonzero(np.triu(correlation > least, 1))
+    rows, columns = np.nonzero(np.triu(correlation > DUPLICATE, 1))
     return [(int(i), int(j), float(correlation[i, j])) for i, j in zip(rows, columns)]
 
 

@@ -145,8 +145,8 @@ def test_nothing_cannot_be_ordered(samples: int, batch: int) -> None:
         SampleOrder(0, np.zeros(samples, int), batch)
 
 
-def all_masks(availability: str, batches: int = 300, batch: int = 64) -> list[BatchMasks]:
-    return [targets_and_masks(1, k, u, batch, availability) for k in range(batches) for u in range(4)]
+def all_masks(availability: str, batches: int = 300) -> list[BatchMasks]:
+    return [targets_and_masks(1, k, u, 64, availability) for k in range(batches) for u in range(4)]
 
 
 @pytest.mark.parametrize("availability", ["three", "any"])

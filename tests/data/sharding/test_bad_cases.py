@@ -28,14 +28,14 @@ def cut(folder: Path) -> None:
     file(folder, "t2w").write_bytes(whole[: len(whole) // 2])
 
 
-def with_value(kind: str, value: float, dtype: type = np.float32) -> Damage:
+def with_value(kind: str, value: float) -> Damage:
     """One voxel of the case's volume of this kind gets the value."""
 
     def damage(folder: Path) -> None:
         images, labels = brain(0)
         array = (labels if kind == "seg" else images[kind]).astype(np.float64)
         array[3, 4, 5] = value
-        save(file(folder, kind), array, dtype=dtype)
+        save(file(folder, kind), array, dtype=np.float32)
 
     return damage
 
