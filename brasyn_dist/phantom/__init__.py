@@ -5,7 +5,7 @@
     scan.py       contrast of each sequence, texture, bias field, noise, scale --> integers
     cases.py      --> BraTS folders, cohorts
 
-    python -m brasyn_dist.phantom OUT --gli 6 --met 2
+    brasyn phantom OUT --gli 6 --met 2
 
 For demonstrations and tests without patient data. The sequences have the contrasts of real ones, and one can
 be predicted in part from the others, as in real cases. They are not a model of disease.
