@@ -1,9 +1,9 @@
 """All options as dataclasses; see docs/reference or `brasyn train --help` for the list.
 
-schema.py       checks and descriptions (pydantic)
-yaml_files.py   YAML files with `base:`, command-line values
-data.py         models.py    objective.py    training.py    runtime.py       options of each component
-run.py          options of a whole run by task, `load_config`
+schema.py         checks and descriptions (pydantic)
+yaml_files.py     YAML files with `base:`, command-line values
+training_data.py, models.py, objective.py, training.py, runtime.py: options of each component
+run.py            options of a whole run by task, `load_config`
 """
 
 from brasyn_dist.config.models import (

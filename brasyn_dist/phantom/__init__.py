@@ -2,7 +2,7 @@
 
     grid.py       coordinates of a head, random fields --> lesions.py   where, how large, what they push away
     anatomy.py    brain outline, folds, ventricles, nuclei --> fractions of tissues (lesions laid over them)
-    scan.py       contrast of each sequence, texture, bias field, noise, scale --> integers
+    scanner.py    contrast of each sequence, texture, bias field, noise, scale --> integers
     cases.py      --> BraTS folders, cohorts
 
     brasyn phantom OUT --gli 6 --met 2

@@ -5,7 +5,7 @@
     curves              metrics.jsonl, performance.jsonl --> charts by optimiser step
     score_tables        summary of an evaluation --> cards, tables and distribution charts
     case_views          slices of single cases with outlines of the tumour
-    provenance          versions, commit, hashes
+    provenance_facts    versions, commit, hashes
     training_report, evaluation_report, dataset_report: the three reports
 
 The Python modules prepare the data; templates/*.html.j2 contain all markup. `brasyn report RUN`

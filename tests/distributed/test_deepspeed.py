@@ -304,7 +304,7 @@ def test_refusals_end_a_launch_with_one_line(work: Path, options: tuple[str, ...
     arguments = command((*options, "name=refused", "training.ema_decay=0"), 2, file_of(3))
     assert run(arguments, log) == 1
     text = log.read_text()
-    assert "error: training.ema_decay=0 with ZeRO 3" in text and "build.py" not in text
+    assert "error: training.ema_decay=0 with ZeRO 3" in text and "start_run.py" not in text
     assert not (work / "runs/refused").exists()
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from brasyn_dist.cli.train import cost, main
+from brasyn_dist.cli.train import main
 from brasyn_dist.config import RunConfig, load_config
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.models.export import load_network
 from brasyn_dist.preprocessing.normalisation import Normaliser
 from brasyn_dist.preprocessing.statistics import PUBLISHED
-from brasyn_dist.training.cost_model import measure
+from brasyn_dist.training.cost_model import cost_report, measure
 from brasyn_dist.training.training_data import DATA_FILE, augmentation_of
 from brasyn_dist.training.volume_data import DevicePatches
 from tests.distributed.launch import REPOSITORY
@@ -132,7 +132,7 @@ def test_options_that_do_not_fit_are_refused(option: str, message: str) -> None:
 
 @every_task
 def test_dry_run(task: str, shards: Path, tmp_path: Path) -> None:
-    text = cost(load_config(None, options_of(task, shards, tmp_path), RunConfig))
+    text = cost_report(load_config(None, options_of(task, shards, tmp_path), RunConfig))
     assert "GFLOP per patch" in text and "2 training cases (patches of 16 x 12 x 8 voxels)" in text
     assert "patches at a time on each GPU" in text and not (tmp_path / task).exists()
 
