@@ -73,10 +73,14 @@ networks that were trained with nnU-Net's BraTS conversion. A file does not show
 """
 _WHOLE = 1e-3
 """Labels may differ by this much from whole numbers; headers with a scale factor produce such values."""
-_IMAGE = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd|mgz|mgh|img|hdr|dcm)$", re.I)
+IMAGE = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd|mgz|mgh|img|hdr|dcm)$", re.I)
 """Endings of files that look like volumes."""
-_OTHER_FORMAT = re.compile(r"\.(mha|mhd|nrrd|nhdr|mgz|mgh|mnc|img|hdr|nii\.(bz2|xz|zst|zip))(\.gz)?$", re.I)
-"""Endings of volumes that are not read."""
+_OTHER_FORMAT = re.compile(
+    r"\.(mha|mhd|nrrd|nhdr|mgz|mgh|mnc|img|hdr|nii\.(bz2|xz|zst|zip)|nii(\.gz)?\.(part|partial|crdownload))"
+    r"(\.gz)?$",
+    re.I,
+)
+"""Endings of volumes that are not read, and of downloads that are not complete."""
 _LISTED = 12
 """Most values of a file that a message lists."""
 
@@ -177,7 +181,7 @@ def find_case(folder: Path, cohort: str = "", modality_set: ModalitySet = BRATS)
     for path in paths:
         named = modality_of(path.with_name(_OTHER_FORMAT.sub(".nii", path.name)), modality_set)
         if named is not None and named[1] not in files and not path.name.startswith("."):
-            raise DataError(f"{path}: no NIfTI file; convert it to .nii.gz, or move it away")
+            raise DataError(f"{path}: no NIfTI file; convert it, or complete its download, to .nii.gz")
     return Case(folder.name, folder, files, cohort, modality_set)
 
 
@@ -201,7 +205,7 @@ def regular_file(path: Path) -> Path:
     if path.is_symlink() and not path.exists():
         raise DataError(f"{path}: a link to nothing; fetch its content (such as by `datalad get`)")
     inside = (
-        [p for p in sorted(path.iterdir()) if p.is_file() and _IMAGE.search(p.name)] if path.is_dir() else []
+        [p for p in sorted(path.iterdir()) if p.is_file() and IMAGE.search(p.name)] if path.is_dir() else []
     )
     if len(inside) == 1 and inside[0].name.lower().endswith((".nii", ".nii.gz")):
         return inside[0]
@@ -264,7 +268,7 @@ def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
             continue
         if any(modality_of(p, modality_set) for p in files):
             folders.append(folder)
-        elif images := sorted(p.name for p in files if _IMAGE.search(p.name)):
+        elif images := sorted(p.name for p in files if IMAGE.search(p.name)):
             unknown.append(f"{folder.name}/{images[0]}")
     named = {m[0] for p in root.iterdir() if p.is_file() and (m := modality_of(p, modality_set))}
     if not folders and len(named) == 1 and not is_prediction_folder(root):
