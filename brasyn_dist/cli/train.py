@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brasyn_dist.cli.command import Command, Overrides
+from brasyn_dist.common.launch_environment import check_environment
 from brasyn_dist.common.logs import redact
 from brasyn_dist.common.processes import starting_up
 from brasyn_dist.common.resources import find_resource
@@ -47,6 +48,7 @@ def train(options: TrainOptions) -> int:
 
     path = None if options.config is None else find_resource("configs", options.config)
     config = load_config(path, options.overrides or (), RunConfig)
+    check_environment(config.runtime.precision)  # before Accelerate and torch read it
     task = build_task(config)
     if options.dry_run:
         from brasyn_dist.training.start_run import check

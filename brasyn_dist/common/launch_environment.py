@@ -30,6 +30,10 @@ REFUSED = {
         "runtime.precision={} sets the precision; give it, or set the variable to no",
     ),
     "ACCELERATE_FP8_BACKEND": (".+", "fp8 is not supported; unset it"),
+    "ACCELERATE_LOG_LEVEL": (
+        r"(?!(debug|info|warning|error|critical)$).+",
+        "expected debug, info, warning, error or critical; unset it",
+    ),
     "ACCELERATE_TORCH_DEVICE": (r"(?!cpu$|cuda(:\d+)?$).+", "expected cpu or cuda; unset it"),
 }
 """Variables of Accelerate that would change the mathematics, or seem to: refused values and the remedy."""

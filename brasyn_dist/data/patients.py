@@ -21,10 +21,10 @@ _NUMBERED = re.compile(r"^(?P<stem>.*\d)[-_ ](?P<number>\d{1,3}|[a-z])$", re.I)
 
 
 def read_patients_file(path: Path) -> dict[str, str]:
-    """Case -> patient: a JSON object, or lines `case,patient` (or separated by a tab, with # comments).
+    """Case -> patient: a JSON object, or lines `case,patient` (also with `;` or a tab, with # comments).
 
     Raises:
-        DataError: The file cannot be read, or a line has another form.
+        DataError: The file cannot be read, a line has another form, or a case has two patients.
     """
     text = read_text(path)
     try:
@@ -33,14 +33,18 @@ def read_patients_file(path: Path) -> dict[str, str]:
     except ValueError as error:
         raise DataError(f"{path}: no mapping of cases to patients ({error})") from None
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
-    delimiter = "\t" if any("\t" in line for line in lines) else ","
+    delimiter = next((d for d in "\t,;" if any(d in line for line in lines)), ",")
     rows = [[cell.strip() for cell in row] for row in csv.reader(filter(None, lines), delimiter=delimiter)]
     wrong = next((row for row in rows if len(row) != 2 or not all(row)), None)
     if wrong is not None or not rows:
         raise DataError(
             f"{path}: expected lines `case,patient` or a JSON object, found {(delimiter.join(wrong or []))!r}"
         )
-    return {case: patient for case, patient in rows if (case.lower(), patient.lower()) != ("case", "patient")}
+    patients: dict[str, str] = {}
+    for case, patient in rows:
+        if patients.setdefault(case, patient) != patient:
+            raise DataError(f"{path}: {case} has two patients, {patients[case]} and {patient}; remove one")
+    return {case: p for case, p in patients.items() if (case.lower(), p.lower()) != ("case", "patient")}
 
 
 def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Case]:

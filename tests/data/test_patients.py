@@ -60,6 +60,7 @@ def test_names_that_differ_in_case_are_one_patient():
         "case,patient\r\na,P1\r\nb,P1\r\n",
         "\ufeff# my patients\na\tP1\n\nb\tP1 # twin\n",
         '"a", P1\n"b", P1\n',
+        "case;patient\r\na;P1\r\nb;P1\r\n",
     ],
 )
 def test_files_of_patients(tmp_path, text):
@@ -69,7 +70,7 @@ def test_files_of_patients(tmp_path, text):
     assert patients(given) == ["P1", "P1", "UPENN-GBM-1"]
 
 
-@pytest.mark.parametrize("text", ["a\nb\n", "", '{"a": ', "a,b,c\n", "a,\n", "[1]"])
+@pytest.mark.parametrize("text", ["a\nb\n", "", '{"a": ', "a,b,c\n", "a,\n", "[1]", "a,1\na,2\n"])
 def test_files_of_another_form(tmp_path, text):
     (tmp_path / "p").write_text(text)
     with pytest.raises(DataError, match="/p: "):

@@ -171,12 +171,13 @@ def findings(*entries: tuple[str, str]) -> str:
         (json.dumps([GOOD[0], "elsewhere"]), (), {GOOD[0]: "listed"}),
     ],
 )
-def test_findings_exclude_cases_and_the_index_says_so(whole, tmp_path, content, kinds, excluded):
+def test_findings_exclude_cases_and_the_index_says_so(whole, tmp_path, content, kinds, excluded, caplog):
     (tmp_path / "findings.json").write_text(content)
     arguments = [str(whole), "--out", str(tmp_path / "out"), "--views", "axial", "--minimum-foreground", "50",
                  "--workers", "1", "--exclude", str(tmp_path / "findings.json")]  # fmt: skip
     arguments += [word for kind in kinds for word in ("--exclude-kind", kind)]
     assert shard.main(arguments) == 0
+    assert ("1 of its names are no case and exclude nothing" in caplog.text) == ("elsewhere" in content)
     header = open_shard_set(tmp_path / "out").header
     assert not {case.name for case in header.cases} & set(excluded)
     assert {s["case"]: s["reason"] for s in header.skipped} == {

@@ -30,7 +30,7 @@ HARMLESS = {
 REFUSED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_MEGATRON_LM": "true",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "true", "ACCELERATE_USE_SAGEMAKER": "true", "ACCELERATE_FP8_BACKEND": "TE",
-    "ACCELERATE_TORCH_DEVICE": "meta", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_LOG_LEVEL": "loud", "ACCELERATE_TORCH_DEVICE": "meta", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_MIXED_PRECISION": "bf16",
 }  # fmt: skip
 Train = Callable[..., tuple[int, str, str, list[str]]]
 
@@ -88,7 +88,7 @@ def test_equal_settings_of_launcher_and_run_are_accepted():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
-    [{"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"LOCAL_RANK": "0"},
+    [{"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {"ACCELERATE_LOG_LEVEL": "loud"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"LOCAL_RANK": "0"},
      {"PMI_SIZE": "2"}, {"WORLD_SIZE": "two"}, {"SLURM_STEP_NUM_TASKS": "4"}],
     ids=str,
 )  # fmt: skip

@@ -95,7 +95,7 @@ def make_shards(
             f"{options.modality_set.name} has "
             f"{', '.join(options.modality_set.modalities)}; compute them from the cases, or give others"
         )
-    cases, excluded = _exclude(cases, options)
+    cases, excluded = _exclude(cases, listed, options)
     listed = [case for case in listed if case.folder.name not in dict(options.exclude)]
     cases = with_patients(cases, dict(options.patients))
     identity = _identity(options, cases, statistics)
@@ -128,7 +128,9 @@ def make_shards(
     return open_shard_set(out)
 
 
-def _exclude(cases: Sequence[Case], options: ShardOptions) -> tuple[list[Case], list[BadCase]]:
+def _exclude(
+    cases: Sequence[Case], bad: Sequence[BadCase], options: ShardOptions
+) -> tuple[list[Case], list[BadCase]]:
     """The cases without those that the user leaves out, and these."""
     reasons = dict(options.exclude)
     excluded = [
@@ -138,6 +140,13 @@ def _exclude(cases: Sequence[Case], options: ShardOptions) -> tuple[list[Case], 
     ]
     if reasons:
         log.info("%d cases excluded; the list has %d names", len(excluded), len(reasons))
+    if unknown := sorted(set(reasons) - {c.name for c in cases} - {b.folder.name for b in bad}):
+        log.warning(
+            "--exclude: %d of its names are no case and exclude nothing, such as %r; names are those of the "
+            "case folders",
+            len(unknown),
+            unknown[0],
+        )
     return [c for c in cases if c.name not in reasons], excluded
 
 
