@@ -45,6 +45,8 @@ from brasyn_dist.config.training_data import (
 from brasyn_dist.config.yaml_files import parse_value, read_yaml, set_by_path
 from brasyn_dist.errors import ConfigError
 
+LONGEST_NAME = 200
+"""Bytes of the name of a run; most file systems allow 255."""
 R = TypeVar("R", bound="RunConfig")
 
 
@@ -53,6 +55,8 @@ def relative_name(name: str) -> str:
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or not path.name or not name.isprintable():
         raise ValueError("the name of a folder below runs_dir")
+    if max(len(part.encode()) for part in path.parts) > LONGEST_NAME:
+        raise ValueError(f"the name of a folder below runs_dir, of at most {LONGEST_NAME} bytes")
     return name
 
 

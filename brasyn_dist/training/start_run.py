@@ -83,7 +83,7 @@ def check(task: Task) -> None:
     """
     config = task.config
     check_trackers(config.telemetry)
-    check_folder(config.run_dir)
+    check_run_folder(config.run_dir)
     group = SingleProcess(config.runtime)
     whole = replace(config, runtime=replace(config.runtime, rank_shares=()))
     data = replace(task, config=whole).open_data(group)
@@ -122,6 +122,12 @@ def machine_errors(run_dir: Path, group: Distributed) -> Iterator[None]:
         ) from error
 
 
+def check_run_folder(run_dir: Path) -> None:
+    """Raise OSError if the run folder or a folder in it cannot be written, or is a file."""
+    for part in ("", run_folder.CHECKPOINTS, run_folder.EXPORT, run_folder.PANELS):
+        check_folder(run_dir / part)
+
+
 def lock_run(run_dir: Path, group: Distributed) -> run_folder.RunLock | None:
     """Rank 0 takes the run folder. Every rank raises BrasynError if it could not."""
     locks: list[run_folder.RunLock] = []
@@ -129,6 +135,7 @@ def lock_run(run_dir: Path, group: Distributed) -> run_folder.RunLock | None:
     def take() -> None:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
+            check_run_folder(run_dir)
             locks.append(run_folder.RunLock(run_dir))
         except (BrasynError, OSError) as problem:
             text = os_error_text(problem) if isinstance(problem, OSError) else problem

@@ -36,6 +36,8 @@ def test_a_run_that_could_start(shards: Path, tmp_path: Path):
         ("checkpoint.init_from={tmp}/weights", "more differences; give weights of the same configuration"),
         ("telemetry.wandb=online", "WANDB_API_KEY"),
         ("runs_dir={tmp}/file", "file: Not a directory"),
+        ("runs_dir={tmp}/checkpoints", "x/checkpoints: Not a directory; a file is in the place of a folder"),
+        ("runs_dir={tmp}/export", "x/export: Not a directory; a file is in the place of a folder"),
         ("data.cohorts=[elsewhere]", "elsewhere"),
     ],
 )
@@ -46,6 +48,9 @@ def test_a_run_that_could_not_start(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "file").touch()
+    for part in ("checkpoints", "export"):
+        (tmp_path / part / "x").mkdir(parents=True)
+        (tmp_path / part / "x" / part).touch()
     if option.startswith("checkpoint.init_from"):
         export(tmp_path / "weights")  # of another size
     elif option.startswith("checkpoint.resume"):

@@ -123,7 +123,7 @@ def test_a_path_that_is_empty_is_refused(option: str, text: str):
         load_config(None, [f"{option}={text}"])
 
 
-@pytest.mark.parametrize("name", ["''", "..", "../other", "/tmp/run", '"a\\nb"', "a/../../b"])
+@pytest.mark.parametrize("name", ["''", "x" * 201, "..", "../other", "/tmp/run", '"a\\nb"', "a/../../b"])
 def test_a_name_stays_below_runs_dir(name: str):
     with pytest.raises(ConfigError, match="name=.*below runs_dir"):
         load_config(None, [f"name={name}"])
