@@ -73,7 +73,7 @@ networks that were trained with nnU-Net's BraTS conversion. A file does not show
 """
 _WHOLE = 1e-3
 """Labels may differ by this much from whole numbers; headers with a scale factor produce such values."""
-_IMAGE = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd|mgz|mgh|img|hdr|dcm)$", re.I)
+IMAGE = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd|mgz|mgh|img|hdr|dcm)$", re.I)
 """Endings of files that look like volumes."""
 _OTHER_FORMAT = re.compile(r"\.(mha|mhd|nrrd|nhdr|mgz|mgh|mnc|img|hdr|nii\.(bz2|xz|zst|zip))(\.gz)?$", re.I)
 """Endings of volumes that are not read."""
@@ -201,7 +201,7 @@ def regular_file(path: Path) -> Path:
     if path.is_symlink() and not path.exists():
         raise DataError(f"{path}: a link to nothing; fetch its content (such as by `datalad get`)")
     inside = (
-        [p for p in sorted(path.iterdir()) if p.is_file() and _IMAGE.search(p.name)] if path.is_dir() else []
+        [p for p in sorted(path.iterdir()) if p.is_file() and IMAGE.search(p.name)] if path.is_dir() else []
     )
     if len(inside) == 1 and inside[0].name.lower().endswith((".nii", ".nii.gz")):
         return inside[0]
@@ -264,7 +264,7 @@ def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
             continue
         if any(modality_of(p, modality_set) for p in files):
             folders.append(folder)
-        elif images := sorted(p.name for p in files if _IMAGE.search(p.name)):
+        elif images := sorted(p.name for p in files if IMAGE.search(p.name)):
             unknown.append(f"{folder.name}/{images[0]}")
     named = {m[0] for p in root.iterdir() if p.is_file() and (m := modality_of(p, modality_set))}
     if not folders and len(named) == 1 and not is_prediction_folder(root):

@@ -7,16 +7,18 @@ predictions --WorkQueue--> score_prediction --> records --one process--> CaseSco
 --segmentation of the completed case--> segmentation metrics        --> CaseScores
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from brasyn_dist.brats import BRATS, PREDICTIONS_MANIFEST, Case
+from brasyn_dist.brats import BRATS, IMAGE, PREDICTIONS_MANIFEST, Case
 from brasyn_dist.common.files import read_json
 from brasyn_dist.common.launch_environment import LaunchContext
 from brasyn_dist.common.progress import Progress
@@ -29,6 +31,7 @@ from brasyn_dist.modality_set import ModalitySet
 from brasyn_dist.preprocessing.statistics import Statistics
 from brasyn_dist.workqueue.queue import MAXIMUM_DEATHS, WorkQueue
 
+log = logging.getLogger(__name__)
 SYNTHETIC = "synthetic"
 """The method under evaluation; the other methods are baselines."""
 
@@ -111,20 +114,27 @@ def modality_set_of(predictions: Path) -> ModalitySet:
 
 
 def find_predictions(folder: Path, modality_set: ModalitySet = BRATS) -> list[Prediction]:
-    """Predictions in a folder, sorted by name.
+    """Predictions in a folder, sorted by name. Other volumes in it are named in a warning.
 
     Raises:
-        DataError: The folder does not exist or holds no prediction.
+        DataError: The folder does not exist, holds no prediction, or two of one volume.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that `brasyn infer` wrote")
     modalities = "|".join(map(re.escape, modality_set.modalities))
     pattern = re.compile(rf"^(?P<case>.+)-(?P<modality>{modalities})\.nii(\.gz)?$", re.S)
-    matches = ((p, pattern.match(p.name)) for p in sorted(folder.iterdir()) if not p.name.startswith("."))
-    found = [Prediction(p, m["case"], m["modality"]) for p, m in matches if m]
+    paths = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    found = [Prediction(p, m["case"], m["modality"]) for p in paths if (m := pattern.match(p.name))]
+    example = f"expected files such as CASE-{modality_set.modalities[0]}.nii.gz"
     if not found:
-        example = f"CASE-{modality_set.modalities[0]}.nii.gz"
-        raise DataError(f"{folder}: no prediction found; expected files such as {example}")
+        raise DataError(f"{folder}: no prediction found; {example}")
+    for first, second in pairwise(sorted(found, key=lambda p: (p.case, p.modality))):
+        if (first.case, first.modality) == (second.case, second.modality):
+            names = f"{first.path.name} and {second.path.name}"
+            raise DataError(f"{folder}: two predictions of one volume, {names}; keep one of them")
+    if unused := [p.name for p in paths if IMAGE.search(p.name) and not pattern.match(p.name)]:
+        listed = ", ".join(unused[:3]) + ", ..." * (len(unused) > 3)
+        log.warning("%s: %d volumes are no predictions: %s; %s", folder, len(unused), listed, example)
     return found
 
 

@@ -15,6 +15,7 @@ from brasyn_dist.data.loading.storage import open_shard_set
 from brasyn_dist.data.nifti import read_case, write_like
 from brasyn_dist.errors import DataError
 from brasyn_dist.evaluation.baselines import fit_regression
+from brasyn_dist.evaluation.scoring import find_predictions
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from tests.data.case_files import save, write_case
 
@@ -217,3 +218,20 @@ def test_inspect_writes_findings_that_sharding_takes(cohort, tmp_path, capsys):
         "50",
     ]
     assert shard.main([*arguments, "--workers", "1", "--exclude", str(tmp_path / "f.json")]) == 0
+
+
+def test_two_predictions_of_one_volume_are_refused(tmp_path: Path):
+    """They would count twice in every mean."""
+    for name in ("a-t1c.nii.gz", "a-t1c.nii", "b-t1c.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        DataError, match=r"two predictions of one volume, a-t1c.nii and a-t1c.nii.gz; keep one"
+    ):
+        find_predictions(tmp_path)
+
+
+def test_volumes_that_are_no_predictions_are_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("a-t1c.nii.gz", "B-T1C.NII.GZ", "a-t1n.mgz", "a_flair.nii", "a-seg.nii.gz", "manifest.json"):
+        (tmp_path / name).touch()
+    assert [p.path.name for p in find_predictions(tmp_path)] == ["a-t1c.nii.gz"]
+    assert "4 volumes are no predictions: B-T1C.NII.GZ, a-seg.nii.gz, a-t1n.mgz, ...; expected" in caplog.text
