@@ -75,8 +75,12 @@ _WHOLE = 1e-3
 """Labels may differ by this much from whole numbers; headers with a scale factor produce such values."""
 IMAGE = re.compile(r"\.(nii(\.gz)?|mha|mhd|nrrd|mgz|mgh|img|hdr|dcm)$", re.I)
 """Endings of files that look like volumes."""
-_OTHER_FORMAT = re.compile(r"\.(mha|mhd|nrrd|nhdr|mgz|mgh|mnc|img|hdr|nii\.(bz2|xz|zst|zip))(\.gz)?$", re.I)
-"""Endings of volumes that are not read."""
+_OTHER_FORMAT = re.compile(
+    r"\.(mha|mhd|nrrd|nhdr|mgz|mgh|mnc|img|hdr|nii\.(bz2|xz|zst|zip)|nii(\.gz)?\.(part|partial|crdownload))"
+    r"(\.gz)?$",
+    re.I,
+)
+"""Endings of volumes that are not read, and of downloads that are not complete."""
 _LISTED = 12
 """Most values of a file that a message lists."""
 
@@ -177,7 +181,7 @@ def find_case(folder: Path, cohort: str = "", modality_set: ModalitySet = BRATS)
     for path in paths:
         named = modality_of(path.with_name(_OTHER_FORMAT.sub(".nii", path.name)), modality_set)
         if named is not None and named[1] not in files and not path.name.startswith("."):
-            raise DataError(f"{path}: no NIfTI file; convert it to .nii.gz, or move it away")
+            raise DataError(f"{path}: no NIfTI file; convert it, or complete its download, to .nii.gz")
     return Case(folder.name, folder, files, cohort, modality_set)
 
 

@@ -116,7 +116,7 @@ def test_a_name_that_is_too_long_is_found_before_anything_is_computed(
     assert not list((cases.parent / "out").glob(".tmp-*"))
 
 
-@pytest.mark.parametrize("suffix", [".hdr", ".mgz", ".nrrd", ".MHA", ".nii.bz2"])
+@pytest.mark.parametrize("suffix", [".hdr", ".mgz", ".nrrd", ".MHA", ".nii.bz2", ".nii.gz.part"])
 @pytest.mark.parametrize("modality", ["t1c", "seg"])
 def test_a_volume_of_another_format_is_not_a_missing_one(suffix: str, modality: str, cases: Path):
     """It would be synthesised, or its tumour would be left out of the scores."""
