@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from brasyn_dist.brats import Case, modality_of, prediction_name
+from brasyn_dist.brats import PREDICTIONS_MANIFEST, Case, modality_of, prediction_name
 from brasyn_dist.common.files import make_folder, remove_abandoned, sha256_of
 from brasyn_dist.common.launch_environment import LaunchContext, launch_context
 from brasyn_dist.common.progress import Progress
@@ -150,7 +150,8 @@ def infer_batch(
         One record for each case, by name, also of the cases that other processes have done.
 
     Raises:
-        ConfigError: The options contradict each other, or the output folder belongs to other options.
+        ConfigError: The options contradict each other, the output folder belongs to other options, or it has
+            volumes in the way of results.
         CheckpointError: The weights are not intact.
         DataError: The input holds no case.
     """
@@ -172,7 +173,15 @@ def infer_batch(
     if reading.assume is not None:
         manifest.identity["assume"] = reading.assume
     make_folder(output)
+    # A run writes its manifest before its first volume: volumes without a manifest are not results of a run.
+    foreign = [path for request in planned for path in request.outputs.values() if path.exists()]
     manifest.read(overwrite)
+    if foreign and manifest.new and not overwrite:
+        more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
+        raise ConfigError(
+            f"{foreign[0]}{more}: in the way of a result; {output} has no {PREDICTIONS_MANIFEST} of a run; "
+            "give another --output, or --overwrite to replace it"
+        )
     targets = {name: request.targets for name, request in requests.items()}
     queue = WorkQueue(
         output,

@@ -375,6 +375,22 @@ def test_no_case_is_synthesised_that_cannot_be_written(cases: Path, weights: Pat
     assert run_infer(cases, weights) == 0
 
 
+def test_a_volume_that_no_run_has_written_is_not_overwritten(
+    cases: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+):
+    without(cases)
+    foreign = cases.parent / "out" / f"{next(cases.iterdir()).name}-t2f.nii.gz"
+    foreign.parent.mkdir()
+    foreign.write_bytes(b"somebody's work")
+    assert run_infer(cases, weights) == 1
+    err = capsys.readouterr().err.strip().splitlines()
+    assert err[-1].startswith(f"error: {foreign}: in the way of a result") and "--overwrite" in err[-1]
+    assert [path.name for path in foreign.parent.iterdir()] == [foreign.name]
+    assert foreign.read_bytes() == b"somebody's work"
+    foreign.unlink()
+    assert run_infer(cases, weights) == run_infer(cases, weights) == 0
+
+
 def test_foreign_files_in_our_folders_do_no_harm(cases: Path, weights: Path):
     queue = cases.parent / "out" / ".workqueue" / "000001"
     for name in ("workers", "claims", "records"):
