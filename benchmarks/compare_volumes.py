@@ -128,7 +128,7 @@ class Fold:
             brasyn(
                 "cross-fit", self.training, "--out", made, "--config", "laptop", "--folds", "2",
                 "--minimum-foreground", str(self.options.minimum_foreground), f"training.max_steps={updates}",
-                *self.options.slices, *self.options.overrides,
+                "runtime.threads=1", *self.options.slices, *self.options.overrides,
             )
         )  # fmt: skip
         self.shard(self.training, "shards-stage1", "--no-slices", "--stage1", made / "predictions",
