@@ -47,9 +47,13 @@ def make_folder(path: Path) -> Path:
 def check_folder(path: Path) -> None:
     """Raise OSError if a folder cannot be written to, or cannot be created."""
     existing = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
-    number = errno.ENOTDIR if not existing.is_dir() else errno.EACCES
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise OSError(number, os.strerror(number), str(existing))
+    if not existing.is_dir():
+        number = errno.ENOTDIR
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
+    else:
+        return
+    raise OSError(number, os.strerror(number), str(existing))
 
 
 @contextmanager

@@ -15,10 +15,10 @@ LARGEST_SIDE = 4096
 Recompute = Literal["nothing", "activations"]
 
 
-def check_image_size(name: str, size: ImageSize, multiple: int) -> None:
-    """Raise ConfigError unless both sides are positive multiples of `multiple`."""
+def check_image_size(name: str, size: ImageSize, multiple: int, reason: str = "") -> None:
+    """Raise ConfigError unless both sides are positive multiples of `multiple`, with the reason for it."""
     if any(not multiple <= side <= LARGEST_SIDE or side % multiple for side in image_shape(size)):
-        raise ConfigError(f"{name} {size} must be a multiple of {multiple}, at most {LARGEST_SIDE}")
+        raise ConfigError(f"{name} {size} must be a multiple of {multiple}{reason}, at most {LARGEST_SIDE}")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         scale = 2 ** (len(self.channel_multipliers) - 1)
-        check_image_size("generator.image_size", self.image_size, scale)
+        stages = f" ({len(self.channel_multipliers)} generator.channel_multipliers)"
+        check_image_size("generator.image_size", self.image_size, scale, stages)
         if self.base_channels % self.norm_groups:
             raise ConfigError(
                 f"generator.base_channels {self.base_channels} must be a multiple of "
@@ -155,7 +156,8 @@ class SegmenterConfig:
     """Groups of each GroupNorm."""
 
     def __post_init__(self) -> None:
-        check_image_size("segmenter.image_size", self.image_size, 2 ** (len(self.widths) - 1))
+        stages = f" ({len(self.widths)} segmenter.widths)"
+        check_image_size("segmenter.image_size", self.image_size, 2 ** (len(self.widths) - 1), stages)
         if any(width % self.norm_groups for width in self.widths):
             raise ConfigError(
                 f"segmenter.widths {list(self.widths)} must be multiples of "

@@ -217,7 +217,7 @@ def test_command_line_writes_cohorts_and_goes_on(tmp_path):
     (tmp_path / "train_gli" / "BraTS-GLI-00001-000" / "BraTS-GLI-00001-000-seg.nii.gz").unlink()
     times = {p: p.stat().st_mtime_ns for p in files if p.exists()}
     # As people run it: a module's own functions do not reach the workers of another process by themselves.
-    command = [sys.executable, "-m", "brasyn_dist.phantom", *arguments, "--workers", "2"]
+    command = [sys.executable, "-m", "brasyn_dist", "phantom", *arguments, "--workers", "2"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )

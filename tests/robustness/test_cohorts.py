@@ -59,7 +59,7 @@ def test_the_cavity_is_a_label_of_its_own_in_shards(tmp_path, caplog):
 def test_a_mixed_cohort_is_refused_before_anything_is_written(tmp_path):
     root = cohort(tmp_path / "gli", "BraTS-GLI-00000-000")
     write_case(root, "BraTS-GLI-00001-000", 1, shape=SHAPE, enhancing=4)
-    with pytest.raises(DataError, match="gli: label 3 in 1 file .*--label-edition"):
+    with pytest.raises(DataError, match="gli: value 3 in 1 file .*--label-edition"):
         make_shards([root], tmp_path / "out", OPTIONS)
     assert not (tmp_path / "out").exists()
 

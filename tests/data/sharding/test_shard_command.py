@@ -16,7 +16,7 @@ def test_a_set_is_made_and_described(made, cohorts, tmp_path):
     assert contents(tmp_path / "out") == contents(made)
     assert "encode: 6/6" in err and "\r" not in err, "plain lines where there is no terminal"
     edition, table = out.partition("cohort")[0], out[out.index("cohort") :]
-    assert "train_gli: label edition brats2023: 3 in 4 files" in edition
+    assert "train_gli: label edition brats2023 (value 3, enhancing tumour, in 4 files" in edition
     rows = [line.split() for line in table.splitlines()]
     assert rows[0] == ["cohort", "split", "cases", "unlabelled", "axial", "sagittal", "coronal", "MB"]
     per_view = {v: sum(f"/{v}/" in key for key in expected_slices()) for v in VIEWS}
