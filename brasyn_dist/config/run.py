@@ -85,21 +85,21 @@ class RunConfig:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
-    @classmethod
-    def before_options(cls) -> Self:
-        """Defaults as they were before an option existed: fill what an old checkpoint does not state."""
-        return from_dict(cls, {"generator": BEFORE_OPTIONS} if cls is Config else {})
+    def __post_init__(self) -> None:
+        if self.augmentation.gamma and self.data.normalisation != "case":
+            raise ConfigError(
+                "augmentation.gamma needs intensities in medians: set data.normalisation=case instead of "
+                f"{self.data.normalisation}, or augmentation.gamma=0"
+            )
 
     def _check_encoder_execution(self) -> None:
         if self.runtime.encoder_execution is not None:
             raise ConfigError("runtime.encoder_execution is an option of task generator; remove it")
 
-    def __post_init__(self) -> None:
-        if self.augmentation.gamma and self.data.normalisation != "case":
-            raise ConfigError(
-                f"augmentation.gamma needs intensities in medians: set data.normalisation=case instead of "
-                f"{self.data.normalisation}, or augmentation.gamma=0"
-            )
+    @classmethod
+    def before_options(cls) -> Self:
+        """Defaults as they were before an option existed: fill what an old checkpoint does not state."""
+        return from_dict(cls, {"generator": BEFORE_OPTIONS} if cls is Config else {})
 
     @property
     def run_dir(self) -> Path:

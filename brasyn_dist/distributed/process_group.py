@@ -10,6 +10,7 @@ ProcessGroup                    rank, world, device, phase timing, agreements be
 import os
 import re
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -39,7 +40,7 @@ COMMUNICATION = {"NCCL_DEBUG": "WARN", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
 """Defaults of environment variables for GPUs: report problems, and end a rank whose peers have ended."""
 
 
-class ProcessGroup:
+class ProcessGroup(ABC):
     """This process and the others of its run. The base class is a group of one process."""
 
     def __init__(self, runtime: RuntimeConfig, device: torch.device, clock: PhaseClock) -> None:
@@ -65,16 +66,16 @@ class ProcessGroup:
 
     # ---- networks
 
+    @abstractmethod
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: nn.Module) -> Trainable:
         """Make `module`, which is on the device, trainable on all ranks.
 
         `state` becomes `Trainable.module`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def autocast(self) -> AbstractContextManager:
         """Context in which operations run in the configured precision."""
-        raise NotImplementedError
 
     # ---- agreements between ranks, on the host
 
@@ -126,7 +127,7 @@ class ProcessGroup:
         """Wait until all ranks have arrived here."""
         self.any(False)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """End the use of the group."""
 
 
