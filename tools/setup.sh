@@ -1,6 +1,6 @@
 # Sourced by demo.sh and test.sh: a virtual environment with the versions in constraints.txt, made once.
 #   VENV=DIR    where (default .venv)       PYTHON=python3.12    which interpreter (3.11 or later)
-# Where nvidia-smi finds a GPU, TORCH=... chooses another build (see docs/getting-started/install.md).
+#   TORCH=...   another build of PyTorch (docs/getting-started/install.md)
 set -euo pipefail
 VENV=${VENV:-.venv}
 PYTHON=${PYTHON:-python3}

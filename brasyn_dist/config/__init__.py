@@ -1,4 +1,4 @@
-"""All options as dataclasses; see docs/reference or `brasyn train --help` for the list.
+"""All options as dataclasses; see docs/reference/configuration.md or `brasyn train --help` for the list.
 
 schema.py         checks and descriptions (pydantic)
 yaml_files.py     YAML files with `base:`, command-line values

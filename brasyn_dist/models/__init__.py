@@ -1,8 +1,11 @@
 """Networks: torch.nn modules without knowledge of processes, devices or patient files.
 
-    layers --> feature_fusion, infuser --> generator --> passes (both passes of an update)
-    discriminator, segmenter published_weights (conversion of the thesis' weights), pretrained (exports:
-    config.json and model.safetensors)
+    layers --> feature_fusion, infuser --> hfgan --> cycle_synthesis (both passes of an update)
+    layers --> conditional_unet, discriminator, segmenter
+    volume_network --> volume_unet, refiner
 
-Import from the modules.
+registry            generators by `generator.kind`
+pretrained          exports: config.json and model.safetensors
+published_weights   conversion of the thesis' weights
+export, model_card, monai_bundle, torch_export, hub: exports for others
 """

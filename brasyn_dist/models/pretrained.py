@@ -3,7 +3,7 @@
     config.json           format, configuration of the network, preprocessing, SHA-256 of the weights
     model.safetensors     weights, float32, contiguous
 
-Generators and segmenters are stored alike; `format` contains which of them it is. The SHA-256 connects the
+All networks are stored alike; `format` contains the kind of the network. The SHA-256 connects the
 two files: after an interrupted save or a damaged copy, loading fails with an error. In place of a folder,
 ORG/NAME names an export on the Hugging Face hub.
 """

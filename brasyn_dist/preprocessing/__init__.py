@@ -1,1 +1,1 @@
-"""Preprocessing of volumes: statistics, normalisation, intensity scale, slicing."""
+"""Preprocessing of volumes: statistics, normalisation, intensity scale, slices, chunks."""

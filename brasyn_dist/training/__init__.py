@@ -1,1 +1,1 @@
-"""Training of generators and segmenters; trainer.py has the loop."""
+"""Training of generators, segmenters and networks of volumes; trainer.py has the loop."""

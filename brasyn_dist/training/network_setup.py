@@ -1,7 +1,6 @@
 """How networks are executed: device, memory format, torch.compile, optimiser.
 
-Options that the configuration leaves open are chosen by device, as measured
-(docs/explanation/performance.md).
+Options that the configuration leaves open are chosen by device (docs/explanation/performance.md).
 """
 
 from typing import Any

@@ -4,9 +4,9 @@
     <network>_adam.safetensors                     <parameter>.<exp_avg|exp_avg_sq|step>
     state.json                                     step, identity, options, best, loss scale
 
-Networks are `generator` and, if the objective needs it, `discriminator`; or `segmenter`. A network that is
-used but not trained is not part of the state. There is no random state, since everything random is a function
-of (seed, step), and no scheduler, since the learning rate is a function of the step.
+Networks are `generator` and, if the objective needs it, `discriminator`; or the one network of another task.
+A network that is used but not trained is not part of the state. There is no random state, since everything
+random is a function of (seed, step), and no scheduler, since the learning rate is a function of the step.
 """
 
 import copy

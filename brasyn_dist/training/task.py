@@ -1,4 +1,4 @@
-"""What is trained: the part in which the training of a generator and that of a segmenter differ.
+"""What is trained: the part in which the trainings of generators, segmenters and networks of volumes differ.
 
     start_run.py   checkpoint, loggers -----------------------+
     Task           data, networks, step, validator, export ---+--> Trainer (trainer.py)

@@ -1,1 +1,1 @@
-"""Format of a shard set: a slice as bytes, a tar file of slices, the metadata and the index of a set."""
+"""Format of a shard set: a sample (slice or chunk) as bytes, a tar file of samples, metadata, index."""

@@ -1,1 +1,1 @@
-"""From a shard set to batches: storage, node-local cache, order of samples, reader, loader, augmentation."""
+"""From a shard set to batches: storage, node-local cache, sample order, reader, slices or patches."""
