@@ -6,7 +6,7 @@ Runs the real step of the trainer, with both networks if the objective has a dis
 is the same mathematics without any optimisation, which the loop of the published code also executes; the other variants add one
 optimisation each, or all. Operations and bytes are counted on tensors without values (training/cost_model.py) and compared with
 a large matrix product and a large copy in the same process. `--profile` writes the operators' times (profile.txt) and a trace
-for Perfetto (profile.json.gz) after the measurement. `gpu_day.py` runs all variants.
+for Perfetto (profile.json.gz) after the measurement. `gpu_day.sh` runs all variants.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
 Measured on ten real subjects: the median of the foreground of a scan is between 100 and 2,000 and differs by
 a factor of about 1.6 (one standard deviation) between subjects. The scales of the scans of one subject are
-correlated.
+correlated. In the phantoms they are more correlated than in real files: three held-out subjects should compare
+images, and the scale of a missing scan cannot be known.
 """
 
 import numpy as np
@@ -22,10 +23,10 @@ CONTRAST = {
 }
 CONTRAST_SPREAD = 0.08
 BIAS = 0.14
-"""Standard deviation of the logarithm of the bias field."""
+"""Standard deviation of the logarithm of the bias field, which has mean 0."""
 LEVEL = {"t1c": 480.0, "t1n": 530.0, "t2f": 460.0, "t2w": 420.0}
 """Intensity of white matter in BraTS files (geometric mean of ten subjects)."""
-SUBJECT_SPREAD, SCAN_SPREAD = 0.35, 0.15
+SUBJECT_SPREAD, SCAN_SPREAD = 0.35, 0.06
 """Standard deviations of the logarithm of intensity: common to all scans of a subject, and of each scan."""
 NOISE = 0.025
 THICK_SLICES = 0.35
@@ -53,7 +54,8 @@ def scan(
     signal *= 1 + (shared if modality in ("t1n", "t1c") else -shared) + 0.03 * grid.field(rng, 3)[brain]
     if rng.random() < THICK_SLICES:
         signal = _blurred_along_z(signal, brain, 1.6 * grid.voxels_per_mm[2])
-    signal *= np.exp(BIAS * grid.field(rng, 70)[brain])
+    bias = grid.field(rng, 70)[brain]
+    signal *= np.exp(BIAS * (bias - bias.mean()))
     real, imaginary = NOISE * rng.standard_normal((2, len(signal)), dtype=np.float32)
     signal = np.hypot(signal + real, imaginary)  # a magnitude image: Rician noise
     level = LEVEL[modality] * scale * np.exp(SCAN_SPREAD * rng.standard_normal())
