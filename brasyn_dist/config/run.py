@@ -85,13 +85,6 @@ class RunConfig:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
-    def __post_init__(self) -> None:
-        if self.augmentation.gamma and self.data.normalisation != "case":
-            raise ConfigError(
-                "augmentation.gamma needs intensities in medians: set data.normalisation=case instead of "
-                f"{self.data.normalisation}, or augmentation.gamma=0"
-            )
-
     def _check_encoder_execution(self) -> None:
         if self.runtime.encoder_execution is not None:
             raise ConfigError("runtime.encoder_execution is an option of task generator; remove it")
@@ -132,7 +125,6 @@ class Config(RunConfig):
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self._check_generator()
         sizes = [image_shape(network.image_size) for network in (self.generator, self.discriminator)]
         if self.objective.uses_discriminator and sizes[0] != sizes[1]:
@@ -203,7 +195,6 @@ class SegmenterRunConfig(RunConfig):
     tversky: TverskyConfig = field(default_factory=TverskyConfig)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self._check_encoder_execution()
 
     @property
@@ -221,7 +212,6 @@ class PatchRunConfig(RunConfig):
     objective: RegressionConfig = field(default_factory=RegressionConfig)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.augmentation.crop is not None:
             raise ConfigError(f"augmentation.crop: task {self.task} has patches; set patches.size instead")
         if self.data.normalisation == "slice":

@@ -81,9 +81,6 @@ class AugmentationConfig:
     """One factor for all modalities of a slice, log-uniform in [exp(-intensity), exp(intensity)]."""
     contrast: Spread = 0.0
     """An additional factor for each modality of a slice, log-uniform in [exp(-contrast), exp(contrast)]."""
-    gamma: Spread = 0.0
-    """Exponent of the intensities in medians, for each modality of a slice, log-uniform in [exp(-gamma),
-    exp(gamma)]: other contrasts between tissues. Needs data.normalisation=case."""
 
 
 @dataclass(frozen=True)

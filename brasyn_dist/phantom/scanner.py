@@ -2,8 +2,8 @@
 
 Measured on ten real subjects: the median of the foreground of a scan is between 100 and 2,000 and differs by
 a factor of about 1.6 (one standard deviation) between subjects. The scales of the scans of one subject are
-correlated. In the phantoms they are more correlated than in real files: three held-out subjects should compare
-images, and the scale of a missing scan cannot be known.
+correlated. In the phantoms they are more correlated than in real files: a score of a few held-out subjects
+should compare images, and the scale of a missing scan cannot be known.
 """
 
 import numpy as np

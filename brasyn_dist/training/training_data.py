@@ -18,7 +18,6 @@ from brasyn_dist.data.loading.augmentation import (
     Augmentation,
     crop_shifts,
     mirrored,
-    raised,
     sample_augmentation,
 )
 from brasyn_dist.data.loading.loader import SliceBatch, SliceStream
@@ -206,9 +205,6 @@ class DeviceBatch:
         real = normaliser(planes, factor, medians)
         context = normaliser.neighbours(context, factor, medians)
         if augmentation is not None:
-            if augmentation.gamma_BM is not None:
-                gamma = move(torch.from_numpy(augmentation.gamma_BM))
-                real, context = raised(real, gamma), raised(context.transpose(1, 2), gamma).transpose(1, 2)
             mirror = move(torch.from_numpy(augmentation.mirror_B))
             real, context, labels = (mirrored(x, mirror, view) for x in (real, context, labels))
         context_BNMHW = context if context.shape[1] else None

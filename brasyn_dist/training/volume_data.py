@@ -12,7 +12,7 @@ from torch import Tensor
 from brasyn_dist.config import DataConfig, PatchRunConfig
 from brasyn_dist.data.format.chunks import ChunkSelection, select_chunks
 from brasyn_dist.data.format.index import ShardIndex
-from brasyn_dist.data.loading.augmentation import Augmentation, raised
+from brasyn_dist.data.loading.augmentation import Augmentation
 from brasyn_dist.data.loading.patches import PatchBatch, PatchOrder, PatchStream
 from brasyn_dist.data.loading.sampler import rank_rows
 from brasyn_dist.data.loading.storage import open_shard_set
@@ -134,9 +134,6 @@ class DevicePatches:
         if batch.stage1 is not None:
             stage1 = normaliser.volumes(move(batch.stage1), factor, move(batch.stage1_medians))
         if augmentation is not None:
-            if augmentation.gamma_BM is not None:
-                gamma = move(torch.from_numpy(augmentation.gamma_BM))
-                real, stage1 = raised(real, gamma), None if stage1 is None else raised(stage1, gamma)
             mirror_B = move(torch.from_numpy(augmentation.mirror_B))
             real, labels = left_right(real, mirror_B, 2), left_right(labels, mirror_B, 1)
             stage1 = None if stage1 is None else left_right(stage1, mirror_B, 2)

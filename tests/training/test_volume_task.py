@@ -1,7 +1,6 @@
 """Tasks on volumes: micro-batches, compilation, what is learned, cost, and runs on phantoms from shards to exports."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -15,13 +14,10 @@ from brasyn_dist.config import RunConfig, load_config
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import ConfigError
 from brasyn_dist.models.export import load_network
-from brasyn_dist.preprocessing.normalisation import Normaliser
-from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.cost_model import cost_report, measure
-from brasyn_dist.training.training_data import DATA_FILE, augmentation_of
-from brasyn_dist.training.volume_data import DevicePatches
+from brasyn_dist.training.training_data import DATA_FILE
 from tests.distributed.launch import REPOSITORY
-from tests.training.volumes import TASKS, Update, made_up_patches, small_config, volume_shards
+from tests.training.volumes import TASKS, Update, small_config, volume_shards
 
 every_task = pytest.mark.parametrize("task", TASKS)
 RUN = ("training.max_steps=2", "validation.every_steps=2", "validation.slices=3", "telemetry.report=false")
@@ -51,26 +47,6 @@ def test_updates_reduce_the_loss(task: str) -> None:
     update = Update(small_config(task, "data.normalisation=case", "augmentation.mirror=0"))
     losses = [float(update()["reconstruction"]) for _ in range(20)]
     assert losses[-1] < 0.98 * losses[0]
-
-
-def test_powers_of_intensities_are_those_of_the_patch_and_of_its_stage_1_volume() -> None:
-    config = small_config(
-        "refiner", "data.normalisation=case", "augmentation.gamma=0.3", "augmentation.mirror=0"
-    )
-    batch = made_up_patches(config)
-    assert batch.stage1 is not None
-    batch.stage1.copy_(batch.volumes)
-    normaliser = Normaliser(PUBLISHED, torch.device("cpu"), torch.float64, "case")
-    plain, changed = (
-        DevicePatches.load(batch, normaliser, augmentation_of(c, batch))
-        for c in (small_config("refiner", "data.normalisation=case", "augmentation.mirror=0"), config)
-    )
-    power = torch.log(changed.real_BMXYZ + 1) / torch.log(plain.real_BMXYZ + 1)
-    for row in power.flatten(2).flatten(0, 1):
-        values = row[row.isfinite()]
-        torch.testing.assert_close(values, values[:1].expand_as(values), rtol=1e-6, atol=0)
-        assert math.exp(-0.3) < values[0] < math.exp(0.3)
-    torch.testing.assert_close(changed.stage1_BMXYZ, changed.real_BMXYZ)
 
 
 @pytest.mark.parametrize(("task", "recompute"), [("volume", "nothing"), ("refiner", "activations")])

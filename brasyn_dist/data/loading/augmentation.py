@@ -1,12 +1,10 @@
 """Augmentation: a pure function of (seed, k, position in global batch k).
 
-    (seed, k) --sample_augmentation--> Augmentation --> slices are scaled, normalised, raised to a power and
-                                                        mirrored (device)
+    (seed, k) --sample_augmentation--> Augmentation --> slices are scaled, normalised and mirrored (device)
     (seed, k) --crop_shifts--> shifts of the crop from the middle of the slice, applied while reading (host)
 
 The intensity scales of scanners differ much more than those of the scans of one subject. A common factor for
-all modalities of a slice exposes a network that is trained on few subjects to other scales. Contrasts between
-tissues differ, too: a power of the intensities changes them and keeps their order, background and the median.
+all modalities of a slice exposes a network that is trained on few subjects to other scales.
 """
 
 from dataclasses import dataclass
@@ -18,10 +16,6 @@ from torch import Tensor
 from brasyn_dist.brats import BRATS, VIEWS
 from brasyn_dist.config import AugmentationConfig
 from brasyn_dist.data.loading.sampler import Purpose, below, random_words
-from brasyn_dist.preprocessing.normalisation import BACKGROUND_VALUE
-
-GAMMA_BLOCK = 1 << 16
-"""First block of random words of the exponents: above those of the factors of any number of modalities."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +26,16 @@ class Augmentation:
     """(B,) bool: exchange left and right."""
     factor_BM: np.ndarray
     """(B, M) float32 by which intensities are multiplied."""
-    gamma_BM: np.ndarray | None = None
-    """(B, M) float32: exponents of intensities in medians. None: all are 1."""
 
     def __getitem__(self, rows: slice) -> "Augmentation":
-        gamma_BM = None if self.gamma_BM is None else self.gamma_BM[rows]
-        return Augmentation(self.mirror_B[rows], self.factor_BM[rows], gamma_BM)
+        return Augmentation(self.mirror_B[rows], self.factor_BM[rows])
 
 
 def sample_augmentation(
     config: AugmentationConfig, seed: int, k: int, global_batch_size: int, modalities: int = len(BRATS)
 ) -> Augmentation | None:
     """Augmentation of the slices of global batch k. None if all augmentations are switched off."""
-    if not (config.mirror or config.intensity or config.contrast or config.gamma):
+    if not (config.mirror or config.intensity or config.contrast):
         return None
 
     def words(first: int, count: int) -> np.ndarray:
@@ -55,11 +46,7 @@ def sample_augmentation(
 
     whole, each = words(0, 2), words(1, modalities)
     logarithm_BM = config.intensity * (2 * whole[:, :1] - 1) + config.contrast * (2 * each - 1)
-    gamma_BM = None
-    if config.gamma:
-        exponents_BM = config.gamma * (2 * words(GAMMA_BLOCK, modalities) - 1)
-        gamma_BM = np.exp(exponents_BM).astype(np.float32)
-    return Augmentation(whole[:, 1] < config.mirror, np.exp(logarithm_BM).astype(np.float32), gamma_BM)
+    return Augmentation(whole[:, 1] < config.mirror, np.exp(logarithm_BM).astype(np.float32))
 
 
 def crop_shifts(
@@ -77,12 +64,6 @@ def crop_shifts(
 def unit(words: np.ndarray) -> np.ndarray:
     """Random words as float64 in [0, 1), with 53 bits each."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def raised(x: Tensor, gamma_BM: Tensor) -> Tensor:
-    """Intensities `x` (B, M, ...) in medians minus 1, to the power of `gamma_BM`; background (-1) stays."""
-    exponents = gamma_BM.view(*gamma_BM.shape, *[1] * (x.ndim - 2)).to(x.dtype)
-    return (x - BACKGROUND_VALUE).clamp(min=0) ** exponents + BACKGROUND_VALUE
 
 
 def mirrored(x: Tensor, mirror_B: Tensor, view_B: Tensor) -> Tensor:

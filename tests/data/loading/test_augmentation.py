@@ -15,7 +15,7 @@ from brasyn_dist.preprocessing.slicing import extract_slices
 from brasyn_dist.preprocessing.statistics import PUBLISHED
 from brasyn_dist.training.training_data import DeviceBatch
 
-ALL = AugmentationConfig(mirror=0.5, intensity=0.7, contrast=0.1, gamma=0.2)
+ALL = AugmentationConfig(mirror=0.5, intensity=0.7, contrast=0.1)
 
 
 def test_nothing_by_default():
@@ -28,7 +28,6 @@ def test_rows_depend_on_seed_batch_and_position_alone():
     assert whole is not None and longer is not None
     np.testing.assert_array_equal(longer[0:12].factor_BM, whole.factor_BM)
     np.testing.assert_array_equal(longer[0:12].mirror_B, whole.mirror_B)
-    np.testing.assert_array_equal(longer[0:12].gamma_BM, whole.gamma_BM)
     for seed, k in ((4, 5), (3, 6)):
         other = sample_augmentation(ALL, seed, k, 12)
         assert other is not None and (other.factor_BM != whole.factor_BM).all()
@@ -45,9 +44,6 @@ def test_factors_are_log_uniform_and_shared_as_the_options_say():
     own = logarithm - logarithm.mean(1, keepdims=True)
     assert own.var() == pytest.approx(0.75 * 0.1**2 / 3, rel=0.05)
     assert np.corrcoef(drawn.mirror_B, logarithm[:, 0])[0, 1] == pytest.approx(0, abs=0.03)
-    exponents = np.log(drawn.gamma_BM.astype(np.float64))
-    assert exponents.var(0) == pytest.approx(0.2**2 / 3, rel=0.05) and np.abs(exponents).max() < 0.2
-    assert np.abs(np.corrcoef(np.concatenate([logarithm, exponents], axis=1).T)[:4, 4:]).max() < 0.03
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -98,22 +94,7 @@ def test_batches_are_scaled_before_clipping_and_background_stays():
     np.testing.assert_array_equal(changed.labels_BHW, plain.labels_BHW.flip(1))
 
 
-def test_powers_of_intensities_keep_background_median_and_order():
-    planes = torch.tensor([0, 50, 100, 300], dtype=torch.int16).expand(2, 4, 3, 4).clone()
-    batch = slice_batch(planes, torch.zeros(2, 3, 4, dtype=torch.uint8), torch.full((2, 4), 100.0), context=1)
-    drawn = sample_augmentation(AugmentationConfig(gamma=0.5), 1, 0, 2)
-    assert drawn is not None and drawn.gamma_BM is not None and not drawn.mirror_B.any()
-    changed = DeviceBatch.load(batch, Normaliser(PUBLISHED, dtype=torch.float64, mode="case"), drawn)
-    power = torch.from_numpy(drawn.gamma_BM).double()[:, :, None, None]
-    expected = (planes.double() / 100) ** power - 1
-    torch.testing.assert_close(changed.real_BMHW, expected, rtol=1e-12, atol=1e-12)
-    assert changed.context_BNMHW is not None
-    torch.testing.assert_close(changed.context_BNMHW[:, 1], expected, rtol=1e-12, atol=1e-12)
-    assert (changed.real_BMHW[..., 0] == -1).all() and (changed.real_BMHW[..., 2] == 0).all()
-    assert (changed.real_BMHW.diff(dim=-1) > 0).all()
-
-
-@pytest.mark.parametrize("option", ["mirror=1.5", "intensity=-1", "contrast=-0.1", "gamma=0.1"])
+@pytest.mark.parametrize("option", ["mirror=1.5", "intensity=-1", "contrast=-0.1"])
 def test_impossible_options_are_refused(option: str):
     with pytest.raises(ConfigError, match="augmentation"):
         load_config(None, [f"augmentation.{option}"])
