@@ -232,6 +232,13 @@ def bootstrap(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float
     return float(low), float(high)
 
 
+def difference(first: pd.Series, second: pd.Series) -> str:
+    """Mean of the difference over the subjects that both have, with its 95 % interval."""
+    values = (first - second).dropna().to_numpy()
+    low, high = bootstrap(values)
+    return f"{values.mean():+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
 def report(options: argparse.Namespace) -> str:
     """Markdown: means over subjects for all targets and each; differences from the first network."""
     table = collect(options)
@@ -249,11 +256,7 @@ def report(options: argparse.Namespace) -> str:
             cells = [f"{own[score].mean():.4g}" for score in SCORES]
             lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
         for name in names[1:]:
-            cells = []
-            for score in SCORES:
-                difference = (by_case.loc[first][score] - by_case.loc[name][score]).dropna().to_numpy()
-                low, high = bootstrap(difference)
-                cells.append(f"{difference.mean():+.3g} [{low:+.3g}, {high:+.3g}]")
+            cells = [difference(by_case.loc[first][score], by_case.loc[name][score]) for score in SCORES]
             both = len(set(by_case.loc[first].index) & set(by_case.loc[name].index))
             lines.append(f"| {first} - {name} | {both} | " + " | ".join(cells) + " |")
     runs = [

@@ -30,7 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.compare_networks import synthesise_all, update_for
+from benchmarks.compare_networks import difference, synthesise_all, update_for
 from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.cli.cross_validate import link, split_into_folds
 from brasyn_dist.cli.subprocesses import brasyn, call, environment
@@ -205,11 +205,16 @@ def report(options: argparse.Namespace) -> str:
     table, lines, columns = pd.concat(tables), [], SCORES | GRADIENTS
     for target in ("all", *MODALITIES):
         chosen = table if target == "all" else table[table.modality == target]
-        means = chosen.groupby(["row", "case"])[list(columns)].mean().groupby("row").mean()
+        by_case = chosen.groupby(["row", "case"])[list(columns)].mean()
+        rows = [name for name in ROWS if name in by_case.index]
         lines += ["", f"{target}:", "", "| network | " + " | ".join(columns.values()) + " |"]
         lines.append("|---" * (1 + len(columns)) + "|")
-        for row in (name for name in ROWS if name in means.index):
-            lines.append(f"| {row} | " + " | ".join(f"{means.loc[row][c]:.4g}" for c in columns) + " |")
+        for row in rows:
+            means = by_case.loc[[row]].mean()
+            lines.append(f"| {row} | " + " | ".join(f"{means[c]:.4g}" for c in columns) + " |")
+        for row in rows[1:]:
+            cells = [difference(by_case.loc[rows[0]][c], by_case.loc[row][c]) for c in columns]
+            lines.append(f"| {rows[0]} - {row} | " + " | ".join(cells) + " |")
     lines += ["", "| network | updates | CPU seconds a volume | peak memory, GiB |", "|---|---|---|---|"]
     for row in ROWS:
         own = [r for r in results if r["row"] == row]
