@@ -14,12 +14,13 @@ from brasyn_dist.phantom.anatomy import TISSUES, Anatomy
 from brasyn_dist.phantom.lesions import Kind
 
 # Signal of TISSUES (csf, grey, white, oedema, necrosis, enhancing, vessel); white matter is about 1.
+# Tumours are near the medians of eight real subjects: in FLAIR all parts of them are bright.
 # No modality is an affine function of another one: T1c has less contrast of grey and white matter than T1n.
 CONTRAST = {
-    "t1n": (0.32, 0.70, 1.00, 0.66, 0.50, 0.70, 0.80),
-    "t1c": (0.46, 0.93, 1.00, 0.82, 0.62, 1.95, 2.30),
-    "t2w": (2.70, 1.22, 0.88, 1.85, 2.00, 1.45, 0.75),
-    "t2f": (0.28, 1.14, 0.94, 1.75, 1.10, 1.40, 0.80),
+    "t1n": (0.32, 0.70, 1.00, 0.66, 0.70, 0.80, 0.80),
+    "t1c": (0.46, 0.93, 1.00, 0.82, 0.70, 1.70, 2.30),
+    "t2w": (2.70, 1.22, 0.88, 1.85, 1.80, 1.60, 0.75),
+    "t2f": (0.28, 1.14, 0.94, 1.75, 1.55, 1.50, 0.80),
 }
 CONTRAST_SPREAD = 0.08
 BIAS = 0.14

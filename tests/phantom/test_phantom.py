@@ -79,7 +79,7 @@ def test_sequences_have_the_contrasts_of_real_ones(tissues):
     order("t1c", "csf", "grey", "white", "enhancing")
     order("t2w", "white", "grey", "oedema", "csf")
     order("t2f", "csf", "white", "grey", "oedema")
-    assert tissues["t1c", "enhancing"] > 1.8 * tissues["t1n", "enhancing"], (
+    assert tissues["t1c", "enhancing"] > 1.5 * tissues["t1n", "enhancing"], (
         "contrast agent shows in t1c alone"
     )
     assert tissues["t1c", "necrosis"] < tissues["t1c", "white"] < 0.7 * tissues["t1c", "enhancing"]
@@ -90,7 +90,7 @@ def test_sequences_have_the_contrasts_of_real_ones(tissues):
 
 
 def test_one_sequence_is_predictable_from_the_others_but_not_trivially(glioma):
-    """A linear map explains a part only: what is left over is for a network."""
+    """A linear map explains a part only (in ten real subjects 4 to 82 %); the rest is for a network."""
     volumes, _ = glioma
     voxels = volumes[:, volumes[1] > 0][:, ::7].astype(float)
     voxels = (voxels - voxels.mean(1, keepdims=True)) / voxels.std(1, keepdims=True)
@@ -98,7 +98,7 @@ def test_one_sequence_is_predictable_from_the_others_but_not_trivially(glioma):
         others = np.vstack([np.delete(voxels, target, 0), np.ones(voxels.shape[1])])
         weights = np.linalg.lstsq(others.T, voxels[target], rcond=None)[0]
         explained = 1 - np.mean((voxels[target] - weights @ others) ** 2)
-        assert 0.15 < explained < 0.93, MODALITIES[target]
+        assert 0.04 < explained < 0.93, MODALITIES[target]
 
 
 def test_intensities_spread_as_between_real_scanners():
