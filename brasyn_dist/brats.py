@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -245,6 +246,12 @@ def find_cases(root: Path, cohort: str | None = None, modality_set: ModalitySet 
     return [find_case(folder, cohort, modality_set) for folder in case_folders(root, modality_set)]
 
 
+def _with_cases(root: Path, modality_set: ModalitySet) -> list[Path]:
+    """The first folders below `root` that contain case folders."""
+    below = (f for f in sorted(root.iterdir()) if any(modality_of(p, modality_set) for p in f.glob("*/*")))
+    return list(islice(below, _LISTED))
+
+
 def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
     """Folders directly below `root` with at least one volume, sorted by name, without predictions.
 
@@ -281,6 +288,8 @@ def case_folders(root: Path, modality_set: ModalitySet = BRATS) -> list[Path]:
     if not folders:
         kind = "BraTS case" if modality_set is BRATS else f"case of modality set {modality_set.name}"
         found = f"; found {listed}" if unknown else ""
+        if deeper := _with_cases(root, modality_set):
+            found = f"; the cases are one level deeper, give {' or '.join(map(str, deeper))}"
         raise DataError(f"{root}: no {kind} found; {expected}{found}")
     if unknown:
         log.warning(

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Completes every case in INPUT:   entrypoint.sh [INPUT [OUTPUT [option of `brasyn infer` ...]]]
 #
-#   INPUT      folder of case folders, <case>/<case>-<modality>.nii.gz, each with three modalities   (default /input)
+#   INPUT      folder of case folders, <case>/<case>-<modality>.nii.gz, without 1 to 3 modalities   (default /input)
 #   OUTPUT     folder for <case>-<modality>.nii.gz and manifest.json                                 (default /output)
 #   WEIGHTS    export or run folder; default: /weights where something is mounted there, else those baked into the image
 #

@@ -83,3 +83,12 @@ def test_the_folder_of_one_case_is_accepted_as_a_folder_of_cases(tmp_path: Path)
     (folder / "BraTS-GLI-00002-000-t1n.nii.gz").touch()
     with pytest.raises(DataError, match="no BraTS case found"):
         find_cases(folder)
+
+
+def test_folders_with_cases_one_level_deeper_are_named(tmp_path: Path):
+    for name in ("train_gli/a/a-t1c.nii.gz", "train_met/b/b-t1c.nii.gz", "notes/c/readme.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    expected = f"one level deeper, give {tmp_path / 'train_gli'} or {tmp_path / 'train_met'}$"
+    with pytest.raises(DataError, match=expected):
+        find_cases(tmp_path)

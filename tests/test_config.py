@@ -56,6 +56,7 @@ def test_yaml_over_base_over_defaults_and_overrides_last(tmp_path: Path):
         ("augmentation.mirror=1.5", "at most 1"),
         ("data.shards=$NOWHERE/x", "variable NOWHERE is not set"),
         ("data.cache_gib=[", "not a YAML value"),
+        ("name=gr\udcc3\udcb6sse", "encoding of this locale; set LC_ALL"),
         ("data=3", "data must be a mapping"),
         ("task=diffusion", "expected generator"),
         ("generator.image_size=100", "multiple of 16"),

@@ -165,6 +165,10 @@ class Command(Generic[T]):
         except OSError as error:
             log.debug("%s", self.name, exc_info=True)
             text = os_error_text(error)
+        except ValueError as error:  # PyTorch checks the variable when it is imported
+            if "Invalid log settings" not in str(error):
+                raise
+            text = f"TORCH_LOGS={os.environ.get('TORCH_LOGS')!r} is no setting of PyTorch; unset it"
         except (MemoryError, RuntimeError) as error:
             if not (problem := out_of_memory(error)):
                 raise

@@ -95,6 +95,9 @@ def read_folds(options: CrossValidateOptions) -> "tuple[list[Case], list[list[Ca
     from brasyn_dist.data.label_editions import with_label_editions
     from brasyn_dist.data.patients import read_patients_file, with_patients
 
+    for key in ("data.shards", "runs_dir", "name"):
+        if any(word.startswith(f"{key}=") for word in options.overrides or ()):
+            raise ConfigError(f"{key}: set for every fold by the command; leave it out")
     modality_set = modality_set_in(options.modality_set)
     cases = usable_cases([options.cases], modality_set, options.skip_bad, complete=True)
     if options.patients is not None:

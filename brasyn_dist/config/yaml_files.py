@@ -48,6 +48,10 @@ Loader.add_constructor(_INT, Loader.construct_whole)
 
 def parse_value(text: str) -> Any:
     """Value of `section.key=value`. Raises ConfigError if it is not YAML."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError(
+            f"{text!r}: not text in the encoding of this locale; set LC_ALL=C.UTF-8 and unset PYTHONUTF8"
+        )
     try:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, RecursionError):

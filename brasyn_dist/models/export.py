@@ -43,11 +43,13 @@ def export_network(
         ConfigError: The network cannot be exported in this format.
     """
     network = load_network(path)
+    if network.kind in CLASSES and kind != "hub":
+        raise ConfigError(
+            f"{path}: a network of task {network.kind} has no export as {kind}; leave --format out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     if kind == "hub":
         network.save_for_hub(out, name, evaluation)
-    elif network.kind in CLASSES:
-        raise ConfigError(f"{path}: a {network.kind} can be exported as `hub` only")
     elif kind == "torch-export":
         write_program(network, out, name, evaluation)
     elif network.kind == GENERATOR:

@@ -111,13 +111,12 @@ def model_card(
         f"{statistics.cases or 'An unknown number of'} training cases"
         + (f", SHA-256 of their names {statistics.case_list_hash}." if statistics.case_list_hash else "."),
         *training_facts(run),
-        f"Views: {', '.join(preprocessing.views) or 'not recorded'}. "
-        f"Normalisation of the intensities: `{preprocessing.normalisation}` "
+        f"{training_views(preprocessing)} Normalisation of the intensities: `{preprocessing.normalisation}` "
         f"({NORMALISATIONS[preprocessing.normalisation]}; values of 0 and below are -1).",
         markdown_table(["Intensities (foreground)", "clipped at", "mean", "standard deviation"], rows),
         "## Metrics",
         *(evaluation_tables(evaluation) if evaluation else ["No evaluation was given for this model card."]),
-        *validation_facts(run),
+        *validation_facts(run, unit),
         "## Intended use",
         INTENDED_USE,
         "## Limits",
@@ -133,19 +132,27 @@ def export_usage(kind: str, name: str) -> str:
 
 
 def training_facts(run: Path | None) -> list[str]:
-    """Cohorts and slices from a run's data.json, if the export lies in a run folder."""
+    """Cohorts and samples from a run's data.json, if the export lies in a run folder."""
     values = read_json(run / "data.json") if run else {}
     if not values:
         return []
-    slices, table = values["slices"], values["shard_set"]
+    unit = "slices" if "slices" in values else "cases"
+    samples, table = values[unit], values["shard_set"]
     return [
-        f"{slices['training']:,} slices for training, {slices['held_out']:,} held out.",
+        f"{samples['training']:,} {unit} for training, {samples['held_out']:,} held out.",
         markdown_table(table["head"], table["rows"]),
     ]
 
 
-def validation_facts(run: Path | None) -> list[str]:
-    """The best validation in a run's metrics.jsonl, by its MAE."""
+def training_views(preprocessing: Preprocessing) -> str:
+    """Which slices or patches a network was trained on, as a sentence."""
+    if preprocessing.patch is not None:
+        return f"Patches of {' x '.join(map(str, preprocessing.patch))} voxels."
+    return f"Views: {', '.join(preprocessing.views) or 'not recorded'}."
+
+
+def validation_facts(run: Path | None, unit: str) -> list[str]:
+    """The best validation in a run's metrics.jsonl, by its MAE; `unit` is what it was computed on."""
     try:
         lines = (run / "metrics.jsonl").read_text().splitlines() if run else []
         values = [v for line in lines if (v := json.loads(line)).get("kind") == "validation" and "mae" in v]
@@ -156,7 +163,8 @@ def validation_facts(run: Path | None) -> list[str]:
     best = min(values, key=lambda v: v["mae"])
     scores = {k: v for k, v in best.items() if isinstance(v, float) and "/" not in k}
     quoted = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if name != "epoch")
-    return [f"Validation on held-out slices, normalised intensities, step {best['step']}: {quoted}."]
+    many = {"slice": "slices", "patch": "patches"}[unit]
+    return [f"Validation on held-out {many}, normalised intensities, step {best['step']}: {quoted}."]
 
 
 def evaluation_tables(evaluation: Path) -> list[str]:

@@ -247,8 +247,14 @@ def read_config(path: Path, kind: str = GENERATOR) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); export again") from None
+    known = {format_name(k): k for k in (GENERATOR, SEGMENTER, VOLUME, REFINER)}
+    found = known.get(str(values.get("format"))) if isinstance(values, dict) else None
+    if found not in (None, kind):
+        raise CheckpointError(
+            f"{path}: weights of task {found}, where a {kind} is needed; give those of a {kind}"
+        )
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION or values.get("format") != format_name(kind):
+    if found is None or version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: not a {kind} of {format_name(kind)} version {FORMAT_VERSION}; export again"
         )

@@ -193,7 +193,7 @@ class Trainer:
             self.state.step,
             {
                 caption: "-" if value is None else f"{value:.4f}",
-                "slices/s": f"{slices / seconds:.2f}",
+                f"{self.data.unit}/s": f"{slices / seconds:.2f}",
                 "data wait": f"{wait / seconds:.1%}",
             },
         )

@@ -133,3 +133,13 @@ def test_scripts_of_the_clone_are_the_commands(script: str, tmp_path: Path):
         text=True,
     )
     assert done.returncode == 0 and done.stdout.startswith("Usage: brasyn ")
+
+
+def test_an_invalid_log_setting_of_pytorch_is_one_line():
+    words = [*RUN, "infer", "--weights", "w", "--input", "i", "--output", "o"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TORCH_LOGS": "none"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: TORCH_LOGS='none' is no setting of PyTorch; unset it\n",
+    )

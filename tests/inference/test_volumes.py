@@ -16,6 +16,7 @@ from brasyn_dist.errors import ConfigError
 from brasyn_dist.inference.ensemble import load_inference, load_members
 from brasyn_dist.inference.sliding_window import MARGIN, brain_box, slide
 from brasyn_dist.inference.synthesis import SynthesisOptions, brain_mask, synthesise_case, synthesise_patches
+from brasyn_dist.models.export import export_network
 from brasyn_dist.models.pretrained import REFINER, VOLUME
 from brasyn_dist.models.volume_network import VolumeNetwork, build_volume_network
 from brasyn_dist.preprocessing.intensity_scale import IntensityScaleModel
@@ -156,7 +157,9 @@ def test_command_with_a_refiner(axial_weights: Path, tmp_path: Path) -> None:
     assert infer(tmp_path, axial_weights, "--refiner", str(other)) == 1
 
 
-def test_kinds_in_the_wrong_place_are_refused(axial_weights: Path, tmp_path: Path) -> None:
+def test_kinds_in_the_wrong_place_are_refused(
+    axial_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     refiner, volume = export(tmp_path / "refiner", REFINER), export(tmp_path / "volume", VOLUME)
     with pytest.raises(ConfigError, match="--refiner"):
         load_members(refiner, CPU)
@@ -164,3 +167,7 @@ def test_kinds_in_the_wrong_place_are_refused(axial_weights: Path, tmp_path: Pat
         load_members(load_inference(f"{volume}:axial"), CPU)
     write_subject(tmp_path / "in", "a", THREE)
     assert infer(tmp_path, axial_weights, "--refiner", str(volume)) == 1
+    assert "weights of task volume, where a refiner is needed" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="task volume has no export as monai-bundle; leave --format out"):
+        export_network(volume, tmp_path / "bundle", "monai-bundle", "NAME")
+    assert not (tmp_path / "bundle").exists()

@@ -37,6 +37,11 @@ def test_impossible_numbers_of_folds_are_refused(folds: int):
         split_into_folds(CASES, folds, 0)
 
 
+def test_options_that_differ_between_folds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(tmp_path), "--out", str(tmp_path / "out"), "name=mine"]) == 1
+    assert "name: set for every fold by the command; leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_from_cases_to_the_pooled_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     cases, out = small_cases(tmp_path / "c", cases=5) / "train_gli", tmp_path / "out"

@@ -13,7 +13,7 @@ from brasyn_dist.cli.train import main
 from brasyn_dist.config import RunConfig, load_config
 from brasyn_dist.data.sharding.write_shards import ShardOptions, make_shards
 from brasyn_dist.errors import ConfigError
-from brasyn_dist.models.export import load_network
+from brasyn_dist.models.export import export_network, load_network
 from brasyn_dist.training.cost_model import cost_report, measure
 from brasyn_dist.training.training_data import DATA_FILE
 from tests.distributed.launch import REPOSITORY
@@ -75,6 +75,14 @@ def test_a_run_from_shards_to_an_export(task: str, shards: Path, tmp_path: Path)
     assert network.kind == task and network.preprocessing.patch == (16, 12, 8)
     assert network.preprocessing.intensity_scale is not None and network.preprocessing.views == ()
     assert json.loads((run / DATA_FILE).read_text())["cases"] == {"training": 2, "held_out": 1}
+    export_network(run, tmp_path / "card", "hub", "ORG/NAME")
+    card = (tmp_path / "card/README.md").read_text()
+    for fact in (
+        "2 cases for training, 1 held out.",
+        "Patches of 16 x 12 x 8 voxels.",
+        "on held-out patches",
+    ):
+        assert fact in card
 
 
 def test_stage_1_volumes_are_normalised_by_their_own_medians(shards: Path, tmp_path: Path) -> None:

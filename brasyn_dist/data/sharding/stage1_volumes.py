@@ -25,8 +25,8 @@ def read_stage1(volumes: CaseVolumes, folder: Path, assume: str | None = None) -
     case = stage1_files(volumes.case, folder)
     if case.missing:
         raise DataError(
-            f"{folder}: no stage-1 volume {case.name}-{case.missing[0]}.nii.gz; synthesise every modality of "
-            "each case into that folder with `brasyn infer`"
+            f"{volumes.case.folder}: no stage-1 volume of {', '.join(case.missing)}; expected "
+            f"{case.name}-{case.missing[0]}.nii.gz in the folder of --stage1, as `brasyn cross-fit` writes it"
         )
     synthesised = read_case(case, segmentation=False, round_values=True, assume=assume)
     check_geometry(volumes.reference, synthesised.reference)

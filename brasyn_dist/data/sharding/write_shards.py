@@ -88,6 +88,10 @@ def make_shards(
             options do not fit the cases.
     """
     options, out = options or ShardOptions(), Path(out)
+    if options.stage1 is not None and not options.stage1.is_dir():
+        raise DataError(
+            f"--stage1 {options.stage1}: no such folder; give DIR/predictions of `brasyn cross-fit`"
+        )
     cases, listed = find_cohorts([Path(root) for root in cohorts], options.modality_set)
     if statistics is not None and tuple(statistics.modalities) != options.modality_set.modalities:
         raise DataError(

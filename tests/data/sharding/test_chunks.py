@@ -134,8 +134,16 @@ def test_a_case_without_stage1_is_named(tmp_path: Path) -> None:
     cohort, stage1 = write_cases(tmp_path), write_stage1(tmp_path / "stage1")
     (stage1 / f"{NAMES[1]}-t2f.nii.gz").unlink()
     options = ShardOptions(chunks=SIDE, stage1=stage1, minimum_foreground=300)
-    with pytest.raises(DataError, match=f"no stage-1 volume {NAMES[1]}-t2f.nii.gz; synthesise every"):
+    with pytest.raises(
+        DataError, match=f"{NAMES[1]}: no stage-1 volume of t2f; expected {NAMES[1]}-t2f.nii.gz"
+    ):
         make_shards([cohort], tmp_path / "shards", options)
+
+
+def test_a_folder_of_stage1_volumes_that_does_not_exist_is_named_at_once(tmp_path: Path) -> None:
+    options = ShardOptions(chunks=SIDE, stage1=tmp_path / "none", minimum_foreground=300)
+    with pytest.raises(DataError, match=f"--stage1 {tmp_path / 'none'}: no such folder; give .*cross-fit"):
+        make_shards([write_cases(tmp_path)], tmp_path / "shards", options)
 
 
 def test_stage1_volumes_of_a_wider_type(tmp_path: Path) -> None:
