@@ -161,7 +161,7 @@ def table(runs: list[RunStatus]) -> "Table":
         "status",
         "step",
         "loss",
-        "slices/s",
+        "samples/s",
         "time left",
         "updated",
         "job",

@@ -306,7 +306,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), kind: ty
         raise ConfigError(f"{where}: task={values['task']!r}: expected {' or '.join(TASKS)}")
     chosen = TASKS[values["task"]]
     if not issubclass(chosen, kind):
-        raise ConfigError(f"{where}: task={values['task']}: expected {task}")
+        raise ConfigError(f"{where}: task={values['task']}: expected {task}, the task of this command")
     try:
         return from_dict(chosen, values, where)
     except ConfigError as error:

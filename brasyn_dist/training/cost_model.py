@@ -342,7 +342,7 @@ def cost_report(config: RunConfig) -> str:
         else "none",
         "operations": f"{cost.operations_per_slice / 1e9:.0f} GFLOP per {unit} and update, "
         f"{operations / 1e15:,.2f} PFLOP in all",
-        "at 100 TFLOP/s": f"{operations / 1e14 / 3600:.2f} GPU hours",
+        "at 100 TFLOP/s": f"{operations / 1e14 / 3600:.2f} GPU hours, if bytes do not decide",
         "memory, fixed": f"{cost.fixed_bytes / GIB:.2f} GiB a process "
         "(weights, gradients, Adam, average, buckets)",
         f"memory, {many}": f"{cost.bytes_per_slice / GIB:.3f} GiB a {unit} of the micro-batch, "

@@ -164,7 +164,7 @@ def read_group(
         readings.fingerprints[case.name] = prints
         if stage1 is not None:
             made = [foreground_counts(image, image > 0) for image in stage1]
-            readings.stage1_medians[case.name] = tuple(median_of_counts(c) if len(c) else 1 for c in made)
+            readings.stage1_medians[case.name] = tuple(map(median_of_counts, made))
         readings.shapes[case.name] = volumes.images.shape[1:]
         if case.name in training:
             readings.histogram.add(counts)

@@ -20,7 +20,7 @@ def read_stage1(volumes: CaseVolumes, folder: Path, assume: str | None = None) -
     """(M, x, y, z) integers, x the fastest axis in memory: the stage-1 volumes of a case.
 
     Raises:
-        DataError: A volume is missing or unusable, or its geometry differs from that of the case.
+        DataError: A volume is missing, unusable or empty, or its geometry differs from that of the case.
     """
     case = stage1_files(volumes.case, folder)
     if case.missing:
@@ -30,4 +30,7 @@ def read_stage1(volumes: CaseVolumes, folder: Path, assume: str | None = None) -
         )
     synthesised = read_case(case, segmentation=False, round_values=True, assume=assume)
     check_geometry(volumes.reference, synthesised.reference)
+    for modality, image in zip(synthesised.modalities, synthesised.images):
+        if not (image > 0).any():
+            raise DataError(f"{case.files[modality]}: no intensity is above 0; synthesise the case again")
     return synthesised.images

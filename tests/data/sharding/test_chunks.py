@@ -167,6 +167,15 @@ def test_stage1_volumes_of_another_grid_are_refused(tmp_path: Path) -> None:
         make_shards([cohort], tmp_path / "shards", options)
 
 
+def test_an_empty_stage1_volume_is_refused(tmp_path: Path) -> None:
+    cohort, stage1 = write_cases(tmp_path), write_stage1(tmp_path / "stage1")
+    path = stage1 / f"{NAMES[0]}-t2w.nii.gz"
+    save(path, np.zeros_like(images_of(NAMES[0])[0]))
+    options = ShardOptions(views=(), chunks=SIDE, stage1=stage1, validation_fraction=0)
+    with pytest.raises(DataError, match=f"{path}: no intensity is above 0"):
+        make_shards([cohort], tmp_path / "shards", options)
+
+
 def test_other_stage1_volumes_are_another_set(folder: Path, tmp_path: Path) -> None:
     options = ShardOptions(
         chunks=SIDE, validation_cases=(HELD_OUT,), minimum_foreground=300, samples_per_shard=60
