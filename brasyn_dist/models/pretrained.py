@@ -251,7 +251,7 @@ def read_config(path: Path, kind: str = GENERATOR) -> dict[str, Any]:
     found = known.get(str(values.get("format"))) if isinstance(values, dict) else None
     if found not in (None, kind):
         raise CheckpointError(
-            f"{path}: weights of task {found}, where a {kind} is needed; give those of a {kind}"
+            f"{path}: weights of task {found}, where task {kind} is needed; give weights of task {kind}"
         )
     version = values.get("format_version") if isinstance(values, dict) else None
     if found is None or version != FORMAT_VERSION:

@@ -167,7 +167,7 @@ def test_kinds_in_the_wrong_place_are_refused(
         load_members(load_inference(f"{volume}:axial"), CPU)
     write_subject(tmp_path / "in", "a", THREE)
     assert infer(tmp_path, axial_weights, "--refiner", str(volume)) == 1
-    assert "weights of task volume, where a refiner is needed" in capsys.readouterr().err
+    assert "weights of task volume, where task refiner is needed" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="task volume has no export as monai-bundle; leave --format out"):
         export_network(volume, tmp_path / "bundle", "monai-bundle", "NAME")
     assert not (tmp_path / "bundle").exists()

@@ -96,7 +96,7 @@ def test_round_trip(segmenter: Segmenter, tmp_path: Path):
 
 def test_a_segmenter_is_no_generator(segmenter: Segmenter, tmp_path: Path):
     segmenter.save_pretrained(tmp_path, Preprocessing(PUBLISHED))
-    with pytest.raises(CheckpointError, match="not a generator"):
+    with pytest.raises(CheckpointError, match="weights of task segmenter, where task generator is needed"):
         Generator.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="no exported segmenter"):
         Segmenter.from_pretrained(tmp_path / "nowhere")

@@ -172,7 +172,7 @@ def test_weights_are_a_function_of_the_seed_and_survive_an_export(name: str, tmp
 
 def test_a_network_of_another_kind_is_refused(tmp_path: Path) -> None:
     network("shared").save_pretrained(tmp_path, Preprocessing(PUBLISHED))
-    with pytest.raises(CheckpointError, match="not a volume"):
+    with pytest.raises(CheckpointError, match="weights of task refiner, where task volume is needed"):
         VolumeUNet.from_pretrained(tmp_path)
 
 
