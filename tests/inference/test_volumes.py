@@ -67,8 +67,8 @@ def infer(root: Path, weights: Path, *options: str) -> int:
 def test_windows_with_overlap_equal_the_whole_volume() -> None:
     """Up to 1 % of the correction on average, where the brain can be: MARGIN voxels from the border.
 
-    Three voxels at the border of a window see zeros beyond it. Weights are at least 1e-3 (MONAI), so such
-    voxels still count near the border of the volume, where the voxel is far from the middle of every window.
+    Three voxels at the border of a window see zeros beyond it. They have little weight, except near the border
+    of the volume, where the voxel is far from the middle of every window.
     """
     made = network(REFINER, preprocessing=replace(CASE, patch=(24, 24, 24)))
     noise = torch.Generator().manual_seed(3)
@@ -83,6 +83,19 @@ def test_windows_with_overlap_equal_the_whole_volume() -> None:
     change = (whole - stage1)[inside].abs().mean()
     assert change > 0.05
     assert (windows - whole)[inside].abs().mean() < 0.01 * change
+
+
+def test_windows_that_disagree_make_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each window has a constant value, 0 or 1: neighbouring voxels of the result differ by a fraction of 1."""
+    made, windows = network(VOLUME, preprocessing=replace(CASE, patch=(64, 64, 64))), iter(range(100))
+
+    def constant(x: torch.Tensor, *_: object) -> torch.Tensor:
+        return torch.full_like(x[:, :1], float(next(windows).bit_count() % 2))
+
+    monkeypatch.setattr(made, "synthesise", constant)
+    result = slide(made, torch.zeros(1, 4, 112, 112, 112), (0, 1, 2), 3)
+    assert next(windows) == 8 and result.min() < 0.01 and result.max() > 0.99
+    assert max(float(result.diff(dim=axis).abs().max()) for axis in (2, 3, 4)) < 0.25
 
 
 def test_the_box_contains_the_brain_and_its_margin() -> None:
