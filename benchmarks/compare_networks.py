@@ -5,10 +5,10 @@
     for each fold, network and seed: train on the other cases --> synthesise each modality of the fold's cases
                                      from the other ones --> `brasyn evaluate` --> DIR/table.md
 
-Networks: `laptop` (configs/laptop.yaml; also scored with the mean over mirrored slices, `--tta`), `views` (the
-same, trained on three views, whose volumes are averaged), `mixed` (the same, trained with one to three available
-modalities, and scored with each number), `narrow` (configs/narrow.yaml) and `textbook`, MONAI's BasicUNet with
-mean absolute error only. The baselines are scored, too. Data, normalisation, augmentation and the prediction of
+Networks: `laptop` (configs/laptop.yaml: three views, whose volumes are averaged), `axial`
+(configs/laptop_axial.yaml; also scored with the mean over mirrored slices, `--tta`), `mixed` (the same, trained
+with one to three available modalities, and scored with each number), `narrow` (configs/narrow.yaml) and
+`textbook`, MONAI's BasicUNet on axial slices with mean absolute error only. The baselines are scored, too. Data, normalisation, augmentation and the prediction of
 the missing volume's scale are the same. All volumes of a subject are averaged before the intervals are computed:
 intervals are over subjects. The same command again continues.
 """
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brasyn_dist.brats import MODALITIES, VIEWS, find_cases
+from brasyn_dist.brats import MODALITIES, find_cases
 from brasyn_dist.cli.cross_validate import link, split_into_folds
 from brasyn_dist.cli.subprocesses import brasyn, call
 from brasyn_dist.common.files import atomic_write_text, write_json
@@ -51,9 +51,9 @@ from brasyn_dist.training.state import TrainState, average_of
 from brasyn_dist.training.task import Step
 from brasyn_dist.training.training_data import TrainingData, open_data
 
-NETWORKS = ("laptop", "textbook", "views", "mixed", "narrow")
+NETWORKS = ("laptop", "axial", "textbook", "mixed", "narrow")
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "laptop": {"laptop, mirrored": {"mirror": True}},
+    "axial": {"axial, mirrored": {"mirror": True}},
     "mixed": {"mixed, 2 available": {"count": 2}, "mixed, 1 available": {"count": 1}},
 }
 """Further syntheses by a trained network: name in the table -> arguments of `synthesise`."""
@@ -67,7 +67,7 @@ TEXTBOOK = (
     "objective.smooth_l1=0",
     "runtime.channels_last=false",
 )
-"""What the textbook training does not have of configs/laptop.yaml."""
+"""What the textbook training does not have of configs/laptop_axial.yaml."""
 
 
 class TextbookUNet(Generator):
@@ -103,15 +103,12 @@ def network_and_config(name: str, seed: int, overrides: list[str]) -> tuple[Gene
     """A network with its initial weights, and the options of its training."""
     more = [*overrides, f"seed={seed}", f"order.seed={seed}"]
     if name == "mixed":
-        name, more = "laptop", [*more, "order.availability=mixed"]
-    if name == "views":
-        # Sagittal slices need a larger window.
-        window = "generator.image_size=[208,208]"
-        name, more = "laptop", [*more, f"data.views=[{','.join(VIEWS)}]", window]
+        more.append("order.availability=mixed")
+    file = find_resource("configs", "laptop_axial" if name in ("axial", "mixed", "textbook") else name)
     if name != "textbook":
-        config = load_config(find_resource("configs", name), more)
+        config = load_config(file, more)
         return build_generator(config.generator, seed), config
-    config = load_config(find_resource("configs", "laptop"), [*more, *TEXTBOOK])
+    config = load_config(file, [*more, *TEXTBOOK])
     with seeded_initialisation(seed, "textbook"):
         return TextbookUNet(config.generator), config
 

@@ -4,10 +4,10 @@
 
 | row | network |
 |---|---|
-| slices | configs/laptop.yaml, slice by slice |
+| slices | configs/laptop_axial.yaml, slice by slice |
 | 2.5-D | the same with `generator.context=1` |
 | 3-D | configs/volume_laptop.yaml |
-| refiner | configs/laptop.yaml for half of the seconds, and configs/refiner_laptop.yaml for the other half |
+| refiner | configs/laptop_axial.yaml for half of the seconds, and configs/refiner_laptop.yaml for the other half |
 
 The refiner is trained on volumes of `brasyn cross-fit` (two folds of the training cases, as many updates as its
 first stage has); the seconds of these trainings are not counted. Each modality of the held-out cases is
@@ -111,22 +111,22 @@ class Fold:
         """Networks of a row in `folder`; numbers of updates."""
         seconds = self.options.seconds
         if row == "slices":
-            return {"updates": train(self.task("laptop", "shards"), seconds, folder / "weights")}
+            return {"updates": train(self.task("laptop_axial", "shards"), seconds, folder / "weights")}
         if row == "2.5-D":
-            task = self.task("laptop", "shards", "generator.context=1")
+            task = self.task("laptop_axial", "shards", "generator.context=1")
             return {"updates": train(task, seconds, folder / "weights")}
         if row == "3-D":
             task = self.task("volume_laptop", "shards", "order.availability=three")
             return {"updates": train(task, seconds, folder / "weights")}
         first = self.root / "first-stage.json"
         if not first.exists():
-            updates = train(self.task("laptop", "shards"), seconds / 2, folder / "weights")
+            updates = train(self.task("laptop_axial", "shards"), seconds / 2, folder / "weights")
             write_json(first, {"updates": updates})
         updates = json.loads(first.read_text())["updates"]
         made = self.root / "cross-fit"
         call(
             brasyn(
-                "cross-fit", self.training, "--out", made, "--config", "laptop", "--folds", "2",
+                "cross-fit", self.training, "--out", made, "--config", "laptop_axial", "--folds", "2",
                 "--minimum-foreground", str(self.options.minimum_foreground), f"training.max_steps={updates}",
                 "runtime.threads=1", *self.options.slices, *self.options.overrides,
             )
@@ -138,7 +138,7 @@ class Fold:
 
     def synthesise(self, folder: Path, refiner: bool) -> float:
         """Each modality of each held-out case from the other three; CPU seconds for each volume."""
-        precision = self.task("laptop", "shards").config.runtime.precision
+        precision = self.task("laptop_axial", "shards").config.runtime.precision
         config = load_inference(folder / "weights", refiner=folder / "refiner" if refiner else None)
         ensemble = load_ensemble(config, torch.device("cpu"), None, precision)
         return synthesise_all(

@@ -92,12 +92,12 @@ def run_fold(options: argparse.Namespace, cases: Sequence[Case], held_out: Seque
         atomic_link(real / prediction_name(case.name, MODALITIES[0]), case.files[MODALITIES[0]])
     evaluate(REAL, real)
     title(f"{out.name}: generator without guidance")
-    train("laptop", "start", options.steps, *options.set)
+    train("laptop_axial", "start", options.steps, *options.set)
     for name in (NONE, *TERMS):
         title(f"{out.name}: {name}")
         guided = [f"objective.{name}={options.weight}"] if name != NONE else []
         head = f"generator.segmentation_head={str(name == 'auxiliary_segmentation').lower()}"
-        train("laptop", name, options.term_steps, f"checkpoint.init_from={out / 'start'}",
+        train("laptop_axial", name, options.term_steps, f"checkpoint.init_from={out / 'start'}",
               f"objective.segmenter={out / 'guide'}", *options.set, *guided, head)  # fmt: skip
         predictions = out / f"predictions-{name}"
         for modality in options.targets:

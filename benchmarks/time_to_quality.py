@@ -6,7 +6,7 @@
                                   --> DIR/table.md, DIR/curves.png
 
 `thesis, plain` and `thesis, fast`: configs/narrow.yaml with all terms of the thesis' objective, every pass by itself or each slice
-encoded once. `recommended`: configs/laptop.yaml, in bf16 where the processor has instructions for it. `textbook`: MONAI's BasicUNet
+encoded once. `recommended`: configs/laptop_axial.yaml, in bf16 where the processor has instructions for it. `textbook`: MONAI's BasicUNet
 in an ordinary loop: DataLoader over .npy files, AdamW, mean absolute error. All have the same cases, normalisation and window, a
 cosine schedule over the given seconds, and a moving average, which is scored: the mean absolute error over the brain of each
 modality synthesised from the other three, in units of the median of its volume. Validation is not counted. A network that is
@@ -53,8 +53,8 @@ THESIS = (
 NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "thesis, plain": ("narrow", (*THESIS, *PLAIN)),
     "thesis, fast": ("narrow", THESIS),
-    "recommended": ("laptop", ()),
-    "textbook": ("laptop", ("augmentation.crop=null",)),
+    "recommended": ("laptop_axial", ()),
+    "textbook": ("laptop_axial", ("augmentation.crop=null",)),
 }
 """Name -> configuration and options."""
 Network = Callable[..., Any]

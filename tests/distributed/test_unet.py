@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 10
 RECIPE = (
-    "--config", "laptop", "generator.widths=[16,32]", "generator.units=1", "generator.condition=8",
+    "--config", "laptop_axial", "generator.widths=[16,32]", "generator.units=1", "generator.condition=8",
     "generator.image_size=48", "augmentation.crop=[32,32]", "generator.context=1", "training.global_batch_size=8",
     f"training.max_steps={STEPS}", "optimizer.warmup_steps=4", "checkpoint.every_steps=3", "checkpoint.keep=9", "telemetry.log_every=2",
     "telemetry.report=false", "runtime.threads=1", "order.availability=mixed",
