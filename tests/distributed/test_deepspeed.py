@@ -92,8 +92,10 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k != "kind"} for line in lines if line["kind"] == "train"]
 
 
-def assert_losses_agree(actual: Path, expected: Path, tolerance: float, steps: int = STEPS) -> None:
-    """Every term and both gradient norms of every step."""
+def assert_losses_agree(
+    actual: Path, expected: Path, tolerance: float, steps: int = STEPS, later: float | None = None
+) -> None:
+    """Every term and both gradient norms of every step; `later`: tolerance from the second step on."""
     lines = metrics(actual), metrics(expected)
     assert (
         [line["step"] for line in lines[0]]
@@ -102,8 +104,9 @@ def assert_losses_agree(actual: Path, expected: Path, tolerance: float, steps: i
     )
     for a, e in zip(*lines):
         assert a.keys() == e.keys()
+        limit = later if later is not None and e["step"] > 1 else tolerance
         for name, value in e.items():
-            assert a[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (e["step"], name)
+            assert a[name] == pytest.approx(value, rel=limit, abs=limit), (e["step"], name)
 
 
 def tensors(run_dir: Path, name: str, step: int = STEPS) -> dict[str, torch.Tensor]:
@@ -189,11 +192,12 @@ def test_export_loads_like_any_other(shared_out: dict[int, Path]):
 def test_bf16_has_the_losses_of_bf16_under_ddp(
     work: Path, options: tuple[str, ...], shared_out: dict[int, Path]
 ):
-    """Two updates: later ones differ by what bf16 makes of the last bit of a weight. float32 is further off from the start."""
+    """The first update is the same. The second begins from weights that may differ in their last bit, which bf16 may
+    round apart. float32 is further off from the start."""
     bf16 = (*options, "runtime.precision=bf16", "training.max_steps=2")
     reference = train(work, bf16, "bf16-ddp", "accelerate")
     actual = train(work, bf16, "bf16-zero2", file_of(2))
-    assert_losses_agree(actual, reference, 1e-5, steps=2)
+    assert_losses_agree(actual, reference, 1e-5, steps=2, later=1e-3)
     for bf16_run in (actual, reference):
         first, exact = metrics(bf16_run)[0], metrics(shared_out[2])[0]
         assert abs(first["generator_norm"] / exact["generator_norm"] - 1) > 1e-4
