@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from brasyn_dist.brats import MODALITIES, find_cases
+from brasyn_dist.brats import MODALITIES, VIEWS, find_cases
 from brasyn_dist.cli.cross_fit import main
 from brasyn_dist.cli.shard import main as shard
 from brasyn_dist.common.files import sha256_of
@@ -28,7 +28,9 @@ def test_from_cases_to_shards_with_stage_1_volumes(tmp_path: Path) -> None:
         table = open_shard_set(out / fold / "shards").header.cases
         assert of_fold and not of_fold & {c.name for c in table if c.split == "train"}
         trained = json.loads((out / fold / "run/export/config.json").read_text())["weights_sha256"]
-        assert [member["weights_sha256"] for member in manifest["identity"]["members"]] == [trained]
+        members = manifest["identity"]["members"]  # the three views of the default configuration
+        assert {member["view"] for member in members} == set(VIEWS) and len(members) == len(VIEWS)
+        assert {member["weights_sha256"] for member in members} == {trained}
     before = {path: sha256_of(path) for path in (out / "predictions").iterdir()}
     assert main(command) == 0
     assert before == {path: sha256_of(path) for path in (out / "predictions").iterdir()}
