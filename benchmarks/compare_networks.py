@@ -8,9 +8,10 @@
 Networks: `laptop` (configs/laptop.yaml: three views, whose volumes are averaged), `axial`
 (configs/laptop_axial.yaml; also scored with the mean over mirrored slices, `--tta`), `mixed` (the same, trained
 with one to three available modalities, and scored with each number), `narrow` (configs/narrow.yaml) and
-`textbook`, MONAI's BasicUNet on axial slices with mean absolute error only. The baselines are scored, too. Data, normalisation, augmentation and the prediction of
-the missing volume's scale are the same. All volumes of a subject are averaged before the intervals are computed:
-intervals are over subjects. The same command again continues.
+`textbook`, MONAI's BasicUNet on axial slices with mean absolute error only. The baselines are scored, too. Data,
+normalisation, augmentation and the prediction of the missing volume's scale are the same. All volumes of a
+subject are averaged before the intervals are computed: intervals are over subjects. The same command again
+continues.
 """
 
 import argparse

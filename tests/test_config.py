@@ -117,6 +117,15 @@ def test_the_constructor_checks_as_a_file_does():
         RuntimeConfig(hang_minutes=-1.0)
 
 
+def test_a_saved_configuration_may_state_a_removed_option_without_effect(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("augmentation: {gamma: 0.0, mirror: 0.5}\n")
+    assert load_config(path) == load_config(None, ["augmentation.mirror=0.5"])
+    path.write_text("augmentation: {gamma: 0.2}\n")
+    with pytest.raises(ConfigError, match=r"unknown option augmentation\.gamma"):
+        load_config(path)
+
+
 def test_the_task_selects_the_options(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("task: segmenter\n")

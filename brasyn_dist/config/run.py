@@ -260,9 +260,11 @@ TASKS: dict[str, type[RunConfig]] = {
 """Dataclass of a run by its `task`."""
 
 
-REMOVED = {("runtime", "measure_rank_shares"): False}
-"""Options of version 0.1 that do not exist any more, and the value without effect, which its saved
-configurations state."""
+REMOVED: dict[tuple[str, str], object] = {
+    ("runtime", "measure_rank_shares"): False,
+    ("augmentation", "gamma"): 0.0,
+}
+"""Options that do not exist any more, and the value without effect, which saved configurations state."""
 
 
 def task_of(values: dict[str, Any]) -> str:
@@ -289,7 +291,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), kind: ty
     where = str(path) if path else "command line"
     values = read_yaml(Path(path)) if path is not None else {}
     for (section, name), unused in REMOVED.items():
-        if isinstance(values.get(section), dict) and values[section].get(name) is unused:
+        if isinstance(values.get(section), dict) and values[section].get(name) == unused:
             del values[section][name]
     task = next((name for name, cls in TASKS.items() if cls is kind), task_of(values))
     values.setdefault("task", task)

@@ -14,7 +14,7 @@ from brasyn_dist.phantom.anatomy import TISSUES, Anatomy
 from brasyn_dist.phantom.lesions import Kind
 
 # Signal of TISSUES (csf, grey, white, oedema, necrosis, enhancing, vessel); white matter is about 1.
-# Tumours are near the medians of eight real subjects: in FLAIR all parts of them are bright.
+# Tumours were moved towards the medians of eight real subjects: in FLAIR all parts of them are bright.
 # No modality is an affine function of another one: T1c has less contrast of grey and white matter than T1n.
 CONTRAST = {
     "t1n": (0.32, 0.70, 1.00, 0.66, 0.70, 0.80, 0.80),
