@@ -216,11 +216,28 @@ def collect(options: argparse.Namespace) -> pd.DataFrame:
     rows = []
     for path in sorted(options.out.glob("fold-*/*-*/result.json")):
         name, _, seed = path.parent.name.rpartition("-")
-        rows.append(read_table(path.parent).assign(network=name, seed=int(seed)))
+        rows.append(
+            read_table(path.parent).assign(network=name, seed=int(seed), fold=path.parent.parent.name)
+        )
     table = pd.concat(rows, ignore_index=True)
     synthetic = table.method == "synthetic"
     table.loc[~synthetic, "network"] = table.loc[~synthetic, "method"]
     return table[synthetic | table.method.isin(["linear regression", "mean of available", "best copy"])]
+
+
+def nested_choice(table: pd.DataFrame, networks: Sequence[str]) -> tuple[dict[str, str], pd.DataFrame]:
+    """The network that a user would choose without the subjects of a fold: fold -> network, and its scores.
+
+    A network is chosen by the mean SSIM of healthy tissue and tumour over the subjects of the other folds.
+    """
+    table = table[table.network.isin(networks)]
+    chosen, rows = {}, []
+    for fold, own in table.groupby("fold"):
+        others = table[table.fold != fold]
+        score = others.groupby("network")[["ssim/healthy", "ssim/tumour"]].mean().mean(axis=1)
+        chosen[str(fold)] = str(score.idxmax())
+        rows.append(own[own.network == chosen[str(fold)]])
+    return chosen, pd.concat(rows)
 
 
 def bootstrap(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
@@ -257,6 +274,15 @@ def report(options: argparse.Namespace) -> str:
             cells = [difference(by_case.loc[first][score], by_case.loc[name][score]) for score in SCORES]
             both = len(set(by_case.loc[first].index) & set(by_case.loc[name].index))
             lines.append(f"| {first} - {name} | {both} | " + " | ".join(cells) + " |")
+    if table.fold.nunique() > 1:
+        choice, scored_rows = nested_choice(table, options.networks)
+        means = scored_rows.groupby("case")[list(SCORES)].mean().mean()
+        lines.append(
+            "\nNested choice, by the mean SSIM of the other folds' subjects: "
+            + ", ".join(f"{fold}: {name}" for fold, name in choice.items())
+            + "; "
+            + ", ".join(f"{title} {means[score]:.4g}" for score, title in SCORES.items())
+        )
     runs = [
         json.loads(p.read_text()) | {"run": p.parent.name} for p in options.out.glob("fold-*/*/result.json")
     ]

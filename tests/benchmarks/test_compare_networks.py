@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from benchmarks.compare_networks import nested_choice
 from tests.distributed.launch import REPOSITORY
 from tests.small import small_cases
 
@@ -36,3 +38,13 @@ def test_networks_of_one_cost_in_one_table(tmp_path: Path):
     subprocess.run(command, cwd=REPOSITORY, check=True)
     assert [path.stat().st_mtime_ns for path in results] == before
     assert (tmp_path / "out/table.md").read_text() == text
+
+
+def test_nested_choice_does_not_look_at_the_subjects_that_it_is_scored_on():
+    table = pd.DataFrame(
+        [("a", "fold-0", 0.9), ("b", "fold-0", 0.1), ("a", "fold-1", 0.2), ("b", "fold-1", 0.3)],
+        columns=["network", "fold", "ssim/healthy"],
+    ).assign(**{"ssim/tumour": 0.5})
+    chosen, scores = nested_choice(table, ["a", "b"])
+    assert chosen == {"fold-0": "b", "fold-1": "a"}  # each is the worse one on its own fold
+    assert list(scores["ssim/healthy"]) == [0.1, 0.2]
