@@ -226,18 +226,20 @@ def collect(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def nested_choice(table: pd.DataFrame, networks: Sequence[str]) -> tuple[dict[str, str], pd.DataFrame]:
-    """The network that a user would choose without the subjects of a fold: fold -> network, and its scores.
+    """For each fold the network that one would choose without its subjects, and the rows of these networks.
 
-    A network is chosen by the mean SSIM of healthy tissue and tumour over the subjects of the other folds.
+    The choice is by the mean SSIM of healthy tissue and tumour over the subjects of the other folds, among the
+    networks that have been run on all folds. Without such scores there is none.
     """
-    table = table[table.network.isin(networks)]
-    chosen, rows = {}, []
-    for fold, own in table.groupby("fold"):
-        others = table[table.fold != fold]
-        score = others.groupby("network")[["ssim/healthy", "ssim/tumour"]].mean().mean(axis=1)
-        chosen[str(fold)] = str(score.idxmax())
-        rows.append(own[own.network == chosen[str(fold)]])
-    return chosen, pd.concat(rows)
+    folds, chosen = table.fold.unique(), {}
+    complete = [n for n in networks if table[table.network == n].fold.nunique() == len(folds)]
+    for fold in folds:
+        others = table[(table.fold != fold) & table.network.isin(complete)]
+        by_case = others.groupby(["network", "case"])[["ssim/healthy", "ssim/tumour"]].mean()
+        scores = by_case.groupby("network").mean().mean(axis=1).dropna()
+        if len(scores):
+            chosen[fold] = str(scores.idxmax())
+    return chosen, table[table.network == table.fold.map(chosen)].assign(network="nested choice")
 
 
 def bootstrap(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
@@ -257,6 +259,8 @@ def difference(first: pd.Series, second: pd.Series) -> str:
 def report(options: argparse.Namespace) -> str:
     """Markdown: means over subjects for all targets and each; differences from the first network."""
     table = collect(options)
+    choice, of_choice = nested_choice(table, options.networks)
+    table = pd.concat([table, of_choice])
     first, lines = options.networks[0], []
     for target in ("all", *MODALITIES):
         chosen = table if target == "all" else table[table.modality == target]
@@ -264,7 +268,7 @@ def report(options: argparse.Namespace) -> str:
         lines += ["", f"{target}:", "", "| network | subjects | " + " | ".join(SCORES.values()) + " |"]
         lines.append("|---" * (2 + len(SCORES)) + "|")
         scored = [name for network in NETWORKS for name in (network, *VARIANTS.get(network, ()))]
-        order = (*scored, "linear regression", "mean of available", "best copy")
+        order = (*scored, "nested choice", "linear regression", "mean of available", "best copy")
         names = [n for n in order if n in by_case.index]
         for name in names:
             own = by_case.loc[name]
@@ -274,15 +278,7 @@ def report(options: argparse.Namespace) -> str:
             cells = [difference(by_case.loc[first][score], by_case.loc[name][score]) for score in SCORES]
             both = len(set(by_case.loc[first].index) & set(by_case.loc[name].index))
             lines.append(f"| {first} - {name} | {both} | " + " | ".join(cells) + " |")
-    if table.fold.nunique() > 1:
-        choice, scored_rows = nested_choice(table, options.networks)
-        means = scored_rows.groupby("case")[list(SCORES)].mean().mean()
-        lines.append(
-            "\nNested choice, by the mean SSIM of the other folds' subjects: "
-            + ", ".join(f"{fold}: {name}" for fold, name in choice.items())
-            + "; "
-            + ", ".join(f"{title} {means[score]:.4g}" for score, title in SCORES.items())
-        )
+    lines.append("\nNested choice: " + (", ".join(f"{f}: {n}" for f, n in choice.items()) or "none"))
     runs = [
         json.loads(p.read_text()) | {"run": p.parent.name} for p in options.out.glob("fold-*/*/result.json")
     ]
